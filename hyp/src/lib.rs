@@ -1,0 +1,6 @@
+//! Live AArch64 translation tables in the largest blocks that fit, and the EL2 hypervisor that stands on them.
+#![cfg_attr(not(test), no_std)]
+
+pub mod mapping;
+pub mod stage1;
+pub mod stage2;

@@ -1,0 +1,71 @@
+//! Turning the MMU on: the one place where a stage 1 map becomes what a CPU runs on.
+//!
+//! Invariant: between the old tables and the new ones the MMU is off, so no CPU holds entries of both that
+//! differ in size or attributes (break-before-make of everything, Arm ARM D8.17.1). The code runs at the same
+//! address in both, and touches no memory in between.
+
+use core::arch::asm;
+
+use super::{Registers, SCTLR_EL1_OFF, SCTLR_EL2_OFF};
+
+/// Runs this CPU's EL2 on the map of `registers`, with caches on.
+///
+/// # Safety
+/// Runs at EL2 with `HCR_EL2.E2H` = 0. The map must translate this code, the current stack and all that the
+/// program holds references to at the addresses they have now, be whole, and never be freed.
+pub unsafe fn el2(registers: &Registers) {
+    // SAFETY: the caller vouches for the map. The stores that made it are completed by the first DSB; no memory
+    // is accessed until the MMU is on again, and all TLB entries of this CPU's EL2 regime are gone by then.
+    unsafe {
+        asm!(
+            "dsb ish",
+            "msr sctlr_el2, {off}",
+            "isb",
+            "msr mair_el2, {mair}",
+            "msr tcr_el2, {tcr}",
+            "msr ttbr0_el2, {ttbr0}",
+            "isb",
+            "tlbi alle2",
+            "dsb nsh",
+            "isb",
+            "msr sctlr_el2, {on}",
+            "isb",
+            off = in(reg) SCTLR_EL2_OFF,
+            mair = in(reg) registers.mair,
+            tcr = in(reg) registers.tcr,
+            ttbr0 = in(reg) registers.ttbr0,
+            on = in(reg) registers.sctlr,
+            options(nostack),
+        );
+    }
+}
+
+/// Runs this CPU's EL1 on the map of `registers`, with caches on.
+///
+/// # Safety
+/// As [`fn@el2`], at EL1.
+pub unsafe fn el1(registers: &Registers) {
+    // SAFETY: as for EL2.
+    unsafe {
+        asm!(
+            "dsb ish",
+            "msr sctlr_el1, {off}",
+            "isb",
+            "msr mair_el1, {mair}",
+            "msr tcr_el1, {tcr}",
+            "msr ttbr0_el1, {ttbr0}",
+            "isb",
+            "tlbi vmalle1",
+            "dsb nsh",
+            "isb",
+            "msr sctlr_el1, {on}",
+            "isb",
+            off = in(reg) SCTLR_EL1_OFF,
+            mair = in(reg) registers.mair,
+            tcr = in(reg) registers.tcr,
+            ttbr0 = in(reg) registers.ttbr0,
+            on = in(reg) registers.sctlr,
+            options(nostack),
+        );
+    }
+}

@@ -1,0 +1,36 @@
+//! Putting a stage 2 map under this CPU's EL1 and EL0.
+
+use core::arch::asm;
+
+use super::Registers;
+
+/// From the next entry to EL1 on, this CPU translates its accesses through the map of `registers` (with
+/// `HCR_EL2.VM` set). Nothing that it cached of an earlier map is used.
+///
+/// # Safety
+/// Runs at EL2. The map must be whole and never be freed while it is installed.
+pub unsafe fn install(registers: &Registers) {
+    // SAFETY: the caller vouches for the map; EL1 does not run meanwhile, so an entry of an older map (or one of
+    // the state before this CPU was off) can only be there until the invalidation (Arm ARM D8.16.3).
+    unsafe {
+        asm!(
+            "dsb ish",
+            "msr vtcr_el2, {vtcr}",
+            "msr vttbr_el2, {vttbr}",
+            "isb",
+            "tlbi alle1",
+            "dsb nsh",
+            "isb",
+            vtcr = in(reg) registers.vtcr,
+            vttbr = in(reg) registers.vttbr,
+            options(nostack),
+        );
+    }
+}
+
+/// Forgets every stage 1 and stage 2 entry that this CPU has of the installed VMID: the answer to a TLB conflict
+/// abort from below (Arm ARM D8.17.2, R_FWRMB). All entries, as only then both sides of a conflict are gone.
+pub fn forget_all() {
+    // SAFETY: invalidation only costs the walks that follow.
+    unsafe { asm!("dsb nshst", "tlbi vmalls12e1", "dsb nsh", "isb", options(nostack)) };
+}
