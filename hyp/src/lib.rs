@@ -1,6 +1,10 @@
 //! Live AArch64 translation tables in the largest blocks that fit, and the EL2 hypervisor that stands on them.
 #![cfg_attr(not(test), no_std)]
 
+#[cfg(feature = "el2")]
+pub mod el2;
+#[cfg(feature = "machine")]
+pub mod machine;
 pub mod mapping;
 pub mod stage1;
 pub mod stage2;

@@ -1,4 +1,81 @@
+//! The Cloven image for QEMU's `virt` machine: how it boots, from top to bottom.
 #![no_std]
 #![no_main]
+
+mod entry;
+
+use core::fmt::Write;
+use core::ptr::NonNull;
+
+use arm_pl011_uart::{PL011Registers, Uart};
+use dtoolkit::fdt::Fdt;
+use hyp::el2::boot::{self, Kernel};
+use hyp::el2::smccc::NoCalls;
+use hyp::el2::{fault, logger};
+use hyp::machine::Machine;
+use log::LevelFilter;
+use safe_mmio::UniqueMmioPointer;
+
+/// The first PL011 of the `virt` machine (QEMU, "Hardware configuration information for bare-metal programming": the
+/// address of a device is in the device tree, but this one has not moved since 2014). It tells what goes wrong before
+/// there is a device tree to read.
+const CONSOLE: u64 = 0x0900_0000;
+
+hyp::el2_entry! { main: main, console: CONSOLE, handler: NoCalls }
+
+/// The host for who gives none: `cargo xtask` builds it first.
+static PAYLOAD: &[u8] = include_bytes!(env!("CLOVEN_HOST_PAYLOAD"));
+
+fn main(device_tree: u64) -> ! {
+    logger::init(console, LevelFilter::Info);
+    match boot(device_tree) {
+        Ok(never) => match never {},
+        Err(error) => fault::refuse(format_args!("{error}")),
+    }
+}
+
+fn boot(device_tree: u64) -> Result<core::convert::Infallible, boot::Error> {
+    // SAFETY: the entry code has mapped it, and handed its address on from the boot loader.
+    let tree = unsafe { boot::device_tree(device_tree)? };
+    let machine =
+        Machine::read(Fdt::new(tree).map_err(boot::Error::damaged)?).map_err(boot::Error::DeviceTree)?;
+    if let Some(level) = machine.bootargs.and_then(logger::level) {
+        log::set_max_level(level);
+    }
+    boot::announce(&machine);
+
+    // SAFETY: this is the boot CPU, on the boot map, once; the console's registers are mapped again.
+    let mut booted = unsafe { boot::enable_mmu(&machine, tree, CONSOLE)? };
+    let kernel = Kernel::choose(&machine, PAYLOAD)?;
+    let host = booted.prepare_host(&machine, tree, kernel, cfg!(feature = "broken-stage2"))?;
+    if cfg!(feature = "own-fault") {
+        own_fault();
+    }
+    // SAFETY: the EL2 map is on, and nothing here is needed any more.
+    unsafe { host.enter() }
+}
+
+/// Writes to the first UART.
+fn console(text: core::fmt::Arguments<'_>) {
+    let Some(registers) = NonNull::new(CONSOLE as *mut PL011Registers) else { return };
+    // SAFETY: both maps have the registers as device memory at their own address, and only the logger calls this, on one
+    // CPU at a time. The host uses them too: a write of either is one character, which the device takes in any order.
+    let mut uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
+    // It waits for room, and cannot fail.
+    let _ = uart.write_fmt(text);
+}
+
+/// A fault of the hypervisor's own, for the test that it is told well: the guard page under this CPU's stack.
+#[inline(never)]
+fn own_fault() {
+    let stack = 0u64;
+    let below = core::ptr::from_ref(&stack) as usize & !0xfff;
+    // SAFETY: none; this is the fault.
+    let value = unsafe { ((below - 0x4000) as *const u64).read_volatile() };
+    log::error!("read {value:#x} from a guard page");
+}
+
 #[panic_handler]
-fn p(_: &core::panic::PanicInfo) -> ! { loop {} }
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    fault::panicked(info)
+}

@@ -1,0 +1,355 @@
+//! The boot CPU's way from the boot map to the host, in the steps that a platform's `main` names.
+//!
+//! Invariant: whatever can be wrong with the machine, its device tree or the host's kernel is an [`Error`] before the host
+//! runs; nothing of the host's memory is written but what was found free.
+
+use core::fmt;
+
+use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
+use arrayvec::ArrayVec;
+use dtoolkit::error::FdtParseError;
+use dtoolkit::fdt::Fdt;
+use log::info;
+use spin::Once;
+
+use super::cache;
+use super::cpu::{self, Features};
+use super::host::{self, Host};
+use super::image::{self, Layout, TooManyCpus};
+use super::percpu::{self, PerCpu};
+use super::psci::{CpuPower, HostEntry};
+use crate::machine::host_tree::{self, Changes, HostTreeError};
+use crate::machine::image::{HEADER_SIZE, Image, ImageError};
+use crate::machine::layout::{self, LayoutError, Named};
+use crate::machine::{self, MAX_CPUS, Machine, MachineError, Ranges};
+use crate::mapping::{Address, AddressError, Attributes, El2, GRANULE, Leaves, Pa, Pool, Range, Stage2};
+use crate::stage1::{self, LinearMap, LinearMapError};
+use crate::stage2::{self, HOST_VMID, HostMapError};
+
+/// Where an image or a device tree goes: at a multiple of 2 MiB (Linux `booting.rst`).
+const PLACEMENT: u64 = 2 << 20;
+
+/// Why the machine does not come up.
+#[derive(Clone, Debug)]
+pub enum Error {
+    /// The device tree cannot be used.
+    DeviceTree(MachineError),
+    /// The hypervisor lies where there are no addresses.
+    Image(AddressError),
+    /// The CPU that booted is not in the device tree; this is its affinity.
+    BootCpu(u64),
+    /// There are more CPUs than there is room for.
+    TooManyCpus(TooManyCpus),
+    /// The EL2 map could not be made.
+    El2Map(LinearMapError),
+    /// The host's stage 2 could not be made.
+    HostMap(HostMapError),
+    /// Two things are in each other's way, or there is no room.
+    Layout(LayoutError),
+    /// The host's kernel cannot be started.
+    Kernel(ImageError),
+    /// There is neither a `multiboot,kernel` module nor an embedded payload.
+    NoKernel,
+    /// The host's device tree could not be written.
+    HostTree(HostTreeError),
+}
+
+impl Error {
+    /// The device tree's structure is damaged.
+    pub fn damaged(error: FdtParseError) -> Self {
+        Self::DeviceTree(MachineError::Parse(error))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DeviceTree(error) => write!(f, "device tree: {error}"),
+            Self::Image(error) => write!(f, "hypervisor image: {error}"),
+            Self::BootCpu(mpidr) => write!(f, "device tree: has no cpu {mpidr:#x}, which runs this"),
+            Self::TooManyCpus(error) => write!(f, "device tree: has {error}"),
+            Self::El2Map(error) => write!(f, "EL2 map: {error}"),
+            Self::HostMap(error) => write!(f, "host stage 2: {error}"),
+            Self::Layout(error) => write!(f, "memory layout: {error}"),
+            Self::Kernel(error) => write!(f, "host kernel: {error}"),
+            Self::NoKernel => {
+                write!(
+                    f,
+                    "host kernel: none: /chosen has no multiboot,kernel module and no payload is embedded"
+                )
+            }
+            Self::HostTree(error) => write!(f, "host device tree: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+macro_rules! error_from {
+    ($($from:ty => $variant:ident),*) => {
+        $(impl From<$from> for Error {
+            fn from(error: $from) -> Self {
+                Self::$variant(error)
+            }
+        })*
+    };
+}
+error_from!(
+    MachineError => DeviceTree, AddressError => Image, TooManyCpus => TooManyCpus, LinearMapError => El2Map,
+    HostMapError => HostMap, LayoutError => Layout, ImageError => Kernel, HostTreeError => HostTree
+);
+
+/// The bytes of the device tree at `address`.
+///
+/// # Safety
+/// Runs on the boot map, whose entry code was given this address.
+///
+/// # Errors
+/// [`Error::DeviceTree`] if there is none, or it is larger than 2 MiB.
+pub unsafe fn device_tree(address: u64) -> Result<&'static [u8], Error> {
+    let pa =
+        Pa::new(address).map_err(|error| MachineError::Address { node: "address of the tree", error })?;
+    // SAFETY: the boot map has 4 MiB from the multiple of 2 MiB below the address on, read-only; nobody writes there
+    // before the host runs.
+    unsafe {
+        let first = core::slice::from_raw_parts(pa.get() as *const u8, 8);
+        let size = machine::tree_size([
+            first[0], first[1], first[2], first[3], first[4], first[5], first[6], first[7],
+        ])?;
+        Ok(core::slice::from_raw_parts(pa.get() as *const u8, size))
+    }
+}
+
+/// Says what machine this is.
+pub fn announce(machine: &Machine<'_>) {
+    info!("Cloven {} at EL2, {} CPUs", env!("CARGO_PKG_VERSION"), machine.cpus.len());
+    for bank in &machine.memory {
+        info!("RAM {bank} ({} MiB)", bank.size() >> 20);
+    }
+    info!("GICv3 distributor {}, {} ITS", machine.gic.distributor, machine.gic.its.len());
+    if !machine.psci {
+        info!("no PSCI: this CPU is the only one, and the machine cannot be turned off");
+    }
+}
+
+/// The machine with the EL2 map on.
+pub struct Booted {
+    layout: Layout,
+    pool: Pool<'static>,
+    cpus: &'static [CpuPower],
+    ram: &'static Ranges,
+    features: Features,
+}
+
+/// Makes the EL2 map and runs the boot CPU on it: RAM in blocks, the hypervisor's own memory by page with the least
+/// permissions, the page of the console, and nothing else.
+///
+/// # Safety
+/// Runs on the boot CPU, on the boot map, once. `tree` came from [`device_tree`]; nobody holds references to memory
+/// that the EL2 map has not: the machine's RAM, and the page at `console`.
+///
+/// # Errors
+/// [`Error`].
+pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8], console: u64) -> Result<Booted, Error> {
+    static CPUS: Once<ArrayVec<CpuPower, MAX_CPUS>> = Once::new();
+    static RAM: Once<Ranges> = Once::new();
+
+    let layout = image::layout()?;
+    let tree = Named { what: "device tree", range: Range::new(tree.as_ptr() as u64, tree.len() as u64)? };
+    let hypervisor = Named { what: "hypervisor", range: layout.whole };
+    layout::check(&machine.memory, &[hypervisor, tree])?;
+
+    // The boot CPU is number 0: it runs on that block already.
+    let me = cpu::affinity();
+    let others = machine.cpus.iter().map(|cpu| cpu.mpidr).filter(|&mpidr| mpidr != me);
+    if machine.cpus.iter().all(|cpu| cpu.mpidr != me) {
+        return Err(Error::BootCpu(me));
+    }
+    let cpus = CPUS.call_once(|| core::iter::once(me).chain(others).map(CpuPower::new).collect());
+    let ram = RAM.call_once(|| machine.memory.clone());
+
+    let memory = image::table_memory(&layout, cpus.len())?;
+    // SAFETY: called once, by the caller's word.
+    let mut pool = Pool::new(unsafe { image::tables(memory) }, memory.start())?;
+    let features = Features::read();
+
+    let mut map = LinearMap::<El2>::new(&mut pool)?;
+    let mut holes = machine.no_map.clone();
+    holes.try_push(layout.whole).map_err(|_| MachineError::TooMany("reserved ranges"))?;
+    map.add_ram(&mut pool, ram, &holes, Attributes::<El2>::DATA)?;
+    let pinned = [
+        (layout.text, Attributes::<El2>::CODE),
+        (layout.rodata, Attributes::<El2>::CONSTANTS),
+        (layout.data, Attributes::<El2>::DATA),
+        (memory, Attributes::<El2>::DATA),
+    ];
+    for (range, attributes) in pinned {
+        map.add(&mut pool, range, attributes, Leaves::Pages)?;
+    }
+    for number in 0..cpus.len() {
+        map.add(&mut pool, percpu::mapped(&layout, number)?, Attributes::<El2>::DATA, Leaves::Pages)?;
+    }
+    map.add(&mut pool, Range::new(console, GRANULE)?, Attributes::<El2>::DEVICE, Leaves::Pages)?;
+    let map = map.freeze();
+
+    let registers = stage1::Registers::el2(&map, features.limits.pa_range);
+    for number in 0..cpus.len() {
+        // SAFETY: the boot map has the whole image for writing; no other CPU runs, and this one, number 0, has only
+        // looked at its flag of dying, which stays clear.
+        unsafe { PerCpu::create(&layout, number, registers) };
+    }
+    // SAFETY: the map is whole and in memory that is never freed. It has the code, this stack (of CPU 0), and what the
+    // caller vouches for, each at the address it has.
+    unsafe { stage1::install::el2(&registers) };
+
+    let [_, gib, mib, pages] = map.leaves(&pool);
+    info!("EL2 map: {gib} blocks of 1 GiB, {mib} of 2 MiB, {pages} pages");
+    Ok(Booted { layout, pool, cpus, ram, features })
+}
+
+/// The host's kernel.
+pub enum Kernel<'a> {
+    /// In memory, where a boot loader has put it.
+    Module(machine::Module<'a>),
+    /// A copy that the hypervisor's image holds.
+    Embedded(&'a [u8]),
+}
+
+impl<'a> Kernel<'a> {
+    /// The module if there is one, else `payload` unless it is empty.
+    ///
+    /// # Errors
+    /// [`Error::NoKernel`].
+    pub fn choose(machine: &Machine<'a>, payload: &'a [u8]) -> Result<Self, Error> {
+        match machine.kernel {
+            Some(module) => Ok(Self::Module(module)),
+            None if payload.is_empty() => Err(Error::NoKernel),
+            None => Ok(Self::Embedded(payload)),
+        }
+    }
+}
+
+/// A host that is ready to run.
+pub struct ReadyHost {
+    host: Host,
+    entry: HostEntry,
+}
+
+impl Booted {
+    /// Puts the host's kernel and device tree where they belong and makes its stage 2.
+    ///
+    /// `expose` leaves the hypervisor's memory in the host's reach: for the test that this is noticed.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn prepare_host(
+        &mut self,
+        machine: &Machine<'_>,
+        tree: &[u8],
+        kernel: Kernel<'_>,
+        expose: bool,
+    ) -> Result<ReadyHost, Error> {
+        let tree_range = Range::new(tree.as_ptr() as u64, tree.len() as u64)?;
+        let mut taken: ArrayVec<Range<Pa>, { 3 * machine::MAX_RANGES }> = ArrayVec::new();
+        taken.extend(machine.no_map.iter().chain(&machine.reserved).copied());
+        taken.extend([self.layout.whole, tree_range].into_iter().chain(machine.initrd));
+
+        let (place, bootargs) = self.place_kernel(machine, &kernel, &taken)?;
+        taken.push(place);
+
+        let original = Fdt::new(tree).map_err(Error::damaged)?;
+        let changes = Changes { reserved: self.layout.whole, bootargs };
+        let bound = host_tree::size_bound(original, &changes).next_multiple_of(GRANULE as usize) as u64;
+        let room = layout::find_free(self.ram, &taken, "the host's device tree", bound, PLACEMENT)?;
+        // SAFETY: free RAM, mapped for writing, and the host does not run yet.
+        let out = unsafe { core::slice::from_raw_parts_mut(room.start().get() as *mut u8, bound as usize) };
+        let size = host_tree::write(original, out, &changes)?;
+        // The host reads it with its MMU off.
+        cache::clean_and_invalidate(room.start().get() as usize, size);
+
+        let hidden = [self.layout.whole];
+        let hidden = if expose { &[][..] } else { &hidden[..] };
+        let map = stage2::host_map(&mut self.pool, self.features.limits, self.ram, machine.top, hidden)?;
+        self.report(&map);
+        let host = Host {
+            layout: self.layout,
+            ram: self.ram,
+            cpus: self.cpus,
+            services: Host::services(self.cpus, machine.psci),
+            stage2: stage2::Registers::new(&map, HOST_VMID, self.features.limits),
+            features: self.features,
+        };
+        let entry = HostEntry { pc: place.start().get(), context: room.start().get() };
+        info!("host kernel at {place}, device tree at {}", room.start());
+        Ok(ReadyHost { host, entry })
+    }
+
+    /// The memory that the kernel takes, and its own command line if it has one. An embedded one is copied there.
+    fn place_kernel<'a>(
+        &self,
+        machine: &Machine<'_>,
+        kernel: &Kernel<'a>,
+        taken: &[Range<Pa>],
+    ) -> Result<(Range<Pa>, Option<&'a str>), Error> {
+        match *kernel {
+            Kernel::Module(module) => {
+                let what = "host kernel";
+                layout::check(self.ram, &[Named { what, range: module.range }])?;
+                let length = module.range.size().min(HEADER_SIZE as u64) as usize;
+                // SAFETY: it lies in RAM, which the EL2 map has, and nobody writes it before the host runs.
+                let header =
+                    unsafe { core::slice::from_raw_parts(module.range.start().get() as *const u8, length) };
+                let image = Image::read(header, module.range.size())?;
+                image.check_place(module.range.start().get())?;
+                let range = Range::new(module.range.start().get(), image.size)?;
+                let hypervisor = Named { what: "hypervisor", range: self.layout.whole };
+                let initrd = machine.initrd.map(|range| Named { what: "initrd", range });
+                let named: ArrayVec<Named, 3> =
+                    [hypervisor, Named { what, range }].into_iter().chain(initrd).collect();
+                layout::check(self.ram, &named)?;
+                Ok((range, module.bootargs))
+            }
+            Kernel::Embedded(payload) => {
+                let image = Image::read(payload, payload.len() as u64)?;
+                let range = layout::find_free(self.ram, taken, "the payload", image.size, PLACEMENT)?;
+                let start = range.start().get();
+                image.check_place(start)?;
+                // SAFETY: free RAM of at least the payload's size, mapped for writing, and the host does not run yet.
+                let copy = unsafe { core::slice::from_raw_parts_mut(start as *mut u8, payload.len()) };
+                copy.copy_from_slice(payload);
+                // The host begins with its MMU off; what follows the file is its own to clear.
+                cache::clean_and_invalidate(start as usize, image.size as usize);
+                Ok((range, None))
+            }
+        }
+    }
+
+    /// Figures about the hypervisor's memory.
+    fn report(&self, map: &crate::mapping::Map<Stage2>) {
+        let [_, gib, mib, pages] = map.leaves(&self.pool);
+        info!("host stage 2: {gib} blocks of 1 GiB, {mib} of 2 MiB, {pages} pages");
+        let figure = |name: &str, value: u64| info!("@cloven figure {name} {value} bytes");
+        let Layout { whole, arena, .. } = self.layout;
+        figure("memory.reserved", whole.size());
+        figure("memory.image", whole.size() - arena.size());
+        figure("memory.stacks", self.cpus.len() as u64 * percpu::BLOCK_SIZE);
+        figure("memory.tables_reserved", self.pool.capacity() as u64 * GRANULE);
+        figure("memory.tables_used", self.pool.used() as u64 * GRANULE);
+    }
+}
+
+impl ReadyHost {
+    /// Runs the host.
+    ///
+    /// # Safety
+    /// Runs on the boot CPU, after [`enable_mmu`].
+    pub unsafe fn enter(self) -> ! {
+        info!(
+            "@cloven figure boot.ticks {} ticks_at_{}_Hz",
+            read_cntpct_el0().bits(),
+            read_cntfrq_el0().bits()
+        );
+        // SAFETY: the stage 2 map is whole, its tables are never freed, and every CPU's data was created.
+        unsafe { host::start(self.host, self.entry) }
+    }
+}

@@ -1,0 +1,292 @@
+//! The image header and the first instructions of each CPU (Linux `Documentation/arch/arm64/booting.rst`).
+//!
+//! Invariant: up to the point where a CPU's MMU is on it uses no atomics and no stack, and whatever it reads is either
+//! what the loader or another CPU has cleaned to the point of coherency, or what it has written itself. What it writes
+//! is invalidated afterwards, so that no line that was cached before hides it once the caches are on.
+//!
+//! The boot CPU relocates the image to where it was loaded, clears its variables, and turns the MMU on with a boot map
+//! that lasts until [`crate::stage1`]'s is installed: the image, 4 MiB at the device tree (read-only) and the early
+//! console, each at its own address in 2 MiB blocks. Every other CPU starts with the registers that the boot CPU left
+//! for it in its [`PerCpu`](super::percpu).
+
+use core::arch::global_asm;
+
+use super::image::BOOT_TABLES;
+use super::percpu::{BLOCK_SIZE, DATA_OFFSET};
+use crate::stage1::SCTLR_EL2_OFF;
+
+/// Makes the image start here. `main` is the platform's `fn(device_tree: u64) -> !`; it runs on the boot CPU at EL2
+/// with the boot map. `console` is the page of the early console, 0 for none. `handler` is the platform's
+/// [`SmcHandler`](super::smccc::SmcHandler), a constant. The platform also gives `early_putc` in assembly: writes the
+/// character in w0 with the MMU off, changing only x1 to x3.
+#[macro_export]
+macro_rules! el2_entry {
+    (main: $main:path, console: $console:expr, handler: $handler:expr) => {
+        #[unsafe(no_mangle)]
+        static CLOVEN_EARLY_CONSOLE: u64 = $console;
+
+        #[unsafe(no_mangle)]
+        extern "C" fn cloven_primary(device_tree: u64) -> ! {
+            $main(device_tree)
+        }
+
+        #[unsafe(no_mangle)]
+        extern "C" fn cloven_exit(frame: &mut $crate::el2::host::Frame) {
+            $crate::el2::host::exit(&$handler, frame)
+        }
+    };
+}
+
+global_asm!(
+    r#"
+    // x3 = the table below entry number (address >> \shift) of the table x3; x22 is the next free table.
+    .macro descend shift
+    ubfx    x2, x0, #\shift, #9
+    add     x2, x3, x2, lsl #3
+    ldr     x3, [x2]
+    cbnz    x3, 1f
+    orr     x3, x22, #3
+    str     x3, [x2]
+    add     x22, x22, #4096
+1:  and     x3, x3, #~3
+    .endm
+
+    // For each cache line from x0 to x1 do \op; x2 is the line size.
+    .macro each_line op
+    sub     x3, x2, #1
+    bic     x0, x0, x3
+1:  dc      \op, x0
+    add     x0, x0, x2
+    cmp     x0, x1
+    b.lo    1b
+    .endm
+
+    // The range of the linker's symbols \from to \to + \more in x0 and x1.
+    .macro range from, to, more
+    adrp    x0, \from
+    add     x0, x0, :lo12:\from
+    adrp    x1, \to
+    add     x1, x1, :lo12:\to
+    mov     x3, #(\more)
+    add     x1, x1, x3
+    .endm
+
+    // Zeroes x0 to x1, 16 bytes at a time.
+    .macro zero
+1:  cmp     x0, x1
+    b.hs    2f
+    stp     xzr, xzr, [x0], #16
+    b       1b
+2:
+    .endm
+
+    // EL2 with everything off: little-endian, one privilege level. Changes x1.
+    .macro quiet_el2
+    msr     daifset, #0xf
+    mov     x1, #(1 << 31)              // HCR_EL2.RW, E2H = 0
+    msr     hcr_el2, x1
+    movz    x1, #({sctlr_off} & 0xffff)
+    movk    x1, #({sctlr_off} >> 16), lsl #16
+    msr     sctlr_el2, x1
+    isb
+    mrs     x1, s3_0_c0_c7_3            // ID_AA64MMFR3_EL1
+    tst     x1, #0xf                    // TCRX
+    b.eq    1f
+    msr     s3_4_c2_c0_3, xzr           // TCR2_EL2
+1:  tst     x1, #0xf0                   // SCTLRX
+    b.eq    2f
+    msr     s3_4_c1_c0_3, xzr           // SCTLR2_EL2
+2:  isb
+    .endm
+
+    // Runs on the tables of x5 with MAIR x6, TCR x7 and SCTLR x8.
+    .macro mmu_on
+    msr     mair_el2, x6
+    msr     tcr_el2, x7
+    msr     ttbr0_el2, x5
+    isb
+    tlbi    alle2
+    tlbi    alle1
+    ic      iallu
+    dsb     nsh
+    isb
+    msr     sctlr_el2, x8
+    isb
+    .endm
+
+    .section .text.head, "ax"
+    .global _start
+_start:
+    b       primary
+    .long   0
+    .quad   0                           // text_offset
+    .quad   0x200000                    // image_size: the linker script asserts it
+    .quad   0xa                         // little-endian, 4 KiB pages, anywhere in memory
+    .quad   0
+    .quad   0
+    .quad   0
+    .long   0x644d5241                  // "ARM\x64"
+    .long   0
+
+    .section .text.entry, "ax"
+primary:
+    mov     x20, x0                     // device tree
+    mrs     x1, CurrentEL
+    adr     x19, .Lwrong_level
+    cmp     x1, #(2 << 2)
+    b.ne    .Lstop
+    quiet_el2
+    mrs     x1, hcr_el2
+    adr     x19, .Lonly_e2h
+    tbnz    x1, #34, .Lstop
+    adrp    x23, image_start
+    adr     x19, .Lmisplaced
+    tst     x23, #0x1fffff
+    b.ne    .Lstop
+
+    mrs     x2, ctr_el0
+    ubfx    x2, x2, #16, #4
+    mov     x1, #4
+    lsl     x2, x1, x2
+    // Dirty lines of whoever had this memory before must not be written back over what follows.
+    range   image_start, image_arena, {block_size}
+    each_line civac
+    range   image_end, image_end, 0
+    sub     x0, x0, #({boot_tables} * 4096)
+    each_line civac
+    dsb     sy
+
+    // R_AARCH64_RELATIVE: the image is linked at 0.
+    range   image_relocations, image_relocations_end, 0
+1:  cmp     x0, x1
+    b.hs    2f
+    ldp     x3, x4, [x0], #16
+    ldr     x5, [x0], #8
+    add     x5, x5, x23
+    str     x5, [x23, x3]
+    b       1b
+2:
+    range   image_bss, image_arena, {block_size}
+    zero
+    range   image_end, image_end, 0
+    sub     x0, x0, #({boot_tables} * 4096)
+    mov     x21, x0                     // root of the boot map
+    add     x22, x0, #4096
+    zero
+
+    // The device tree first: it may lie in the block before the image's, and its second block is then the image's.
+    lsr     x0, x20, #48
+    cbnz    x0, 3f
+    mov     x1, #0x7c5                  // Normal, inner shareable, accessed, read-only
+    orr     x1, x1, #(1 << 54)
+    bic     x0, x20, #0x1fffff
+    bl      .Lmap_block
+    add     x0, x0, #0x200000
+    lsr     x4, x0, #48
+    cbnz    x4, 3f
+    bl      .Lmap_block
+3:  adrp    x0, CLOVEN_EARLY_CONSOLE
+    ldr     x0, [x0, :lo12:CLOVEN_EARLY_CONSOLE]
+    cbz     x0, 4f
+    bic     x0, x0, #0x1fffff
+    mov     x1, #0x741                  // Device-nGnRE
+    orr     x1, x1, #(1 << 54)
+    bl      .Lmap_block
+4:  mov     x0, x23
+    mov     x1, #0x745                  // Normal, inner shareable, accessed, read, write and execute
+    bl      .Lmap_block
+
+    // What was written with the MMU off is in memory: drop what the caches still hold of it.
+    dsb     sy
+    range   image_start, image_arena, {block_size}
+    each_line ivac
+    range   image_end, image_end, 0
+    sub     x0, x0, #({boot_tables} * 4096)
+    each_line ivac
+    dsb     sy
+
+    mrs     x1, id_aa64mmfr0_el1
+    and     x1, x1, #0xf
+    mov     x3, #5
+    cmp     x1, x3
+    csel    x1, x1, x3, lo
+    movz    x7, #0x3510                 // write-back, inner shareable walks; 48 bits of input
+    movk    x7, #0x8080, lsl #16
+    orr     x7, x7, x1, lsl #16
+    mov     x6, #0xff04                 // crate::mapping::descriptor::MAIR
+    mov     x5, x21
+    mrs     x8, sctlr_el2
+    mov     x1, #0x100d                 // I, SA, C, M; WXN comes with the map that has no such pages
+    orr     x8, x8, x1
+    mmu_on
+
+    adrp    x0, image_arena
+    mov     x1, #{data_offset}
+    add     x0, x0, x1
+    bl      .Lfirst_frame
+    mov     x0, x20
+    bl      cloven_primary
+
+    .global secondary_entry
+secondary_entry:
+    mov     x20, x0                     // its PerCpu, at the same address as with the MMU on
+    quiet_el2
+    ldp     x6, x7, [x20]               // crate::stage1::Registers
+    ldp     x5, x8, [x20, #16]
+    mmu_on
+    mov     x0, x20
+    bl      .Lfirst_frame
+    bl      cloven_secondary
+
+    // Stack, per-CPU pointer and vectors for the CPU whose PerCpu is at x0.
+.Lfirst_frame:
+    mov     sp, x0
+    msr     tpidr_el2, x0
+    adrp    x1, vectors
+    add     x1, x1, :lo12:vectors
+    msr     vbar_el2, x1
+    isb
+    mov     x29, xzr
+    ret
+
+    // Maps the 2 MiB block at x0 to itself with the attributes x1.
+.Lmap_block:
+    mov     x3, x21
+    descend 39
+    descend 30
+    ubfx    x2, x0, #21, #9
+    orr     x4, x0, x1
+    str     x4, [x3, x2, lsl #3]
+    ret
+
+    // Prints the text at x19 and stops.
+.Lstop:
+    ldrb    w0, [x19], #1
+    cbz     w0, 1f
+    bl      early_putc
+    b       .Lstop
+1:  wfi
+    b       1b
+
+.Lwrong_level:
+    .asciz  "cloven[0] fatal: must be started at EL2 (QEMU: -machine virt,virtualization=on)\r\n"
+.Lonly_e2h:
+    .asciz  "cloven[0] fatal: HCR_EL2.E2H reads as 1 on this CPU: it has no EL2 with one privilege level\r\n"
+.Lmisplaced:
+    .asciz  "cloven[0] fatal: the image was not loaded at a multiple of 2 MiB\r\n"
+    .p2align 2
+    "#,
+    sctlr_off = const SCTLR_EL2_OFF,
+    block_size = const BLOCK_SIZE,
+    data_offset = const DATA_OFFSET,
+    boot_tables = const BOOT_TABLES,
+);
+
+unsafe extern "C" {
+    fn secondary_entry();
+}
+
+/// Where the firmware starts a CPU.
+pub fn secondary_address() -> u64 {
+    secondary_entry as *const () as u64
+}

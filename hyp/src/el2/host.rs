@@ -1,0 +1,203 @@
+//! The host: how a CPU reaches it, and the answer to each of its exceptions.
+//!
+//! Invariant: [`exit`] always returns, and the host then goes on: after the call it made, after the instruction that
+//! trapped, in its own exception handler, or at the same instruction again.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
+use arm_sysregs::el1::{accessors::*, registers::*};
+use arm_sysregs::el2::{accessors::*, registers::*};
+use log::{debug, warn};
+use smccc::Smc;
+use spin::Once;
+
+use super::cpu::{self, Features};
+use super::entry::secondary_address;
+use super::image::Layout;
+use super::inject::{Exception, Interrupted};
+use super::percpu::PerCpu;
+use super::psci::{CpuPower, FirmwareEntry, HostEntry, Power, Psci};
+use super::smccc::{Services, SmcHandler};
+use super::syndrome::Cause;
+use super::vectors;
+pub use super::vectors::Frame;
+use crate::mapping::{Pa, Range};
+use crate::stage2;
+
+/// Bytes of an A64 instruction.
+const INSTRUCTION: u64 = 4;
+
+/// What every CPU needs to carry the host. Made once, on the boot CPU.
+pub struct Host {
+    /// Where the hypervisor lies.
+    pub layout: Layout,
+    /// The host's RAM, the hypervisor's memory included.
+    pub ram: &'static [Range<Pa>],
+    /// Its CPUs, in the order of their numbers: the boot CPU first.
+    pub cpus: &'static [CpuPower],
+    /// Who answers its calls.
+    pub services: Services<'static, Smc>,
+    /// Its stage 2.
+    pub stage2: stage2::Registers,
+    /// What the boot CPU has; the others must have as much.
+    pub features: Features,
+}
+
+static HOST: Once<Host> = Once::new();
+
+impl Host {
+    /// The services for `cpus`: with PSCI if the machine's firmware speaks it.
+    pub fn services(cpus: &'static [CpuPower], has_psci: bool) -> Services<'static, Smc> {
+        Services { psci: has_psci.then(|| Psci::new(cpus)) }
+    }
+}
+
+impl Power for Host {
+    fn may_begin_at(&self, pc: u64) -> bool {
+        !self.layout.whole.contains(pc) && self.ram.iter().any(|bank| bank.contains(pc))
+    }
+
+    fn stage(&self, cpu: usize, entry: HostEntry) -> FirmwareEntry {
+        let percpu = PerCpu::of(&self.layout, cpu);
+        percpu.set_host_entry(entry);
+        FirmwareEntry { pc: secondary_address(), context: core::ptr::from_ref(percpu) as u64 }
+    }
+}
+
+/// Starts the host at `entry` on the boot CPU; its other CPUs follow when it asks for them.
+///
+/// # Safety
+/// Runs on the boot CPU with the EL2 map on; `host.stage2` is of a whole map that is never freed, which hides all that
+/// the hypervisor owns; the [`PerCpu`] data of every CPU in `host.cpus` was created.
+pub unsafe fn start(host: Host, entry: HostEntry) -> ! {
+    let host = HOST.call_once(|| host);
+    host.cpus[0].arrived();
+    // SAFETY: the caller's word.
+    unsafe { descend(host, entry) }
+}
+
+/// A CPU that the firmware has started, or brought back from a suspend that lost its context.
+#[unsafe(no_mangle)]
+extern "C" fn cloven_secondary() -> ! {
+    let Some(host) = HOST.get() else { super::fault::refuse(format_args!("a CPU came before the host")) };
+    let percpu = PerCpu::this();
+    let features = Features::read();
+    if features.limits.pa_bits() < host.features.limits.pa_bits() {
+        super::fault::refuse(format_args!(
+            "this CPU addresses {} bits, the boot CPU {}",
+            features.limits.pa_bits(),
+            host.features.limits.pa_bits()
+        ));
+    }
+    host.cpus[percpu.number()].arrived();
+    debug!("cpu {:#x} enters the host", cpu::affinity());
+    // SAFETY: the entry code has turned the EL2 map on, and `start` was given the rest.
+    unsafe { descend(host, percpu.host_entry()) }
+}
+
+/// Gives this CPU to the host.
+///
+/// # Safety
+/// As [`start`].
+unsafe fn descend(host: &Host, entry: HostEntry) -> ! {
+    // SAFETY: by the caller's word; nothing on this stack is needed any more.
+    unsafe {
+        stage2::install::install(&host.stage2);
+        cpu::prepare(&host.features);
+        vectors::enter_host(entry)
+    }
+}
+
+/// Answers an exception from below.
+pub fn exit(handler: &impl SmcHandler, frame: &mut Frame) {
+    // Nothing comes from below before the host runs.
+    let Some(host) = HOST.get() else { return };
+    let esr = read_esr_el2().bits();
+    match Cause::decode(esr) {
+        Cause::Hvc => answer(host, handler, frame),
+        Cause::Smc => {
+            // Trapped before it was executed.
+            advance();
+            answer(host, handler, frame);
+        }
+        Cause::Abort(abort) if abort.is_tlb_conflict() => {
+            stage2::install::forget_all();
+            limited(|| warn!("TLB conflict below, syndrome {esr:#x}: all entries of this CPU forgotten"));
+        }
+        Cause::Abort(abort) => {
+            let far = read_far_el2().bits();
+            let pc = read_elr_el2().bits();
+            limited(|| {
+                let access = abort.access();
+                if abort.has_ipa() {
+                    // HPFAR_EL2.FIPA is bits 47:12 of the address, at bit 4.
+                    let ipa = (read_hpfar_el2().bits() & 0xfff_ffff_fff0) << 8;
+                    let offset = if abort.is_on_walk() { 0 } else { far & 0xfff };
+                    warn!("host: {access:?} at IPA {:#x} refused (PC {pc:#x}, VA {far:#x})", ipa | offset);
+                } else {
+                    warn!("host: {access:?} at VA {far:#x} refused (PC {pc:#x}), syndrome {esr:#x}");
+                }
+            });
+            // SAFETY: EL1 does not run now, and takes this as the fault address of the exception.
+            unsafe { write_far_el1(FarEl1::from_bits_retain(far)) };
+            inject(host, Exception::External(abort));
+        }
+        Cause::SystemRegister { .. } | Cause::Other { .. } => {
+            let pc = read_elr_el2().bits();
+            limited(|| warn!("host: undefined instruction at PC {pc:#x}, syndrome {esr:#x}"));
+            inject(host, Exception::Undefined);
+        }
+    }
+}
+
+fn answer(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
+    host.services.answer(host, handler, PerCpu::this().number(), &mut frame.x);
+}
+
+fn advance() {
+    let next = read_elr_el2().bits().wrapping_add(INSTRUCTION);
+    // SAFETY: the host goes on after the instruction that was done for it.
+    unsafe { write_elr_el2(ElrEl2::from_bits_retain(next)) };
+}
+
+/// Makes the host take `exception` at the instruction that trapped.
+fn inject(host: &Host, exception: Exception) {
+    let spsr = read_spsr_el2().bits();
+    let interrupted = Interrupted {
+        spsr,
+        sctlr: read_sctlr_el1().bits(),
+        sctlr2: if host.features.sctlr2 { read_sctlr2_el1().bits() } else { 0 },
+        gcscr: if host.features.gcs { read_gcscr_el1().bits() } else { 0 },
+        vbar: read_vbar_el1().bits(),
+        features: host.features.entry,
+    };
+    let entry = interrupted.take(exception);
+    // SAFETY: these are the writes that the hardware makes on such an entry to EL1 (Arm ARM D1.3.6).
+    unsafe {
+        write_spsr_el1(SpsrEl1::from_bits_retain(spsr));
+        write_elr_el1(ElrEl1::from_bits_retain(read_elr_el2().bits()));
+        write_esr_el1(EsrEl1::from_bits_retain(entry.esr));
+        write_elr_el2(ElrEl2::from_bits_retain(entry.pc));
+        write_spsr_el2(SpsrEl2::from_bits_retain(entry.pstate));
+    }
+}
+
+/// Lines about the host's doings that are printed in a second.
+const LINES_A_SECOND: u32 = 16;
+
+/// Runs `line` unless there were too many in this second: a host must not be able to hold the console.
+fn limited(line: impl FnOnce()) {
+    static SECOND: AtomicU64 = AtomicU64::new(0);
+    static LINES: AtomicU32 = AtomicU32::new(0);
+    let now = read_cntpct_el0().bits() / read_cntfrq_el0().bits().max(1);
+    if SECOND.swap(now, Relaxed) != now {
+        let kept_back = LINES.swap(0, Relaxed).saturating_sub(LINES_A_SECOND);
+        if kept_back > 0 {
+            warn!("host: {kept_back} more lines like these were kept back");
+        }
+    }
+    if LINES.fetch_add(1, Relaxed) < LINES_A_SECOND {
+        line();
+    }
+}

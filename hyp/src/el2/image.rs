@@ -1,0 +1,99 @@
+//! The hypervisor's own memory: what the linker laid out, and the arena behind it.
+//!
+//! Invariant: all of it lies in one 2 MiB block at its physical address; nothing that the hypervisor owns lies
+//! outside. The arena holds, in this order, a block for each CPU ([`super::percpu`]), the tables, and the tables of the
+//! boot map, which only the entry code uses.
+
+use crate::mapping::{AddressError, GRANULE, Pa, Range, Table};
+
+use super::percpu::BLOCK_SIZE;
+
+/// Tables at the end of the arena that the entry code uses: one root, and a table of level 1 and 2 for each of the
+/// four places that it maps.
+pub const BOOT_TABLES: u64 = 9;
+
+unsafe extern "C" {
+    static image_start: u8;
+    static image_rodata: u8;
+    static image_data: u8;
+    static image_arena: u8;
+    static image_end: u8;
+}
+
+/// Where things lie.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// All of it.
+    pub whole: Range<Pa>,
+    /// Code.
+    pub text: Range<Pa>,
+    /// Constants, the embedded payload among them.
+    pub rodata: Range<Pa>,
+    /// Variables.
+    pub data: Range<Pa>,
+    /// What became of the rest at boot.
+    pub arena: Range<Pa>,
+}
+
+/// The arena cannot hold the blocks of so many CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyCpus {
+    /// CPUs there are.
+    pub cpus: usize,
+    /// CPUs there is room for.
+    pub room: usize,
+}
+
+impl core::fmt::Display for TooManyCpus {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} CPUs, and memory for {}", self.cpus, self.room)
+    }
+}
+
+/// The layout of the running image.
+///
+/// # Errors
+/// [`AddressError`] if it was loaded above 2^48.
+pub fn layout() -> Result<Layout, AddressError> {
+    let between = |from: *const u8, to: *const u8| Range::of_granules(from as u64, to as u64 - from as u64);
+    let (start, rodata, data) = (&raw const image_start, &raw const image_rodata, &raw const image_data);
+    let (arena, end) = (&raw const image_arena, &raw const image_end);
+    Ok(Layout {
+        whole: between(start, end)?,
+        text: between(start, rodata)?,
+        rodata: between(rodata, data)?,
+        data: between(data, arena)?,
+        arena: between(arena, end)?,
+    })
+}
+
+/// The least tables that a boot may be left with.
+const FEWEST_TABLES: u64 = 64;
+
+/// The part of the arena behind the blocks of `cpus` CPUs that is for tables.
+///
+/// # Errors
+/// [`TooManyCpus`].
+pub fn table_memory(layout: &Layout, cpus: usize) -> Result<Range<Pa>, TooManyCpus> {
+    let available = layout.arena.size() - (BOOT_TABLES + FEWEST_TABLES) * GRANULE;
+    let room = (available / BLOCK_SIZE) as usize;
+    let blocks = cpus as u64 * BLOCK_SIZE;
+    let start = layout.arena.end() - layout.arena.size() + blocks;
+    let tables = layout.arena.size().saturating_sub(blocks + BOOT_TABLES * GRANULE);
+    if cpus > room {
+        return Err(TooManyCpus { cpus, room });
+    }
+    Range::of_granules(start, tables).map_err(|_| TooManyCpus { cpus, room })
+}
+
+/// The tables in `memory`.
+///
+/// # Safety
+/// `memory` came from [`table_memory`], and this is called once.
+pub unsafe fn tables(memory: Range<Pa>) -> &'static [Table] {
+    use crate::mapping::Address;
+    let count = (memory.size() / GRANULE) as usize;
+    // SAFETY: the range is page-aligned, mapped read-write at its own address for as long as the hypervisor runs, and
+    // nothing else refers to it (the caller's part). A table is made of atomics, valid with any contents.
+    unsafe { core::slice::from_raw_parts(memory.start().get() as *const Table, count) }
+}

@@ -1,0 +1,75 @@
+//! Messages: one line each, `cloven[CPU] level: text`, on the console that the platform gives.
+//!
+//! Invariant: a line is never cut by another CPU's, and a CPU that dies gets its lines out even if another one died
+//! with the lock held.
+
+use core::fmt;
+
+use log::{LevelFilter, Log, Metadata, Record};
+use spin::mutex::SpinMutex;
+
+use super::percpu::PerCpu;
+
+/// Where messages go: writes the text. It is never called by two CPUs at once.
+pub type Console = fn(fmt::Arguments<'_>);
+
+struct Logger(SpinMutex<Option<Console>>);
+
+static LOGGER: Logger = Logger(SpinMutex::new(None));
+
+/// Sends messages up to `level` to `console` from now on.
+pub fn init(console: Console, level: LevelFilter) {
+    *LOGGER.0.lock() = Some(console);
+    // Only fails if a logger was set before, which is then this one.
+    let _ = log::set_logger(&LOGGER);
+    log::set_max_level(level);
+}
+
+/// The level that the command line asks for with `cloven.log=LEVEL`, if it does.
+pub fn level(bootargs: &str) -> Option<LevelFilter> {
+    let argument =
+        bootargs.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("cloven.log="))?;
+    argument.parse().ok()
+}
+
+/// A line of the dying: no level filter, and the lock is broken if it does not come free.
+pub fn fatal(line: fmt::Arguments<'_>) {
+    const PATIENCE: u32 = 10_000_000;
+    let free = (0..PATIENCE).any(|_| {
+        core::hint::spin_loop();
+        !LOGGER.0.is_locked()
+    });
+    if !free {
+        // SAFETY: whoever holds it has not let go for long, so it is dying too; two garbled lines are better than none.
+        unsafe { LOGGER.0.force_unlock() };
+    }
+    write_line(format_args!("fatal: {line}"));
+}
+
+/// A line of the dying that belongs to the one before.
+pub fn fatal_detail(line: fmt::Arguments<'_>) {
+    write_line(format_args!("  {line}"));
+}
+
+fn write_line(text: fmt::Arguments<'_>) {
+    if let Some(console) = *LOGGER.0.lock() {
+        console(format_args!("cloven[{}] {text}\r\n", PerCpu::this().number()));
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &Record<'_>) {
+        let level = match record.level() {
+            log::Level::Error => "error",
+            log::Level::Warn => "warn",
+            log::Level::Info => "info",
+            log::Level::Debug => "debug",
+            log::Level::Trace => "trace",
+        };
+        write_line(format_args!("{level}: {}", record.args()));
+    }
+    fn flush(&self) {}
+}

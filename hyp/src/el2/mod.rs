@@ -1,0 +1,49 @@
+//! What needs the CPU: the way into EL2, the EL1 that the host gets, and an answer to everything that traps.
+//!
+//! Invariants:
+//! - EL2 runs with interrupts masked and holds no state of the host but the frame of the exception it is answering.
+//! - Every exception from below ends in a return to below: an answer, an exception for the host itself, or a retry.
+//!   Nothing that the host does stops EL2; a fault of EL2's own is printed and powers the machine off.
+//! - A CPU reaches the host only with the EL2 map and the host's stage 2 on; with its MMU off it uses no atomics and
+//!   reads only what was cleaned to the point of coherency for it.
+//!
+//! The decisions are pure and build on any host; what touches the CPU builds for the target only.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`syndrome`] | `ESR_EL2` decoded once |
+//! | [`inject`] | taking an exception to EL1 as the hardware would (Arm ARM D1.3) |
+//! | [`smccc`] | which call is answered by whom (SMCCC DEN0028) |
+//! | [`psci`] | CPUs off, pending and on (PSCI DEN0022) |
+//! | `entry` | the image header, the first instructions of each CPU (Linux `booting.rst`) |
+//! | `boot` | the boot CPU's way to the host |
+//! | `cpu` | the EL2 registers that let a stock kernel use what the CPU has |
+//! | `vectors`, `host` | exceptions from below, and their answers |
+//! | `fault` | faults of our own: register dump and backtrace |
+//! | `image`, `percpu`, `cache`, `logger` | our memory, per-CPU data, cache maintenance, messages |
+
+pub mod inject;
+pub mod psci;
+pub mod smccc;
+pub mod syndrome;
+
+#[cfg(target_arch = "aarch64")]
+pub mod boot;
+#[cfg(target_arch = "aarch64")]
+mod cache;
+#[cfg(target_arch = "aarch64")]
+pub mod cpu;
+#[cfg(target_arch = "aarch64")]
+pub mod entry;
+#[cfg(target_arch = "aarch64")]
+pub mod fault;
+#[cfg(target_arch = "aarch64")]
+pub mod host;
+#[cfg(target_arch = "aarch64")]
+pub mod image;
+#[cfg(target_arch = "aarch64")]
+pub mod logger;
+#[cfg(target_arch = "aarch64")]
+mod percpu;
+#[cfg(target_arch = "aarch64")]
+mod vectors;

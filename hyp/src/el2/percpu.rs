@@ -1,0 +1,107 @@
+//! Per-CPU data and stacks.
+//!
+//! Invariant: `TPIDR_EL2` points to the running CPU's [`PerCpu`] from the entry code on, and that address is also the
+//! top of its stack. A block, at `image_arena` + number x [`BLOCK_SIZE`], is, upwards:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4096 | guard: not mapped, so an overflow faults |
+//! | 16384 | stack |
+//! | 8192 | [`PerCpu`], and above it the stack on which a fault of our own is told |
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arm_sysregs::el2::accessors::read_tpidr_el2;
+
+use super::cache;
+use super::image::Layout;
+use super::psci::HostEntry;
+use crate::mapping::{Address, AddressError, GRANULE, Pa, Range};
+use crate::stage1::Registers;
+
+const GUARD_SIZE: u64 = GRANULE;
+pub const STACK_SIZE: u64 = 4 * GRANULE;
+const DATA_SIZE: u64 = 2 * GRANULE;
+/// Bytes in the block of one CPU.
+pub const BLOCK_SIZE: u64 = GUARD_SIZE + STACK_SIZE + DATA_SIZE;
+/// Where in the block the CPU's data is, which is also where its stack ends.
+pub const DATA_OFFSET: u64 = GUARD_SIZE + STACK_SIZE;
+/// Above the CPU's data: the end of the stack for faults of our own. The entry code and the vectors know it.
+pub const FAULT_STACK_OFFSET: u64 = DATA_SIZE;
+
+/// What a CPU has for itself. The entry code and the vectors know where its first fields lie.
+#[repr(C, align(64))]
+pub struct PerCpu {
+    /// Turns this CPU's MMU on: read with the MMU off, so written once and cleaned, in cache lines of its own.
+    boot: Registers,
+    _own_line: [u64; 4],
+    number: usize,
+    host_pc: AtomicU64,
+    host_context: AtomicU64,
+    /// Set by the first fault of our own on this CPU: a second one stops at once.
+    pub dying: AtomicBool,
+}
+
+impl PerCpu {
+    /// Writes the data of CPU `number` into its block.
+    ///
+    /// # Safety
+    /// The block is mapped for writing, and its CPU is not started yet (or is this one, which has not used it).
+    pub unsafe fn create(layout: &Layout, number: usize, boot: Registers) {
+        let at = data_address(layout, number) as *mut Self;
+        let data = Self {
+            boot,
+            _own_line: [0; 4],
+            number,
+            host_pc: AtomicU64::new(0),
+            host_context: AtomicU64::new(0),
+            dying: AtomicBool::new(false),
+        };
+        // SAFETY: aligned (a page's start), mapped, and nobody refers to it, by the caller's word.
+        unsafe { at.write(data) };
+        cache::clean_and_invalidate(at as usize, size_of::<Self>());
+    }
+
+    /// The running CPU's.
+    pub fn this() -> &'static Self {
+        // SAFETY: the entry code set the register to this CPU's data, which lives as long as the hypervisor does, and
+        // shared references to it are sound: what changes is atomic.
+        unsafe { &*(read_tpidr_el2().bits() as *const Self) }
+    }
+
+    /// The data of CPU `number`, which is below the number of blocks that were created.
+    pub fn of(layout: &Layout, number: usize) -> &'static Self {
+        // SAFETY: created before any other CPU runs, and as for `this`.
+        unsafe { &*(data_address(layout, number) as *const Self) }
+    }
+
+    /// Its number: its place in the machine's list of CPUs.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Sets where it begins the next time it is started.
+    pub fn set_host_entry(&self, entry: HostEntry) {
+        self.host_pc.store(entry.pc, Ordering::Relaxed);
+        self.host_context.store(entry.context, Ordering::Release);
+    }
+
+    /// Where it begins.
+    pub fn host_entry(&self) -> HostEntry {
+        let context = self.host_context.load(Ordering::Acquire);
+        HostEntry { pc: self.host_pc.load(Ordering::Relaxed), context }
+    }
+}
+
+fn data_address(layout: &Layout, number: usize) -> u64 {
+    layout.arena.start().get() + number as u64 * BLOCK_SIZE + DATA_OFFSET
+}
+
+/// The memory of CPU `number`'s block that is mapped: all but the guard.
+///
+/// # Errors
+/// [`AddressError`], for no number that there is a block for.
+pub fn mapped(layout: &Layout, number: usize) -> Result<Range<Pa>, AddressError> {
+    let block = layout.arena.start().get() + number as u64 * BLOCK_SIZE;
+    Range::of_granules(block + GUARD_SIZE, BLOCK_SIZE - GUARD_SIZE)
+}

@@ -1,0 +1,375 @@
+//! PSCI as the host sees it (DEN0022, sections cited by name): each call relayed to the firmware below, with the
+//! hypervisor's entry in place of the host's.
+//!
+//! Invariant: a CPU enters the host only through the hypervisor. Its state goes
+//! `Off -> Pending` (one CPU_ON has won it) `-> On` (it has arrived at EL2) `-> Off` (its CPU_OFF), and only the
+//! winner of `Off -> Pending` writes where it begins. So that address is never written while somebody reads it.
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU8, Ordering};
+
+use smccc::Call;
+use smccc::arch::SMCCC_VERSION;
+use smccc::psci::{
+    PSCI_AFFINITY_INFO_32, PSCI_AFFINITY_INFO_64, PSCI_CPU_OFF, PSCI_CPU_ON_32, PSCI_CPU_ON_64,
+    PSCI_CPU_SUSPEND_32, PSCI_CPU_SUSPEND_64, PSCI_FEATURES, PSCI_MIGRATE_INFO_TYPE, PSCI_SYSTEM_OFF,
+    PSCI_SYSTEM_RESET, PSCI_SYSTEM_RESET2_32, PSCI_SYSTEM_RESET2_64, PSCI_VERSION,
+};
+
+/// The call is not implemented.
+pub const NOT_SUPPORTED: i64 = -1;
+const SUCCESS: i64 = 0;
+const INVALID_PARAMETERS: i64 = -2;
+const ALREADY_ON: i64 = -4;
+const ON_PENDING: i64 = -5;
+const INVALID_ADDRESS: i64 = -9;
+/// AFFINITY_INFO's own "on pending".
+const AFFINITY_ON_PENDING: i64 = 2;
+
+/// Bit of the function identifier that says SMC64.
+const SMC64: u32 = 1 << 30;
+/// In the flags that PSCI_FEATURES gives for CPU_SUSPEND: `power_state` has the extended format.
+const EXTENDED_FORMAT: i64 = 1 << 1;
+
+const OFF: u8 = 0;
+const PENDING: u8 = 1;
+const ON: u8 = 2;
+
+/// Where a CPU begins at EL1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostEntry {
+    /// Its first instruction, an IPA.
+    pub pc: u64,
+    /// What it finds in x0.
+    pub context: u64,
+}
+
+/// What a CPU is told when the firmware starts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirmwareEntry {
+    /// The hypervisor's entry, a physical address.
+    pub pc: u64,
+    /// What it finds in x0.
+    pub context: u64,
+}
+
+/// What PSCI needs of the hypervisor around it.
+pub trait Power {
+    /// Whether the host may begin at `pc`: it is the host's own memory.
+    fn may_begin_at(&self, pc: u64) -> bool;
+    /// Leaves word for CPU number `cpu` to begin at `entry`, visible to it with its MMU off.
+    fn stage(&self, cpu: usize, entry: HostEntry) -> FirmwareEntry;
+}
+
+/// One CPU: who it is and how it is.
+#[derive(Debug)]
+pub struct CpuPower {
+    mpidr: u64,
+    state: AtomicU8,
+}
+
+impl CpuPower {
+    /// The CPU of this affinity (`MPIDR_EL1`, affinity fields only), off.
+    pub const fn new(mpidr: u64) -> Self {
+        Self { mpidr, state: AtomicU8::new(OFF) }
+    }
+
+    /// The CPU has arrived at EL2.
+    pub fn arrived(&self) {
+        self.state.store(ON, Ordering::Release);
+    }
+
+    /// Its affinity.
+    pub fn mpidr(&self) -> u64 {
+        self.mpidr
+    }
+}
+
+/// The relay, over the firmware that `C` calls.
+#[derive(Debug)]
+pub struct Psci<'a, C> {
+    cpus: &'a [CpuPower],
+    suspend_is_extended: bool,
+    firmware: PhantomData<C>,
+}
+
+impl<'a, C: Call> Psci<'a, C> {
+    /// A relay for `cpus`.
+    pub fn new(cpus: &'a [CpuPower]) -> Self {
+        let flags = firmware::<C>(PSCI_FEATURES, [PSCI_CPU_SUSPEND_64.into(), 0, 0]);
+        Self { cpus, suspend_is_extended: flags > 0 && flags & EXTENDED_FORMAT != 0, firmware: PhantomData }
+    }
+
+    /// Answers `function` for CPU number `me` (an index of the list given to [`Psci::new`]), or nothing if it is
+    /// none of those relayed.
+    pub fn call(&self, power: &impl Power, me: usize, function: u32, args: [u64; 3]) -> Option<i64> {
+        // The 32-bit convention passes the lower halves (SMCCC, "Argument passing").
+        let args = if function & SMC64 != 0 { args } else { args.map(|a| a & 0xffff_ffff) };
+        Some(match function {
+            PSCI_CPU_ON_32 | PSCI_CPU_ON_64 => {
+                self.cpu_on(power, args[0], HostEntry { pc: args[1], context: args[2] })
+            }
+            PSCI_CPU_OFF => self.cpu_off(me),
+            PSCI_CPU_SUSPEND_32 | PSCI_CPU_SUSPEND_64 => {
+                self.cpu_suspend(power, me, args[0], HostEntry { pc: args[1], context: args[2] })
+            }
+            PSCI_AFFINITY_INFO_32 | PSCI_AFFINITY_INFO_64 => self.affinity_info(function, args),
+            PSCI_FEATURES => features::<C>(args[0] as u32),
+            _ if is_relayed(function) => firmware::<C>(function, args),
+            _ => return None,
+        })
+    }
+
+    fn cpu_on(&self, power: &impl Power, mpidr: u64, entry: HostEntry) -> i64 {
+        let Some(number) = self.cpus.iter().position(|cpu| cpu.mpidr == mpidr) else {
+            return INVALID_PARAMETERS;
+        };
+        if !power.may_begin_at(entry.pc) {
+            return INVALID_ADDRESS;
+        }
+        let state = &self.cpus[number].state;
+        match state.compare_exchange(OFF, PENDING, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {}
+            Err(PENDING) => return ON_PENDING,
+            Err(_) => return ALREADY_ON,
+        }
+        let stub = power.stage(number, entry);
+        let result = firmware::<C>(PSCI_CPU_ON_64, [mpidr, stub.pc, stub.context]);
+        if result != SUCCESS {
+            // Still pending unless the CPU, on its way off, has found that it must stay on.
+            let _ = state.compare_exchange(PENDING, OFF, Ordering::AcqRel, Ordering::Acquire);
+        }
+        result
+    }
+
+    /// Returns only if the firmware refuses.
+    fn cpu_off(&self, me: usize) -> i64 {
+        let state = &self.cpus[me].state;
+        // From here on another CPU may turn this one on; the firmware refuses that until this one is off.
+        state.store(OFF, Ordering::Release);
+        let result = firmware::<C>(PSCI_CPU_OFF, [0; 3]);
+        state.store(ON, Ordering::Release);
+        result
+    }
+
+    /// Returns if the state was one of standby, or none was entered; else the CPU comes back through the entry.
+    fn cpu_suspend(&self, power: &impl Power, me: usize, power_state: u64, entry: HostEntry) -> i64 {
+        let power_down = 1 << if self.suspend_is_extended { 30 } else { 16 };
+        if power_state & power_down == 0 {
+            return firmware::<C>(PSCI_CPU_SUSPEND_64, [power_state, 0, 0]);
+        }
+        if !power.may_begin_at(entry.pc) {
+            return INVALID_ADDRESS;
+        }
+        let stub = power.stage(me, entry);
+        firmware::<C>(PSCI_CPU_SUSPEND_64, [power_state, stub.pc, stub.context])
+    }
+
+    fn affinity_info(&self, function: u32, args: [u64; 3]) -> i64 {
+        let [mpidr, level, _] = args;
+        let pending = |cpu: &CpuPower| cpu.mpidr == mpidr && cpu.state.load(Ordering::Acquire) == PENDING;
+        if level == 0 && self.cpus.iter().any(pending) {
+            return AFFINITY_ON_PENDING;
+        }
+        firmware::<C>(function, args)
+    }
+}
+
+/// Calls that go through unchanged.
+fn is_relayed(function: u32) -> bool {
+    matches!(
+        function,
+        PSCI_VERSION
+            | PSCI_MIGRATE_INFO_TYPE
+            | PSCI_SYSTEM_OFF
+            | PSCI_SYSTEM_RESET
+            | PSCI_SYSTEM_RESET2_32
+            | PSCI_SYSTEM_RESET2_64
+    )
+}
+
+fn features<C: Call>(function: u32) -> i64 {
+    match function {
+        // Not every firmware says so of itself, and we are there in any case.
+        SMCCC_VERSION | PSCI_FEATURES => SUCCESS,
+        PSCI_CPU_ON_32
+        | PSCI_CPU_ON_64
+        | PSCI_CPU_OFF
+        | PSCI_CPU_SUSPEND_32
+        | PSCI_CPU_SUSPEND_64
+        | PSCI_AFFINITY_INFO_32
+        | PSCI_AFFINITY_INFO_64 => firmware::<C>(PSCI_FEATURES, [function.into(), 0, 0]),
+        _ if is_relayed(function) => firmware::<C>(PSCI_FEATURES, [function.into(), 0, 0]),
+        _ => NOT_SUPPORTED,
+    }
+}
+
+/// Calls the firmware; a result of the 32-bit convention is sign-extended.
+fn firmware<C: Call>(function: u32, args: [u64; 3]) -> i64 {
+    let mut all = [0; 17];
+    all[..3].copy_from_slice(&args);
+    let result = C::call64(function, all)[0];
+    if function & SMC64 != 0 { result as i64 } else { i64::from(result as i32) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    thread_local! {
+        /// What the fake firmware was asked, and what it answers.
+        static ASKED: RefCell<Vec<(u32, [u64; 3])>> = const { RefCell::new(Vec::new()) };
+        static ANSWERS: RefCell<Vec<i64>> = const { RefCell::new(Vec::new()) };
+    }
+
+    struct Smc;
+    impl Call for Smc {
+        fn call32(_: u32, _: [u32; 7]) -> [u32; 8] {
+            unreachable!("the relay uses the 64-bit convention")
+        }
+        fn call64(function: u32, args: [u64; 17]) -> [u64; 18] {
+            ASKED.with_borrow_mut(|asked| asked.push((function, [args[0], args[1], args[2]])));
+            let mut result = [0; 18];
+            result[0] = ANSWERS
+                .with_borrow_mut(|answers| if answers.is_empty() { 0 } else { answers.remove(0) })
+                as u64;
+            result
+        }
+    }
+
+    #[derive(Default)]
+    struct Board(RefCell<Vec<(usize, HostEntry)>>);
+    impl Power for Board {
+        fn may_begin_at(&self, pc: u64) -> bool {
+            pc >= 0x1000
+        }
+        fn stage(&self, cpu: usize, entry: HostEntry) -> FirmwareEntry {
+            self.0.borrow_mut().push((cpu, entry));
+            FirmwareEntry { pc: 0xe120, context: 0xc0 + cpu as u64 }
+        }
+    }
+
+    fn cpus() -> [CpuPower; 3] {
+        let cpus = [0, 1, 0x100].map(CpuPower::new);
+        cpus[0].arrived();
+        cpus
+    }
+
+    fn with(answers: &[i64], run: impl FnOnce(&Psci<'_, Smc>, &Board)) -> Vec<(u32, [u64; 3])> {
+        let cpus = cpus();
+        let psci = Psci::<Smc>::new(&cpus);
+        ASKED.take();
+        ANSWERS.set(answers.to_vec());
+        run(&psci, &Board::default());
+        ASKED.take()
+    }
+
+    #[test]
+    fn a_cpu_starts_at_the_hypervisors_entry_with_word_of_the_hosts() {
+        let asked = with(&[], |psci, board| {
+            assert_eq!(psci.call(board, 0, PSCI_CPU_ON_64, [0x100, 0x4000, 7]), Some(SUCCESS));
+            assert_eq!(*board.0.borrow(), [(2, HostEntry { pc: 0x4000, context: 7 })]);
+        });
+        assert_eq!(asked, [(PSCI_CPU_ON_64, [0x100, 0xe120, 0xc2])]);
+    }
+
+    #[test]
+    fn a_cpu_is_won_once_until_it_is_off_again() {
+        with(&[0, 0, -3], |psci, board| {
+            let on = || psci.call(board, 0, PSCI_CPU_ON_64, [1, 0x4000, 0]);
+            assert_eq!((on(), on()), (Some(SUCCESS), Some(ON_PENDING)));
+            let info = psci.call(board, 0, PSCI_AFFINITY_INFO_64, [1, 0, 0]);
+            assert_eq!(info, Some(AFFINITY_ON_PENDING));
+            psci.cpus[1].arrived();
+            assert_eq!(on(), Some(ALREADY_ON));
+            psci.cpus[1].state.store(OFF, Ordering::Relaxed);
+            assert_eq!(on(), Some(SUCCESS));
+            assert_eq!(board.0.borrow().len(), 2);
+        });
+    }
+
+    #[test]
+    fn a_start_that_the_firmware_refuses_can_be_tried_again() {
+        with(&[-6, 0], |psci, board| {
+            let on = || psci.call(board, 0, PSCI_CPU_ON_64, [1, 0x4000, 0]);
+            assert_eq!((on(), on()), (Some(-6), Some(SUCCESS)));
+        });
+    }
+
+    #[test]
+    fn a_refused_cpu_off_leaves_the_cpu_on() {
+        with(&[-3], |psci, board| {
+            psci.cpus[1].arrived();
+            assert_eq!(psci.call(board, 1, PSCI_CPU_OFF, [0; 3]), Some(-3));
+            assert_eq!(psci.call(board, 0, PSCI_CPU_ON_64, [1, 0x4000, 0]), Some(ALREADY_ON));
+        });
+    }
+
+    #[test]
+    fn bad_targets_and_addresses_do_not_reach_the_firmware() {
+        let asked = with(&[], |psci, board| {
+            let on = |mpidr, pc| psci.call(board, 0, PSCI_CPU_ON_64, [mpidr, pc, 0]);
+            assert_eq!(on(9, 0x4000), Some(INVALID_PARAMETERS));
+            assert_eq!(on(1 << 63, 0x4000), Some(INVALID_PARAMETERS));
+            assert_eq!(on(1, 0x10), Some(INVALID_ADDRESS));
+            let suspend = psci.call(board, 0, PSCI_CPU_SUSPEND_64, [1 << 16, 0x10, 0]);
+            assert_eq!(suspend, Some(INVALID_ADDRESS));
+        });
+        assert_eq!(asked, []);
+    }
+
+    #[test]
+    fn standby_keeps_the_cpu_and_power_down_brings_it_back_through_the_entry() {
+        let asked = with(&[], |psci, board| {
+            assert_eq!(psci.call(board, 1, PSCI_CPU_SUSPEND_32, [5, 0x4000, 9]), Some(SUCCESS));
+            assert!(board.0.borrow().is_empty());
+            assert_eq!(psci.call(board, 1, PSCI_CPU_SUSPEND_64, [1 << 16, 0x4000, 9]), Some(SUCCESS));
+            assert_eq!(*board.0.borrow(), [(1, HostEntry { pc: 0x4000, context: 9 })]);
+        });
+        let expected = [(PSCI_CPU_SUSPEND_64, [5, 0, 0]), (PSCI_CPU_SUSPEND_64, [1 << 16, 0xe120, 0xc1])];
+        assert_eq!(asked, expected);
+    }
+
+    #[test]
+    fn the_extended_power_state_has_its_own_bit() {
+        ANSWERS.set(vec![EXTENDED_FORMAT]);
+        let cpus = cpus();
+        let psci = Psci::<Smc>::new(&cpus);
+        let board = Board::default();
+        psci.call(&board, 0, PSCI_CPU_SUSPEND_64, [1 << 16, 0x4000, 0]);
+        assert!(board.0.borrow().is_empty());
+        psci.call(&board, 0, PSCI_CPU_SUSPEND_64, [1 << 30, 0x4000, 0]);
+        assert_eq!(board.0.borrow().len(), 1);
+    }
+
+    #[test]
+    fn the_32_bit_convention_passes_lower_halves_and_sign_extends() {
+        let asked = with(&[0xffff_fffd], |psci, board| {
+            let result = psci.call(board, 0, PSCI_SYSTEM_RESET2_32, [0xf_0000_0001, 2, 3]);
+            assert_eq!(result, Some(-3));
+        });
+        assert_eq!(asked, [(PSCI_SYSTEM_RESET2_32, [1, 2, 3])]);
+    }
+
+    #[test]
+    fn features_are_the_firmwares_of_what_is_relayed_only() {
+        let asked = with(&[0], |psci, board| {
+            let features = |f: u32| psci.call(board, 0, PSCI_FEATURES, [f.into(), 0, 0]);
+            assert_eq!(features(SMCCC_VERSION), Some(SUCCESS));
+            assert_eq!(features(smccc::psci::PSCI_SYSTEM_SUSPEND_64), Some(NOT_SUPPORTED));
+            assert_eq!(features(PSCI_SYSTEM_OFF), Some(SUCCESS));
+        });
+        assert_eq!(asked, [(PSCI_FEATURES, [PSCI_SYSTEM_OFF.into(), 0, 0])]);
+    }
+
+    #[test]
+    fn what_is_not_relayed_is_left_to_others() {
+        let asked = with(&[], |psci, board| {
+            assert_eq!(psci.call(board, 0, smccc::psci::PSCI_MEM_PROTECT, [0; 3]), None);
+            assert_eq!(psci.call(board, 0, 0x8400_0050, [0; 3]), None);
+        });
+        assert_eq!(asked, []);
+    }
+}

@@ -1,0 +1,272 @@
+//! The host's device tree: the original, with the hypervisor's memory reserved and its own modules gone.
+//!
+//! Invariant: everything else in the original is in the copy, in the same order. The copy is validated before it is
+//! handed out.
+//!
+//! `dtoolkit` edits a tree in place but cannot add a node without a heap, so the structure block is copied around the
+//! place where the node goes (Devicetree Specification, 5.4).
+
+use core::fmt;
+
+use dtoolkit::Node;
+use dtoolkit::error::FdtParseError;
+use dtoolkit::fdt::Fdt;
+use dtoolkit::fdt_mut::{FdtMut, SliceBuffer};
+use dtoolkit::standard::{AddressSpaceProperties, NodeStandard};
+
+use super::is_module;
+use crate::mapping::{Address, Pa, Range};
+
+const BEGIN_NODE: u32 = 1;
+const END_NODE: u32 = 2;
+const PROP: u32 = 3;
+const NOP: u32 = 4;
+const HEADER: usize = 40;
+
+/// What the host's tree says that the original does not.
+#[derive(Clone, Copy, Debug)]
+pub struct Changes<'a> {
+    /// The hypervisor's memory: reserved, not to be mapped.
+    pub reserved: Range<Pa>,
+    /// The command line, if it is not the original's.
+    pub bootargs: Option<&'a str>,
+}
+
+/// Why the tree could not be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostTreeError {
+    /// The memory for it is too small.
+    NoRoom {
+        /// Bytes there are.
+        size: usize,
+    },
+    /// `/reserved-memory` counts with so many cells, in which this address or size does not fit.
+    Cells {
+        /// The address or size.
+        value: u64,
+        /// Cells for it.
+        cells: u32,
+    },
+    /// The original's blocks are not where they should be.
+    Malformed,
+    /// The written tree is damaged.
+    Written(FdtParseError),
+}
+
+impl fmt::Display for HostTreeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRoom { size } => write!(f, "does not fit in {size} bytes"),
+            Self::Cells { value, cells } => write!(f, "/reserved-memory has {cells} cells for {value:#x}"),
+            Self::Malformed => write!(f, "has blocks that are not where its header says"),
+            Self::Written(error) => write!(f, "was written wrongly: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for HostTreeError {}
+
+/// Bytes that the changes add at most, but for the command line: nodes, properties and names.
+const ADDED: usize = 512;
+
+/// Bytes that the host's tree needs at most.
+pub fn size_bound(original: Fdt<'_>, changes: &Changes<'_>) -> usize {
+    original.data().len() + ADDED + changes.bootargs.map_or(0, |text| text.len() + 64)
+}
+
+/// Appends to a slice.
+struct Writer<'a> {
+    out: &'a mut [u8],
+    len: usize,
+}
+
+impl Writer<'_> {
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), HostTreeError> {
+        let size = self.out.len();
+        let end = self.len + bytes.len();
+        self.out.get_mut(self.len..end).ok_or(HostTreeError::NoRoom { size })?.copy_from_slice(bytes);
+        self.len = end;
+        Ok(())
+    }
+    fn word(&mut self, word: u32) -> Result<(), HostTreeError> {
+        self.bytes(&word.to_be_bytes())
+    }
+    fn align(&mut self, to: usize) -> Result<(), HostTreeError> {
+        while !self.len.is_multiple_of(to) {
+            self.bytes(&[0])?;
+        }
+        Ok(())
+    }
+    fn begin(&mut self, name: fmt::Arguments<'_>) -> Result<(), HostTreeError> {
+        self.word(BEGIN_NODE)?;
+        let size = self.out.len();
+        fmt::write(self, name).map_err(|_| HostTreeError::NoRoom { size })?;
+        self.bytes(&[0])?;
+        self.align(4)
+    }
+    /// The head of a property of `size` bytes whose name lies at `name` in the strings block.
+    fn property_head(&mut self, name: usize, size: usize) -> Result<(), HostTreeError> {
+        self.word(PROP)?;
+        self.word(size as u32)?;
+        self.word(name as u32)
+    }
+    fn property(&mut self, name: usize, value: &[u8]) -> Result<(), HostTreeError> {
+        self.property_head(name, value.len())?;
+        self.bytes(value)?;
+        self.align(4)
+    }
+    /// An address or a size of `cells` cells.
+    fn number(&mut self, value: u64, cells: u32) -> Result<(), HostTreeError> {
+        match cells {
+            1 => self.word(u32::try_from(value).map_err(|_| HostTreeError::Cells { value, cells })?),
+            2 => self.bytes(&value.to_be_bytes()),
+            _ => Err(HostTreeError::Cells { value, cells }),
+        }
+    }
+}
+
+impl fmt::Write for Writer<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.bytes(text.as_bytes()).map_err(|_| fmt::Error)
+    }
+}
+
+/// Names that the new nodes use, appended to the strings block in this order.
+const NAMES: [&str; 6] = ["#address-cells", "#size-cells", "ranges", "compatible", "reg", "no-map"];
+
+/// Where the new node goes: just before the end of this node.
+struct Place {
+    /// Offset of the END_NODE in the structure block.
+    end: usize,
+    /// How `/reserved-memory` counts, or nothing if there is none and `end` is the root's.
+    parent: Option<AddressSpaceProperties>,
+}
+
+/// Finds the end of `/reserved-memory`, or else of the root, in a structure block that was validated.
+fn place(original: Fdt<'_>, block: &[u8]) -> Option<Place> {
+    let parent = original.root().child("reserved-memory").map(|node| node.address_space());
+    let word = |at: usize| Some(u32::from_be_bytes(*block.get(at..)?.first_chunk()?));
+    let (mut at, mut depth, mut inside) = (0, 0u32, false);
+    loop {
+        match word(at)? {
+            BEGIN_NODE => {
+                let name = block.get(at + 4..)?;
+                let name = &name[..name.iter().position(|&b| b == 0)?];
+                depth += 1;
+                inside |= depth == 2 && name.split(|&b| b == b'@').next() == Some(b"reserved-memory");
+                at = (at + 4 + name.len() + 1).next_multiple_of(4);
+            }
+            END_NODE => {
+                if depth == 2 && inside || depth == 1 {
+                    return Some(Place { end: at, parent: parent.filter(|_| inside) });
+                }
+                depth = depth.checked_sub(1)?;
+                at += 4;
+            }
+            PROP => at = (at + 12 + word(at + 4)? as usize).next_multiple_of(4),
+            NOP => at += 4,
+            _ => return None,
+        }
+    }
+}
+
+/// Writes the host's tree to `out` and returns its size in bytes.
+///
+/// # Errors
+/// [`HostTreeError`].
+pub fn write(original: Fdt<'_>, out: &mut [u8], changes: &Changes<'_>) -> Result<usize, HostTreeError> {
+    let data = original.data();
+    let field = |at: usize| {
+        let bytes = data.get(at..).and_then(|d| d.first_chunk()).ok_or(HostTreeError::Malformed)?;
+        Ok::<_, HostTreeError>(u32::from_be_bytes(*bytes))
+    };
+    let block = |offset: usize, size: usize| {
+        let end = offset.checked_add(size).ok_or(HostTreeError::Malformed)?;
+        data.get(offset..end).ok_or(HostTreeError::Malformed)
+    };
+    let structure = block(field(8)? as usize, field(36)? as usize)?;
+    let strings = block(field(12)? as usize, field(32)? as usize)?;
+    let place = place(original, structure).ok_or(HostTreeError::Malformed)?;
+    // Names go to the end of the strings, whose last may lack its terminator.
+    let pad = usize::from(strings.last().is_some_and(|&byte| byte != 0));
+    let name =
+        |number: usize| strings.len() + pad + NAMES[..number].iter().map(|n| n.len() + 1).sum::<usize>();
+
+    let mut writer = Writer { out, len: 0 };
+    let w = &mut writer;
+    w.bytes(&data[..HEADER])?;
+    let reservations_at = w.len;
+    for entry in original.memory_reservations() {
+        w.bytes(&entry.address().to_be_bytes())?;
+        w.bytes(&entry.size().to_be_bytes())?;
+    }
+    w.bytes(&[0; 16])?;
+
+    let structure_at = w.len;
+    w.bytes(&structure[..place.end])?;
+    let space = place.parent.unwrap_or(AddressSpaceProperties { address_cells: 2, size_cells: 2 });
+    if place.parent.is_none() {
+        w.begin(format_args!("reserved-memory"))?;
+        w.property(name(0), &space.address_cells.to_be_bytes())?;
+        w.property(name(1), &space.size_cells.to_be_bytes())?;
+        w.property(name(2), &[])?;
+    }
+    w.begin(format_args!("cloven@{:x}", changes.reserved.start().get()))?;
+    w.property(name(3), b"cloven,hypervisor\0")?;
+    w.property_head(name(4), 4 * (space.address_cells.min(2) + space.size_cells.min(2)) as usize)?;
+    w.number(changes.reserved.start().get(), space.address_cells)?;
+    w.number(changes.reserved.size(), space.size_cells)?;
+    w.property(name(5), &[])?;
+    w.word(END_NODE)?;
+    if place.parent.is_none() {
+        w.word(END_NODE)?;
+    }
+    w.bytes(&structure[place.end..])?;
+    let structure_size = w.len - structure_at;
+
+    let strings_at = w.len;
+    w.bytes(strings)?;
+    w.bytes(&[0][..pad])?;
+    for text in NAMES {
+        w.bytes(text.as_bytes())?;
+        w.bytes(&[0])?;
+    }
+    let (strings_size, total) = (w.len - strings_at, w.len);
+    for (at, value) in [
+        (4, total),
+        (8, structure_at),
+        (12, strings_at),
+        (16, reservations_at),
+        (32, strings_size),
+        (36, structure_size),
+    ] {
+        w.out[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
+    }
+    edit_chosen(out, changes)
+}
+
+/// Removes the modules and sets the command line, in the tree at the start of `out`.
+fn edit_chosen(out: &mut [u8], changes: &Changes<'_>) -> Result<usize, HostTreeError> {
+    let size = out.len();
+    let buffer = SliceBuffer::new(out).map_err(HostTreeError::Written)?;
+    let mut tree = FdtMut::new(buffer).map_err(HostTreeError::Written)?;
+    let mut root = tree.root_mut();
+    if let Some(mut chosen) = root.child_mut("chosen") {
+        while let Some(number) = chosen.as_read_only().children().position(is_module) {
+            let mut children = chosen.children_mut();
+            for _ in 0..number {
+                children.next();
+            }
+            if let Some(node) = children.next() {
+                node.remove();
+            }
+        }
+        if let Some(text) = changes.bootargs {
+            chosen.remove_property("bootargs");
+            chosen.add_property("bootargs", text).map_err(|_| HostTreeError::NoRoom { size })?;
+        }
+    }
+    let written = tree.as_read_only().data();
+    Fdt::new(written).map_err(HostTreeError::Written)?;
+    Ok(written.len())
+}
