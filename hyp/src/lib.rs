@@ -8,3 +8,4 @@ pub mod machine;
 pub mod mapping;
 pub mod stage1;
 pub mod stage2;
+pub mod start;

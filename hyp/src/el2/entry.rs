@@ -38,6 +38,7 @@ macro_rules! el2_entry {
 }
 
 global_asm!(
+    crate::start_macros!(),
     r#"
     // x3 = the table below entry number (address >> \shift) of the table x3; x22 is the next free table.
     .macro descend shift
@@ -49,35 +50,6 @@ global_asm!(
     str     x3, [x2]
     add     x22, x22, #4096
 1:  and     x3, x3, #~3
-    .endm
-
-    // For each cache line from x0 to x1 do \op; x2 is the line size.
-    .macro each_line op
-    sub     x3, x2, #1
-    bic     x0, x0, x3
-1:  dc      \op, x0
-    add     x0, x0, x2
-    cmp     x0, x1
-    b.lo    1b
-    .endm
-
-    // The range of the linker's symbols \from to \to + \more in x0 and x1.
-    .macro range from, to, more
-    adrp    x0, \from
-    add     x0, x0, :lo12:\from
-    adrp    x1, \to
-    add     x1, x1, :lo12:\to
-    mov     x3, #(\more)
-    add     x1, x1, x3
-    .endm
-
-    // Zeroes x0 to x1, 16 bytes at a time.
-    .macro zero
-1:  cmp     x0, x1
-    b.hs    2f
-    stp     xzr, xzr, [x0], #16
-    b       1b
-2:
     .endm
 
     // EL2 with everything off: little-endian, one privilege level. Changes x1.
@@ -144,34 +116,16 @@ primary:
     tst     x23, #0x1fffff
     b.ne    .Lstop
 
-    mrs     x2, ctr_el0
-    ubfx    x2, x2, #16, #4
-    mov     x1, #4
-    lsl     x2, x1, x2
-    // Dirty lines of whoever had this memory before must not be written back over what follows.
-    range   image_start, image_arena, {block_size}
-    each_line civac
-    range   image_end, image_end, 0
-    sub     x0, x0, #({boot_tables} * 4096)
-    each_line civac
-    dsb     sy
-
-    // R_AARCH64_RELATIVE: the image is linked at 0.
-    range   image_relocations, image_relocations_end, 0
-1:  cmp     x0, x1
-    b.hs    2f
-    ldp     x3, x4, [x0], #16
-    ldr     x5, [x0], #8
-    add     x5, x5, x23
-    str     x5, [x23, x3]
-    b       1b
-2:
-    range   image_bss, image_arena, {block_size}
-    zero
+    self_relocate {block_size}
     range   image_end, image_end, 0
     sub     x0, x0, #({boot_tables} * 4096)
     mov     x21, x0                     // root of the boot map
     add     x22, x0, #4096
+    mov     x4, x1
+    each_line civac
+    dsb     sy
+    mov     x0, x21
+    mov     x1, x4
     zero
 
     // The device tree first: it may lie in the block before the image's, and its second block is then the image's.
@@ -196,12 +150,9 @@ primary:
     mov     x1, #0x745                  // Normal, inner shareable, accessed, read, write and execute
     bl      .Lmap_block
 
-    // What was written with the MMU off is in memory: drop what the caches still hold of it.
-    dsb     sy
-    range   image_start, image_arena, {block_size}
-    each_line ivac
-    range   image_end, image_end, 0
-    sub     x0, x0, #({boot_tables} * 4096)
+    drop_cached {block_size}
+    mov     x0, x21
+    add     x1, x21, #({boot_tables} * 4096)
     each_line ivac
     dsb     sy
 

@@ -6,7 +6,7 @@
 
 use core::arch::asm;
 
-use super::{Registers, SCTLR_EL1_OFF, SCTLR_EL2_OFF};
+use super::{Registers, SCTLR_EL2_OFF};
 
 /// Runs this CPU's EL2 on the map of `registers`, with caches on.
 ///
@@ -40,27 +40,43 @@ pub unsafe fn el2(registers: &Registers) {
     }
 }
 
-/// Runs this CPU's EL1 on the map of `registers`, with caches on.
+/// Turns the MMU and the caches of this CPU's EL1 on, with the map of `registers`, after a phase with the MMU off that
+/// has written in `start` to `end`: lines of it that were cached meanwhile (an exception level above may speculate there)
+/// are dropped, for they are older than memory.
 ///
 /// # Safety
-/// As [`fn@el2`], at EL1.
-pub unsafe fn el1(registers: &Registers) {
-    // SAFETY: as for EL2.
+/// As [`fn@el2`], at EL1, with the MMU off. Nobody has written in `start` to `end` through a cache since the MMU went off.
+pub unsafe fn el1(registers: &Registers, start: usize, end: usize) {
+    // SAFETY: as for EL2; from the first invalidation on no memory is written.
     unsafe {
         asm!(
-            "dsb ish",
-            "msr sctlr_el1, {off}",
-            "isb",
+            "mrs {line}, ctr_el0",
+            "ubfx {line}, {line}, #16, #4",
+            "mov {size}, #4",
+            "lsl {size}, {size}, {line}",
+            "sub {line}, {size}, #1",
+            "bic {at}, {at}, {line}",
+            "dsb sy",
+            "2: cmp {at}, {end}",
+            "b.hs 3f",
+            "dc ivac, {at}",
+            "add {at}, {at}, {size}",
+            "b 2b",
+            "3: dsb sy",
             "msr mair_el1, {mair}",
             "msr tcr_el1, {tcr}",
             "msr ttbr0_el1, {ttbr0}",
             "isb",
             "tlbi vmalle1",
+            "ic iallu",
             "dsb nsh",
             "isb",
             "msr sctlr_el1, {on}",
             "isb",
-            off = in(reg) SCTLR_EL1_OFF,
+            line = out(reg) _,
+            size = out(reg) _,
+            at = inout(reg) start => _,
+            end = in(reg) end,
             mair = in(reg) registers.mair,
             tcr = in(reg) registers.tcr,
             ttbr0 = in(reg) registers.ttbr0,

@@ -1,0 +1,279 @@
+//! The checks that one CPU makes by itself.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntvct_el0};
+use arm_sysregs::el1::accessors::*;
+use hyp::machine::Machine;
+use hyp::mapping::Address;
+use smccc::{Call, Hvc, Smc};
+
+use crate::entry::{self, Cpu};
+use crate::memory::{Memory, View};
+use crate::report::{Report, UART, say};
+
+const NOT_SUPPORTED: u64 = u64::MAX;
+/// Cloven's UID call, and the first register of its answer.
+const CALL_UID: u32 = 0x8600_ff01;
+const UID_FIRST: u64 = 0x523c_1d6e;
+
+const EC_SVC: u64 = 0x15;
+const EC_INSTRUCTION_ABORT: u64 = 0x20;
+const EC_DATA_ABORT: u64 = 0x24;
+const FSC_EXTERNAL: u64 = 0x10;
+const WNR: u64 = 1 << 6;
+
+/// What the CPU says of itself.
+pub fn identity(report: &mut Report) {
+    // CurrentEL has no accessor; the vectors and registers of EL1 work, and HVC below comes back.
+    let sre = read_icc_sre_el1().bits();
+    report.check("host.gic_system_registers", sre & 1 == 1, format_args!("ICC_SRE_EL1 {sre:#x}"));
+    let frequency = read_cntfrq_el0().bits();
+    let start = read_cntvct_el0().bits();
+    let moves = (0..1_000_000).any(|_| read_cntvct_el0().bits() > start);
+    report.check("host.virtual_counter", moves && frequency > 0, format_args!("{frequency} Hz"));
+}
+
+fn call<C: Call>(function: u32, args: [u64; 3]) -> [u64; 18] {
+    let mut all = [0; 17];
+    all[..3].copy_from_slice(&args);
+    C::call64(function, all)
+}
+
+/// The calls that end at the hypervisor, by either conduit.
+pub fn calls(report: &mut Report) {
+    let version = smccc::arch::version::<Smc>();
+    report.check(
+        "smccc.version",
+        matches!(version, Ok(v) if v.major == 1 && v.minor >= 1),
+        format_args!("{version:?}"),
+    );
+    let psci = smccc::psci::version::<Smc>();
+    report.check("psci.version", matches!(psci, Ok(v) if v.major >= 1), format_args!("{psci:?}"));
+    let features = |function: u32| call::<Smc>(smccc::psci::PSCI_FEATURES, [function.into(), 0, 0])[0] as i32;
+    let on = features(smccc::psci::PSCI_CPU_ON_64);
+    let suspend = features(smccc::psci::PSCI_SYSTEM_SUSPEND_64);
+    report.check(
+        "psci.features",
+        on == 0 && suspend == -1,
+        format_args!("CPU_ON {on}, SYSTEM_SUSPEND {suspend}"),
+    );
+    let by_smc = call::<Smc>(CALL_UID, [0; 3])[0];
+    let by_hvc = call::<Hvc>(CALL_UID, [0; 3])[0];
+    report.check(
+        "hypercall.uid",
+        by_smc == UID_FIRST && by_hvc == UID_FIRST,
+        format_args!("{by_smc:#x}, {by_hvc:#x}"),
+    );
+    let mut unknown = [0xc400_0190, 0x8400_0099, 0x8600_1234, 0xbf00_0000, 0].into_iter();
+    let unknown = unknown.find(|&f| {
+        call::<Smc>(f, [1, 2, 3])[0] != NOT_SUPPORTED || call::<Hvc>(f, [1, 2, 3])[0] != NOT_SUPPORTED
+    });
+    report.check("smccc.unknown_calls_are_refused", unknown.is_none(), format_args!("{unknown:x?}"));
+    let after = call::<Smc>(0xc400_0190, [7, 8, 9]);
+    report.check(
+        "smccc.registers_are_kept",
+        after[1..4] == [7, 8, 9] && after[4..].iter().all(|&x| x == 0),
+        format_args!("{:x?}", &after[1..4]),
+    );
+}
+
+/// Pages that the RAM check looks at, spread evenly: few enough for any machine.
+const RAM_PROBES: u64 = 1024;
+
+/// RAM: reads and writes at even distances over all banks, but for what is in use.
+pub fn ram(report: &mut Report, machine: &Machine<'_>, memory: &Memory) {
+    let total: u64 = machine.memory.iter().map(|bank| bank.size()).sum();
+    let step = (total / RAM_PROBES).next_multiple_of(4096).max(4096);
+    let used = [memory.hypervisor, memory.image, memory.tree];
+    let (mut probes, mut wrong) = (0, None);
+    for part in machine.memory.iter().flat_map(|bank| bank.minus(&used)) {
+        let last = (part.end() - 8) & !7;
+        for address in (part.start().get()..part.end()).step_by(step as usize).chain([last]) {
+            if used.iter().any(|range| range.contains(address) || range.contains(address + 7)) {
+                continue;
+            }
+            let pointer = address as *mut u64;
+            let pattern = address ^ 0x5a5a_a5a5_0f0f_f0f0;
+            // SAFETY: RAM that the tree gives us, in use by nobody, mapped as data; the old value is put back.
+            let read = unsafe {
+                let old = pointer.read_volatile();
+                pointer.write_volatile(pattern);
+                let read = pointer.read_volatile();
+                pointer.write_volatile(old);
+                read
+            };
+            probes += 1;
+            if read != pattern {
+                wrong = Some(address);
+            }
+        }
+    }
+    let holds = wrong.is_none() && probes > 0;
+    report.check(
+        "ram.reads_and_writes",
+        holds,
+        format_args!("{probes} places in {} MiB, wrong {wrong:x?}", total >> 20),
+    );
+}
+
+/// Devices: readable where they are; not executable; nothing beyond the machine.
+pub fn devices(report: &mut Report, machine: &Machine<'_>, memory: &Memory) {
+    let uart = probe(View::Data, Kind::Load, UART);
+    report.check("device.uart_is_readable", uart.is_none(), format_args!("{uart:x?}"));
+    let gic = probe(View::Data, Kind::Load, machine.gic.distributor.start().get());
+    report.check("device.gic_is_readable", gic.is_none(), format_args!("{gic:x?}"));
+    check_refused(report, "device.is_not_executable", View::Code, Kind::Fetch, UART);
+    let top = memory.top.next_multiple_of(1 << 30);
+    if top < 1 << 40 {
+        check_refused(report, "beyond_the_machine.load", View::Data, Kind::Load, top);
+    }
+}
+
+/// How memory is accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A load.
+    Load,
+    /// A store.
+    Store,
+    /// An instruction fetch.
+    Fetch,
+}
+
+/// What EL1 was told of a fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// `ESR_EL1`.
+    pub esr: u64,
+    /// `FAR_EL1`.
+    pub far: u64,
+    /// `SPSR_EL1`.
+    pub spsr: u64,
+}
+
+/// Accesses physical address `pa` in `view` (EL0's are accessed at EL0): the fault, or nothing if it went through.
+pub fn probe(view: View, kind: Kind, pa: u64) -> Option<Fault> {
+    let address = view.of(pa);
+    let user = |code: *const u8| View::UserCode.of(code as u64);
+    // SAFETY: whatever the access does is caught, or harmless: stores go to memory that is forbidden or unused.
+    let faulted = unsafe {
+        match (view, kind) {
+            (View::Data | View::Code, Kind::Load) => entry::probe_load(address),
+            (View::Data | View::Code, Kind::Store) => entry::probe_store(address),
+            (View::Data | View::Code, Kind::Fetch) => entry::probe_fetch(address),
+            (_, Kind::Load) => entry::probe_user(user(&raw const entry::user_load), address),
+            (_, Kind::Store) => entry::probe_user(user(&raw const entry::user_store), address),
+            (_, Kind::Fetch) => entry::probe_user(user(&raw const entry::user_fetch), address),
+        }
+    };
+    let [esr, far, _, spsr] = [0, 1, 2, 3].map(|field| Cpu::this().fault[field].load(Relaxed));
+    (faulted != 0 && esr >> 26 != EC_SVC).then_some(Fault { esr, far, spsr })
+}
+
+/// Whether `fault` is what an access of `kind` in `view` to forbidden memory must end in.
+fn is_refusal(fault: Option<Fault>, view: View, kind: Kind, address: u64) -> bool {
+    let Some(Fault { esr, far, spsr }) = fault else { return false };
+    let user = matches!(view, View::UserData | View::UserCode);
+    let class = if kind == Kind::Fetch { EC_INSTRUCTION_ABORT } else { EC_DATA_ABORT } + u64::from(!user);
+    let level = if user { 0 } else { 0b0101 };
+    let wnr = if kind == Kind::Store { WNR } else { 0 };
+    // Class, 32-bit instruction, and nothing in the ISS but what is the host's to know.
+    esr == class << 26 | 1 << 25 | wnr | FSC_EXTERNAL && far == address && spsr & 0x1f == level
+}
+
+fn check_refused(report: &mut Report, name: &str, view: View, kind: Kind, pa: u64) -> bool {
+    let fault = probe(view, kind, pa);
+    let refused = is_refusal(fault, view, kind, view.of(pa));
+    report.check(name, refused, format_args!("{kind:?} of {pa:#x} as {view:?}: {fault:x?}"));
+    refused
+}
+
+/// The accesses that must be refused: each kind, from EL1 and from EL0.
+const FORBIDDEN: [(View, Kind); 6] = [
+    (View::Data, Kind::Load),
+    (View::Code, Kind::Fetch),
+    (View::UserData, Kind::Load),
+    (View::UserCode, Kind::Fetch),
+    (View::UserData, Kind::Store),
+    (View::Data, Kind::Store),
+];
+
+/// Places in the hypervisor's memory that are tried: its first, a middle and its last page, to the last word.
+fn places(memory: &Memory) -> [u64; 4] {
+    let (start, end) = (memory.hypervisor.start().get(), memory.hypervisor.end());
+    [end - 4096, start, start + (end - start) / 2, end - 8]
+}
+
+/// Loads, stores and fetches of the hypervisor's memory, on the boot CPU with a line for each kind.
+pub fn forbidden(report: &mut Report, memory: &Memory) {
+    for (view, kind) in FORBIDDEN {
+        let level = if matches!(view, View::Data | View::Code) { "el1" } else { "el0" };
+        let mut bad = None;
+        for pa in places(memory) {
+            let fault = probe(view, kind, pa);
+            if !is_refusal(fault, view, kind, view.of(pa)) {
+                bad = Some((pa, fault));
+                // Once something got through, no more is tried: a store could end the run before it is told.
+                break;
+            }
+        }
+        let name = match (level, kind) {
+            ("el1", Kind::Load) => "forbidden.el1_load",
+            ("el1", Kind::Store) => "forbidden.el1_store",
+            ("el1", Kind::Fetch) => "forbidden.el1_fetch",
+            (_, Kind::Load) => "forbidden.el0_load",
+            (_, Kind::Store) => "forbidden.el0_store",
+            (_, Kind::Fetch) => "forbidden.el0_fetch",
+        };
+        report.check(
+            name,
+            bad.is_none(),
+            format_args!("{} places, not refused {bad:x?}", places(memory).len()),
+        );
+        if bad.is_some() {
+            return;
+        }
+    }
+    permitted(report, memory);
+}
+
+/// What EL0 and EL1 may do: so the refusals above are not those of a host that can do nothing.
+fn permitted(report: &mut Report, memory: &Memory) {
+    let own = memory.image.end() - 4096;
+    let code = core::ptr::addr_of!(entry::just_return) as u64;
+    let tried = [
+        (View::UserData, Kind::Load, own),
+        (View::UserData, Kind::Store, own),
+        (View::UserCode, Kind::Fetch, code),
+        (View::Code, Kind::Fetch, code),
+        (View::Data, Kind::Store, own),
+    ];
+    let bad =
+        tried.into_iter().find_map(|(view, kind, pa)| probe(view, kind, pa).map(|fault| (view, kind, fault)));
+    report.check("permitted.own_memory_from_el1_and_el0", bad.is_none(), format_args!("{bad:x?}"));
+}
+
+/// As [`forbidden`], without lines: how many accesses were refused as they must be, and how many there were.
+pub fn count_refused(memory: &Memory) -> (usize, usize) {
+    let mut refused = 0;
+    for (view, kind) in FORBIDDEN {
+        for pa in places(memory) {
+            refused += usize::from(is_refusal(probe(view, kind, pa), view, kind, view.of(pa)));
+        }
+    }
+    (refused, FORBIDDEN.len() * places(memory).len())
+}
+
+/// Hypercalls that are timed.
+const TIMED: u64 = 1000;
+
+/// Times a call that ends at the hypervisor. With `--icount` a tick is an instruction.
+pub fn round_trip() {
+    let start = read_cntvct_el0().bits();
+    for _ in 0..TIMED {
+        Hvc::call32(CALL_UID, [0; 7]);
+    }
+    let ticks = (read_cntvct_el0().bits() - start) / TIMED;
+    say!("@cloven figure hypercall.round_trip {ticks} ticks_at_{}_Hz", read_cntfrq_el0().bits());
+}

@@ -1,0 +1,280 @@
+//! The assembly of the host payload: how each CPU starts, its vectors, and accesses that may fault.
+//!
+//! Invariant: `TPIDR_EL1` points to the running CPU's [`Cpu`] once its MMU is on. A fault lands where the running probe
+//! wants it, with the syndrome saved; without a probe it is unexpected and told.
+
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU64, AtomicUsize};
+
+use arm_sysregs::el1::accessors::read_tpidr_el1;
+use hyp::stage1::{Registers, SCTLR_EL1_OFF};
+
+/// Bytes of the stack of each CPU.
+pub const STACK_SIZE: usize = 16 << 10;
+
+/// What a CPU has for itself. The assembly knows where its first fields lie.
+#[repr(C, align(64))]
+pub struct Cpu {
+    /// Turns the MMU on: read with the MMU off, so cleaned.
+    pub registers: Registers,
+    /// The end of its stack.
+    pub stack: u64,
+    _own_line: [u64; 3],
+    /// Where a fault lands, 0 if none is expected, and the stack pointer there.
+    landing: [AtomicU64; 2],
+    /// ESR, FAR, ELR and SPSR of the last fault that landed.
+    pub fault: [AtomicU64; 4],
+    /// What it shall do next, and how far it has come: see `cpus`.
+    pub order: AtomicUsize,
+    /// How many orders it has carried out.
+    pub done: AtomicUsize,
+    /// Its number.
+    pub number: usize,
+}
+
+impl Cpu {
+    /// CPU `number`.
+    pub const fn new(number: usize, registers: Registers, stack: u64) -> Self {
+        Self {
+            registers,
+            stack,
+            _own_line: [0; 3],
+            landing: [const { AtomicU64::new(0) }; 2],
+            fault: [const { AtomicU64::new(0) }; 4],
+            order: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
+            number,
+        }
+    }
+
+    /// The running CPU's.
+    pub fn this() -> &'static Self {
+        // SAFETY: set before the MMU came on (secondaries) or before the first probe (the boot CPU); never freed.
+        unsafe { &*(read_tpidr_el1().bits() as *const Self) }
+    }
+}
+
+global_asm!(
+    hyp::start_macros!(),
+    r#"
+    .section .text.head, "ax"
+    .global _start
+_start:
+    b       primary
+    .long   0
+    .quad   0
+    .quad   0x200000
+    .quad   0xa
+    .quad   0
+    .quad   0
+    .quad   0
+    .long   0x644d5241
+    .long   0
+
+    // EL1 with everything off. Changes x1.
+    .macro quiet_el1
+    msr     daifset, #0xf
+    movz    x1, #({sctlr_off} & 0xffff)
+    movk    x1, #({sctlr_off} >> 16), lsl #16
+    msr     sctlr_el1, x1
+    adrp    x1, vectors
+    add     x1, x1, :lo12:vectors
+    msr     vbar_el1, x1
+    isb
+    .endm
+
+    .section .text.entry, "ax"
+primary:
+    mov     x20, x0
+    quiet_el1
+    adrp    x23, image_start
+    self_relocate {stack_size}
+    drop_cached {stack_size}
+    // The boot CPU's stack is the start of the arena.
+    adrp    x1, image_arena
+    mov     x2, #{stack_size}
+    add     x1, x1, x2
+    mov     sp, x1
+    msr     tpidr_el1, xzr
+    mov     x29, xzr
+    mov     x0, x20
+    bl      payload_main
+1:  wfi
+    b       1b
+
+    .global secondary_entry
+secondary_entry:
+    mov     x20, x0
+    quiet_el1
+    ldp     x6, x7, [x20]
+    ldp     x5, x8, [x20, #16]
+    ldr     x9, [x20, #32]
+    msr     mair_el1, x6
+    msr     tcr_el1, x7
+    msr     ttbr0_el1, x5
+    isb
+    tlbi    vmalle1
+    ic      iallu
+    dsb     nsh
+    isb
+    msr     sctlr_el1, x8
+    isb
+    msr     tpidr_el1, x20
+    mov     sp, x9
+    mov     x29, xzr
+    bl      payload_secondary
+1:  wfi
+    b       1b
+
+    .macro to_probe number
+    .p2align 7
+    msr     tpidrro_el0, x0
+    mov     x0, #\number
+    b       .Lfault
+    .endm
+
+    .section .text.vectors, "ax"
+    .p2align 11
+vectors:
+    .set    n, 0
+    .rept   16
+    to_probe n
+    .set    n, n + 1
+    .endr
+    .p2align 7
+
+.Lfault:
+    msr     contextidr_el1, x1
+    mrs     x1, tpidr_el1
+    cbz     x1, .Lunexpected
+    // Only synchronous exceptions from EL1 (4) and EL0 (8) land.
+    tst     x0, #3
+    b.ne    .Lunexpected
+    ldr     x0, [x1, #64]
+    cbz     x0, .Lunexpected
+    str     xzr, [x1, #64]
+    msr     elr_el1, x0
+    ldr     x0, [x1, #72]
+    mov     sp, x0
+    mrs     x0, esr_el1
+    str     x0, [x1, #80]
+    mrs     x0, far_el1
+    str     x0, [x1, #88]
+    mrs     x0, spsr_el1
+    str     x0, [x1, #104]
+    mov     x0, #0x3c5
+    msr     spsr_el1, x0
+    mov     x0, #1
+    eret
+
+.Lunexpected:
+    mov     x1, sp
+    and     sp, x1, #~15
+    mov     x29, xzr
+    bl      payload_unexpected
+1:  wfi
+    b       1b
+
+    // Runs \access on the address in x0 with a landing. Returns 0 in x0, or 1 if it faulted.
+    .macro probe name, access:vararg
+    .section .text.probe, "ax"
+    .global \name
+\name:
+    stp     x29, x30, [sp, #-16]!
+    mrs     x9, tpidr_el1
+    adr     x10, 1f
+    mov     x11, sp
+    str     x11, [x9, #72]
+    str     x10, [x9, #64]
+    \access
+    str     xzr, [x9, #64]
+    mov     x0, #0
+1:  ldp     x29, x30, [sp], #16
+    ret
+    .endm
+
+    probe   probe_load, ldr x12, [x0]
+    probe   probe_store, str xzr, [x0]
+    probe   probe_fetch, blr x0
+    // To EL0 at the code at x0, with the address in x1. It always comes back by an exception.
+    .section .text.probe, "ax"
+    .global probe_user
+probe_user:
+    stp     x29, x30, [sp, #-16]!
+    mrs     x9, tpidr_el1
+    adr     x10, 1f
+    mov     x11, sp
+    str     x11, [x9, #72]
+    str     x10, [x9, #64]
+    msr     elr_el1, x0
+    mov     x10, #0x3c0
+    msr     spsr_el1, x10
+    mov     x0, x1
+    isb
+    eret
+1:  ldp     x29, x30, [sp], #16
+    ret
+
+    // Cleans and invalidates x0 to x1 to the point of coherency.
+    .global clean
+clean:
+    each_line civac
+    dsb     sy
+    ret
+
+    // Code for EL0, in a page of its own: the access, then SVC.
+    .section .text.user, "ax"
+    .p2align 12
+    .global user_load, user_store, user_fetch, user_end
+user_load:
+    ldr     x12, [x0]
+    svc     #0
+user_store:
+    str     xzr, [x0]
+    svc     #0
+user_fetch:
+    blr     x0
+    svc     #0
+    // What a permitted fetch finds.
+    .global just_return
+just_return:
+    ret
+    .p2align 12
+user_end:
+    "#,
+    sctlr_off = const SCTLR_EL1_OFF,
+    stack_size = const STACK_SIZE,
+);
+
+unsafe extern "C" {
+    /// Cleans and invalidates `start` to `end`.
+    pub fn clean(start: u64, end: u64);
+    /// Loads eight bytes: 0, or 1 if it faulted.
+    pub fn probe_load(address: u64) -> u64;
+    /// Stores eight zero bytes: 0, or 1 if it faulted.
+    pub fn probe_store(address: u64) -> u64;
+    /// Calls the address: 0, or 1 if it faulted.
+    pub fn probe_fetch(address: u64) -> u64;
+    /// Runs `code` at EL0 with `address` in x0 until it faults, which SVC does too.
+    pub fn probe_user(code: u64, address: u64) -> u64;
+    /// Where the firmware, or who plays it, starts a CPU.
+    pub fn secondary_entry();
+    /// EL0 code that loads from x0.
+    pub static user_load: u8;
+    /// EL0 code that stores to x0.
+    pub static user_store: u8;
+    /// EL0 code that calls x0.
+    pub static user_fetch: u8;
+    /// A return, to be fetched.
+    pub static just_return: u8;
+    /// First byte of the image.
+    pub static image_start: u8;
+    /// First constant.
+    pub static image_rodata: u8;
+    /// First variable.
+    pub static image_data: u8;
+    /// First byte after the variables.
+    pub static image_arena: u8;
+    /// The end of the image's 2 MiB.
+    pub static image_end: u8;
+}

@@ -1,0 +1,140 @@
+//! The payload's own stage 1, made with the library.
+//!
+//! Everything it looks at lies at its own address for EL1's data. The same physical addresses lie again, 2^40 apart for
+//! each [`View`], with the permissions of that view: so what refuses an access there is stage 2.
+
+use hyp::machine::Machine;
+use hyp::mapping::{Address, Attributes, El1And0, Geometry, Leaves, Map, Pa, Pool, Range, Table, Va};
+use hyp::stage1::{self, Registers};
+
+use crate::entry::{self, STACK_SIZE};
+use crate::report::UART;
+
+/// Most CPUs that the payload has stacks for.
+pub const MAX_CPUS: usize = 32;
+/// Bytes between two views.
+const VIEW_STEP: u64 = 1 << 40;
+const PAGE: u64 = 4096;
+
+/// With which permissions an address is accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// EL1 reads and writes.
+    Data,
+    /// EL1 reads and executes.
+    Code,
+    /// EL0 reads and writes.
+    UserData,
+    /// EL0 reads and executes.
+    UserCode,
+}
+
+impl View {
+    /// Where `pa` lies in this view.
+    pub fn of(self, pa: u64) -> u64 {
+        let number = match self {
+            Self::Data => 0,
+            Self::Code => 1,
+            Self::UserData => 2,
+            Self::UserCode => 3,
+        };
+        pa + number * VIEW_STEP
+    }
+}
+
+/// What the checks want to know of memory.
+pub struct Memory {
+    /// The hypervisor's memory, which the device tree says is not to be mapped.
+    pub hypervisor: Range<Pa>,
+    /// This image.
+    pub image: Range<Pa>,
+    /// The device tree.
+    pub tree: Range<Pa>,
+    /// The first address after everything that there is.
+    pub top: u64,
+    /// Turns the MMU on.
+    pub registers: Registers,
+}
+
+fn symbol(address: *const u8) -> u64 {
+    address as u64
+}
+
+/// A range of the payload's own making: one that is none is a mistake here.
+fn range(start: u64, end: u64) -> Range<Pa> {
+    Range::of_granules(start, end - start).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The end of the stack of CPU `number`.
+pub fn stack_end(number: usize) -> u64 {
+    symbol(&raw const entry::image_arena) + ((number + 1) * STACK_SIZE) as u64
+}
+
+/// Makes the map and turns the MMU of the boot CPU on.
+///
+/// # Safety
+/// Runs once, on the boot CPU, with the MMU off.
+pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
+    let start = symbol(&raw const entry::image_start);
+    let rodata = symbol(&raw const entry::image_rodata);
+    let data = symbol(&raw const entry::image_data);
+    let end = symbol(&raw const entry::image_end);
+    let (image, user) = (range(start, end), symbol(&raw const entry::user_load));
+    let hypervisor =
+        *machine.no_map.first().unwrap_or_else(|| panic!("no memory is reserved for a hypervisor"));
+
+    let tables_start = stack_end(MAX_CPUS - 1);
+    let count = ((end - tables_start) / PAGE) as usize;
+    // SAFETY: the rest of the image behind the stacks: aligned, ours, and used for nothing else.
+    let tables = unsafe { core::slice::from_raw_parts(tables_start as *const Table, count) };
+    let base = Pa::new(tables_start).unwrap_or_else(|error| panic!("{error}"));
+    let mut pool = Pool::new(tables, base).unwrap_or_else(|error| panic!("{error}"));
+    let geometry = Geometry::stage1(48).unwrap_or_else(|error| panic!("{error}"));
+    let mut map = Map::<El1And0>::new(&mut pool, geometry).unwrap_or_else(|error| panic!("{error}"));
+    let mut add = |part: Range<Pa>, view: View, attributes| {
+        let input = Range::<Va>::new(view.of(part.start().get()), part.size());
+        let input = input.unwrap_or_else(|error| panic!("{error}"));
+        map.map(&mut pool, input, part.start(), attributes, Leaves::Largest)
+            .unwrap_or_else(|error| panic!("{part}: {error}"));
+    };
+
+    type A = Attributes<El1And0>;
+    let own = [image];
+    for part in machine.memory.iter().flat_map(|bank| bank.minus(&own)) {
+        add(part, View::Data, A::DATA);
+    }
+    let user_code = range(user, user + PAGE);
+    add(range(start, user), View::Data, A::CODE);
+    add(user_code, View::Data, A::CODE);
+    add(range(user + PAGE, rodata), View::Data, A::CODE);
+    add(range(rodata, data), View::Data, A::CONSTANTS);
+    add(range(data, end), View::Data, A::DATA);
+    // The hypervisor's memory in every other view, and of ours what EL0 needs and a page that it may have.
+    for (view, attributes) in
+        [(View::Code, A::CODE), (View::UserData, A::USER_DATA), (View::UserCode, A::USER_CODE)]
+    {
+        add(hypervisor, view, attributes);
+    }
+    add(user_code, View::Code, A::CODE);
+    add(user_code, View::UserCode, A::USER_CODE);
+    let last = range(end - PAGE, end);
+    add(last, View::UserData, A::USER_DATA);
+    // Devices: data at their own address, and the UART's page as if it were code.
+    for device in [range(UART, UART + PAGE), machine.gic.distributor] {
+        add(device.expanded_to(PAGE), View::Data, A::DEVICE);
+    }
+    add(range(UART, UART + PAGE), View::Code, A::CODE);
+    // Where there is nothing: the GiB after everything.
+    let top = machine.top.next_multiple_of(1 << 30);
+    if top < VIEW_STEP {
+        add(range(top, top + (1 << 21)), View::Data, A::DATA);
+    }
+
+    let pa_range = arm_sysregs::el1::accessors::read_id_aa64mmfr0_el1().parange();
+    let registers = Registers::el1(&map, pa_range);
+    // SAFETY: the map has this code, the stack and all references at their own addresses; only this image was written
+    // since the entry code cleaned it.
+    unsafe { stage1::install::el1(&registers, start as usize, end as usize) };
+    let tree = Range::new(tree.as_ptr() as u64, tree.len() as u64).unwrap_or_else(|error| panic!("{error}"));
+    Memory { hypervisor, image, tree, top, registers }
+}

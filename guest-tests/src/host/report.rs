@@ -1,0 +1,42 @@
+//! What the payload says: lines on the first UART, and the checks counted.
+
+use core::fmt::{self, Write};
+use core::ptr::NonNull;
+
+use arm_pl011_uart::{PL011Registers, Uart};
+use safe_mmio::UniqueMmioPointer;
+
+/// The first PL011 of QEMU's `virt` machine.
+pub const UART: u64 = 0x0900_0000;
+
+/// Prints a line. Only one CPU at a time does: the boot CPU, or who is being waited for.
+pub fn line(text: fmt::Arguments<'_>) {
+    let Some(registers) = NonNull::new(UART as *mut PL011Registers) else { return };
+    // SAFETY: device registers, mapped as such (or the MMU is off, which is as good), and used by one CPU at a time.
+    let mut uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
+    let _ = uart.write_fmt(format_args!("{text}\r\n"));
+}
+
+macro_rules! say {
+    ($($arguments:tt)*) => { $crate::report::line(format_args!($($arguments)*)) };
+}
+pub(crate) use say;
+
+/// The checks so far.
+#[derive(Default)]
+pub struct Report {
+    checks: usize,
+}
+
+impl Report {
+    /// One check: what it is, whether it holds, and what was seen.
+    pub fn check(&mut self, name: &str, holds: bool, detail: fmt::Arguments<'_>) {
+        self.checks += 1;
+        say!("@cloven check {name} {} {detail}", if holds { "ok" } else { "FAIL" });
+    }
+
+    /// All were made.
+    pub fn end(self) {
+        say!("@cloven done {}", self.checks);
+    }
+}

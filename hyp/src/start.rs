@@ -1,0 +1,77 @@
+//! The first steps of an image that is linked at 0 and runs where it was loaded: assembler macros that the entry of the
+//! hypervisor and those of payloads share.
+//!
+//! Invariant: what is written with the MMU off is neither overwritten later by a dirty line of whoever had the memory
+//! before, nor hidden by a line that was cached meanwhile (Arm ARM D7.5.9; Linux `booting.rst`: the loader has cleaned the
+//! image, and nothing else).
+//!
+//! The linker script gives `image_start`, `image_relocations`, `image_relocations_end`, `image_bss` and `image_arena`; the
+//! arena follows the variables, and `more` bytes of it are cleared with them.
+
+/// The macros `range`, `each_line`, `zero`, `self_relocate` and `drop_cached` as text for `global_asm!`.
+#[macro_export]
+macro_rules! start_macros {
+    () => {
+        r#"
+    // The range of the linker's symbols \from to \to + \more in x0 and x1.
+    .macro range from, to, more
+    adrp    x0, \from
+    add     x0, x0, :lo12:\from
+    adrp    x1, \to
+    add     x1, x1, :lo12:\to
+    mov     x3, #(\more)
+    add     x1, x1, x3
+    .endm
+
+    // For each cache line from x0 to x1 do \op. Changes x2 and x3.
+    .macro each_line op
+    mrs     x2, ctr_el0
+    ubfx    x2, x2, #16, #4
+    mov     x3, #4
+    lsl     x2, x3, x2
+    sub     x3, x2, #1
+    bic     x0, x0, x3
+1:  dc      \op, x0
+    add     x0, x0, x2
+    cmp     x0, x1
+    b.lo    1b
+    .endm
+
+    // Zeroes x0 to x1, 16 bytes at a time.
+    .macro zero
+1:  cmp     x0, x1
+    b.hs    2f
+    stp     xzr, xzr, [x0], #16
+    b       1b
+2:
+    .endm
+
+    // Relocates the image to x23, where it was loaded, and clears its variables. Changes x0 to x5.
+    .macro self_relocate more
+    range   image_start, image_arena, \more
+    each_line civac
+    dsb     sy
+    // R_AARCH64_RELATIVE is the only kind there is: the image is linked at 0.
+    range   image_relocations, image_relocations_end, 0
+1:  cmp     x0, x1
+    b.hs    2f
+    ldp     x3, x4, [x0], #16
+    ldr     x5, [x0], #8
+    add     x5, x5, x23
+    str     x5, [x23, x3]
+    b       1b
+2:
+    range   image_bss, image_arena, \more
+    zero
+    .endm
+
+    // Drops what the caches hold of the image since: memory is right.
+    .macro drop_cached more
+    dsb     sy
+    range   image_start, image_arena, \more
+    each_line ivac
+    dsb     sy
+    .endm
+"#
+    };
+}
