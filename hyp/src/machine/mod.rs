@@ -22,7 +22,7 @@ use dtoolkit::{Cells, Node, Property, ToCellInt};
 use crate::mapping::{Address, AddressError, GRANULE, Pa, Range};
 
 /// RAM banks, or reserved ranges, that a machine may have.
-pub const MAX_RANGES: usize = 32;
+pub const MAX_RANGES: usize = 16;
 /// CPUs that a machine may have.
 pub const MAX_CPUS: usize = 128;
 
