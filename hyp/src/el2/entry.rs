@@ -7,7 +7,7 @@
 //! The boot CPU relocates the image to where it was loaded, clears its variables, and turns the MMU on with a boot map
 //! that lasts until [`crate::stage1`]'s is installed: the image, 4 MiB at the device tree (read-only) and the early
 //! console, each at its own address in 2 MiB blocks. Every other CPU starts with the registers that the boot CPU left
-//! for it in its [`PerCpu`](super::percpu).
+//! for it in its `PerCpu`.
 
 use core::arch::global_asm;
 

@@ -14,7 +14,7 @@ use smccc::psci;
 
 use super::image;
 use super::logger::{fatal, fatal_detail};
-use super::percpu::{DATA_OFFSET, FAULT_STACK_OFFSET, PerCpu, STACK_SIZE};
+use super::percpu::{FAULT_STACK_OFFSET, PerCpu, STACK_SIZE};
 use super::vectors::FaultFrame;
 use crate::mapping::Address;
 
@@ -102,12 +102,11 @@ fn backtrace(pc: u64, mut frame: u64) {
     };
     tell(pc);
     let data = core::ptr::from_ref(PerCpu::this()) as u64;
-    debug_assert!(STACK_SIZE < DATA_OFFSET);
     let stack = data - STACK_SIZE..data;
     let fault_stack = data + size_of::<PerCpu>() as u64..data + FAULT_STACK_OFFSET;
     for _ in 0..DEPTH {
         let whole = |range: &core::ops::Range<u64>| range.contains(&frame) && range.contains(&(frame + 15));
-        if frame % 8 != 0 || !(whole(&stack) || whole(&fault_stack)) {
+        if !frame.is_multiple_of(8) || !(whole(&stack) || whole(&fault_stack)) {
             return;
         }
         // SAFETY: the record lies in one of this CPU's stacks, which are mapped.

@@ -69,7 +69,7 @@ impl Power for Host {
 ///
 /// # Safety
 /// Runs on the boot CPU with the EL2 map on; `host.stage2` is of a whole map that is never freed, which hides all that
-/// the hypervisor owns; the [`PerCpu`] data of every CPU in `host.cpus` was created.
+/// the hypervisor owns; the `PerCpu` data of every CPU in `host.cpus` was created.
 pub unsafe fn start(host: Host, entry: HostEntry) -> ! {
     let host = HOST.call_once(|| host);
     host.cpus[0].arrived();

@@ -85,14 +85,14 @@ pub enum Exception {
 }
 
 impl Interrupted {
-    fn from_el0(self) -> bool {
+    fn was_at_el0(self) -> bool {
         self.spsr & SPSR_AARCH32 != 0 || self.spsr & SPSR_MODE == 0
     }
 
     /// What EL1 does on `exception`. The caller also sets `SPSR_EL1` to the interrupted state, `ELR_EL1` to the
     /// preferred return address (the instruction itself) and, for an abort, `FAR_EL1`.
     pub fn take(self, exception: Exception) -> Entry {
-        let same_level = if self.from_el0() { 0 } else { SAME_LEVEL };
+        let same_level = if self.was_at_el0() { 0 } else { SAME_LEVEL };
         let esr = match exception {
             Exception::Undefined => EC_UNKNOWN << EC_SHIFT | IL,
             Exception::External(abort) => {
@@ -131,7 +131,7 @@ impl Interrupted {
             | set(self.features.ssbs && self.sctlr & SCTLR_DSSBS != 0, SPSR_SSBS)
             | set(self.features.tco, SPSR_TCO)
             | set(self.features.nmi && self.sctlr & SCTLR_SPINTMASK == 0, SPSR_ALLINT)
-            | set(self.gcscr & GCSCR_EXLOCKEN != 0 && !self.from_el0(), SPSR_EXLOCK)
+            | set(self.gcscr & GCSCR_EXLOCKEN != 0 && !self.was_at_el0(), SPSR_EXLOCK)
     }
 }
 

@@ -40,7 +40,14 @@ pub enum HostTreeError {
         /// Bytes there are.
         size: usize,
     },
-    /// `/reserved-memory` counts with so many cells, in which this address or size does not fit.
+    /// `/reserved-memory` counts in other cells than the root, so Linux would ignore all that it reserves.
+    Counting {
+        /// Cells of its addresses and sizes.
+        node: (u32, u32),
+        /// Those of the root.
+        root: (u32, u32),
+    },
+    /// The root counts in so many cells, in which this address or size does not fit.
     Cells {
         /// The address or size.
         value: u64,
@@ -57,7 +64,13 @@ impl fmt::Display for HostTreeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoRoom { size } => write!(f, "does not fit in {size} bytes"),
-            Self::Cells { value, cells } => write!(f, "/reserved-memory has {cells} cells for {value:#x}"),
+            Self::Counting { node, root } => {
+                write!(
+                    f,
+                    "/reserved-memory counts in {node:?} cells and the root in {root:?}: Linux would ignore it"
+                )
+            }
+            Self::Cells { value, cells } => write!(f, "the root has {cells} cells for {value:#x}"),
             Self::Malformed => write!(f, "has blocks that are not where its header says"),
             Self::Written(error) => write!(f, "was written wrongly: {error}"),
         }
@@ -138,13 +151,12 @@ const NAMES: [&str; 6] = ["#address-cells", "#size-cells", "ranges", "compatible
 struct Place {
     /// Offset of the END_NODE in the structure block.
     end: usize,
-    /// How `/reserved-memory` counts, or nothing if there is none and `end` is the root's.
-    parent: Option<AddressSpaceProperties>,
+    /// Whether that is `/reserved-memory`'s, and not the root's for want of one.
+    in_reserved_memory: bool,
 }
 
 /// Finds the end of `/reserved-memory`, or else of the root, in a structure block that was validated.
-fn place(original: Fdt<'_>, block: &[u8]) -> Option<Place> {
-    let parent = original.root().child("reserved-memory").map(|node| node.address_space());
+fn place(block: &[u8]) -> Option<Place> {
     let word = |at: usize| Some(u32::from_be_bytes(*block.get(at..)?.first_chunk()?));
     let (mut at, mut depth, mut inside) = (0, 0u32, false);
     loop {
@@ -158,7 +170,7 @@ fn place(original: Fdt<'_>, block: &[u8]) -> Option<Place> {
             }
             END_NODE => {
                 if depth == 2 && inside || depth == 1 {
-                    return Some(Place { end: at, parent: parent.filter(|_| inside) });
+                    return Some(Place { end: at, in_reserved_memory: depth == 2 });
                 }
                 depth = depth.checked_sub(1)?;
                 at += 4;
@@ -167,6 +179,18 @@ fn place(original: Fdt<'_>, block: &[u8]) -> Option<Place> {
             NOP => at += 4,
             _ => return None,
         }
+    }
+}
+
+/// How `/reserved-memory` counts: as the root does, or Linux ignores it (its `of_reserved_mem.c` checks that).
+fn counting(original: Fdt<'_>) -> Result<AddressSpaceProperties, HostTreeError> {
+    let root = original.root().address_space();
+    match original.root().child("reserved-memory").map(|node| node.address_space()) {
+        Some(node) if node != root => Err(HostTreeError::Counting {
+            node: (node.address_cells, node.size_cells),
+            root: (root.address_cells, root.size_cells),
+        }),
+        _ => Ok(root),
     }
 }
 
@@ -186,7 +210,8 @@ pub fn write(original: Fdt<'_>, out: &mut [u8], changes: &Changes<'_>) -> Result
     };
     let structure = block(field(8)? as usize, field(36)? as usize)?;
     let strings = block(field(12)? as usize, field(32)? as usize)?;
-    let place = place(original, structure).ok_or(HostTreeError::Malformed)?;
+    let place = place(structure).ok_or(HostTreeError::Malformed)?;
+    let space = counting(original)?;
     // Names go to the end of the strings, whose last may lack its terminator.
     let pad = usize::from(strings.last().is_some_and(|&byte| byte != 0));
     let name =
@@ -204,8 +229,7 @@ pub fn write(original: Fdt<'_>, out: &mut [u8], changes: &Changes<'_>) -> Result
 
     let structure_at = w.len;
     w.bytes(&structure[..place.end])?;
-    let space = place.parent.unwrap_or(AddressSpaceProperties { address_cells: 2, size_cells: 2 });
-    if place.parent.is_none() {
+    if !place.in_reserved_memory {
         w.begin(format_args!("reserved-memory"))?;
         w.property(name(0), &space.address_cells.to_be_bytes())?;
         w.property(name(1), &space.size_cells.to_be_bytes())?;
@@ -218,7 +242,7 @@ pub fn write(original: Fdt<'_>, out: &mut [u8], changes: &Changes<'_>) -> Result
     w.number(changes.reserved.size(), space.size_cells)?;
     w.property(name(5), &[])?;
     w.word(END_NODE)?;
-    if place.parent.is_none() {
+    if !place.in_reserved_memory {
         w.word(END_NODE)?;
     }
     w.bytes(&structure[place.end..])?;

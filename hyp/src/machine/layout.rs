@@ -130,7 +130,7 @@ mod tests {
             let taken: Vec<_> = taken.into_iter().map(|(start, size)| range(start, size)).collect();
             let fits = |start: u64| {
                 let r = range(start, size);
-                start % (1 << align) == 0
+                start.is_multiple_of(1 << align)
                     && ram.iter().any(|bank| bank.contains_range(r))
                     && !taken.iter().any(|t| t.overlaps(r))
             };

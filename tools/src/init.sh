@@ -1,0 +1,106 @@
+#!/bin/sh
+# The first process of the stock Linux: checks what a host must see, then gives a shell or powers off.
+# Each check prints one line for xtask; the last line says how many there were.
+
+export PATH=/bin
+/bin/busybox mkdir -p /proc /sys /dev /tmp
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+# Only what is as grave as an oops may cut into the lines below.
+dmesg -n 1
+
+checks=0
+
+# check NAME ok|FAIL DETAIL
+check() {
+    checks=$((checks + 1))
+    echo "@cloven check $*"
+}
+
+# figure NAME VALUE UNIT
+figure() {
+    echo "@cloven figure $*"
+}
+
+# work CPU: hashes the numbers up to 40000 on that CPU
+work() {
+    taskset -c "$1" sh -c 'seq 40000 | sha256sum' | cut -d ' ' -f 1
+}
+
+# ticks CPU: the timer interrupts that CPU has had
+ticks() {
+    awk -v cpu="CPU$1" '
+        NR == 1 { for (i = 1; i <= NF; i++) if ($i == cpu) column = i + 1 }
+        /arch_timer/ { n += $column }
+        END { print n + 0 }' /proc/interrupts
+}
+
+check linux.version ok "$(uname -r)"
+
+cpus=$(nproc)
+present=$(cat /sys/devices/system/cpu/present)
+online=$(cat /sys/devices/system/cpu/online)
+figure linux.cpus "$cpus" cpus
+if [ "$present" = "$online" ]; then
+    check linux.online ok "$online"
+else
+    check linux.online FAIL "present $present, online $online"
+fi
+
+# What is reserved as no-map has lines of its own there; lines that are set in are parts of a line above them.
+ram=0
+for range in $(sed -n 's/^\([0-9a-f]*\)-\([0-9a-f]*\) : System RAM$/\1-\2/p' /proc/iomem); do
+    ram=$((ram + 0x${range#*-} - 0x${range%-*} + 1))
+done
+figure linux.ram "$ram" bytes
+
+expected=4dee400da20bb6b7cfd1721c3383c86bb26571402edfe6631109445b28632130
+cpu=0
+while [ "$cpu" -lt "$cpus" ]; do
+    before=$(ticks "$cpu")
+    got=$(work "$cpu")
+    after=$(ticks "$cpu")
+    if [ "$got" = "$expected" ]; then
+        check "linux.work.cpu$cpu" ok
+    else
+        check "linux.work.cpu$cpu" FAIL "digest $got"
+    fi
+    if [ "$after" -gt "$before" ]; then
+        check "linux.ticks.cpu$cpu" ok "$((after - before)) ticks during the work"
+    else
+        check "linux.ticks.cpu$cpu" FAIL "$before timer interrupts before the work, $after after it"
+    fi
+    cpu=$((cpu + 1))
+done
+
+# CPU_OFF and a second CPU_ON
+if [ "$cpus" -gt 1 ]; then
+    switch=/sys/devices/system/cpu/cpu1/online
+    if ! echo 0 2>/dev/null >$switch || [ "$(cat $switch)" != 0 ]; then
+        check linux.cpu_off_on FAIL "CPU 1 does not go off"
+    elif ! echo 1 2>/dev/null >$switch || [ "$(cat $switch)" != 1 ]; then
+        check linux.cpu_off_on FAIL "CPU 1 does not come back"
+    elif [ "$(work 1)" != "$expected" ]; then
+        check linux.cpu_off_on FAIL "CPU 1 works wrong after it came back"
+    else
+        check linux.cpu_off_on ok "CPU 1"
+    fi
+fi
+
+offence=$(dmesg | grep -m 1 -E 'WARNING:|Oops|(^|[^A-Za-z0-9])BUG:')
+if [ -z "$offence" ]; then
+    check linux.dmesg_clean ok
+else
+    check linux.dmesg_clean FAIL "$offence"
+fi
+
+echo "@cloven done $checks"
+
+if grep -qw cloven.shell /proc/cmdline; then
+    echo
+    echo "A shell on Linux $(uname -r). 'exit' powers off; Ctrl-A X ends QEMU."
+    setsid cttyhack sh
+fi
+poweroff -f

@@ -1,0 +1,468 @@
+//! A stock Linux: fetches a distribution's kernel and busybox, and packs the initramfs that checks the host's view.
+//!
+//! Invariant: what is in the cache is whole (files are moved into place when they are finished), and a request that the
+//! cache satisfies uses no network and no package tool.
+
+use std::{
+    env, fmt, fs,
+    io::{IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    apt::{self, Apt},
+    workspace,
+};
+
+const SUITES: [&str; 2] = ["trixie", "trixie-backports"];
+const ARCHITECTURE: &str = "arm64";
+const INIT: &[u8] = include_bytes!("init.sh");
+
+/// Kernel parameters of every run: the console, and an end rather than a hang when Linux breaks.
+pub const PARAMETERS: &str = "console=ttyAMA0 panic=-1";
+
+/// The kernel parameter that makes the initramfs end in a shell.
+pub const SHELL: &str = "cloven.shell";
+
+/// A kernel version or the beginning of one: 7.2 asks for the newest 7.2.x.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Version(Vec<u32>);
+
+impl Version {
+    /// Whether `self`, a request, is satisfied by the full version `other`.
+    pub fn includes(&self, other: &Self) -> bool {
+        other.0.starts_with(&self.0)
+    }
+}
+
+impl FromStr for Version {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let numbers: Result<Vec<u32>, _> = text.split('.').map(str::parse).collect();
+        match numbers {
+            Ok(numbers) if (2..=3).contains(&numbers.len()) => Ok(Self(numbers)),
+            _ => bail!("a kernel version is written like 7.2 or 6.18.15"),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers: Vec<String> = self.0.iter().map(u32::to_string).collect();
+        f.pad(&numbers.join("."))
+    }
+}
+
+/// The kernel build of a distribution. The order is that of preference.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Flavour {
+    Cloud,
+    Plain,
+}
+
+impl Flavour {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Cloud => "-cloud-arm64",
+            Self::Plain => "-arm64",
+        }
+    }
+
+    /// Splits `VERSION-FLAVOUR`.
+    fn split(text: &str) -> Option<(&str, Self)> {
+        [Self::Cloud, Self::Plain]
+            .into_iter()
+            .find_map(|flavour| Some((text.strip_suffix(flavour.suffix())?, flavour)))
+    }
+}
+
+/// A kernel package. The order is that of preference: flavour, version, then the package that holds the image (from 6.19
+/// on `linux-image` is empty beside `linux-binary`).
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Package {
+    flavour: Flavour,
+    version: Version,
+    binary: bool,
+    name: String,
+}
+
+impl Package {
+    fn parse(name: &str) -> Option<Self> {
+        let (binary, rest) = match name.strip_prefix("linux-binary-") {
+            Some(rest) => (true, rest),
+            None => (false, name.strip_prefix("linux-image-")?),
+        };
+        let (release, flavour) = Flavour::split(rest)?;
+        let (version, suffix) = release.split_once('+').unwrap_or((release, ""));
+        if suffix.contains('-') {
+            return None;
+        }
+        Some(Self { flavour, version: version.parse().ok()?, binary, name: name.to_owned() })
+    }
+
+    /// The package to take among `names` for `request`.
+    fn choose<'a>(names: impl IntoIterator<Item = &'a str>, request: &Version) -> Option<Self> {
+        names.into_iter().filter_map(Self::parse).filter(|package| request.includes(&package.version)).max()
+    }
+}
+
+/// A kernel that is ready to boot.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Kernel {
+    /// The plain `Image` file.
+    pub path: PathBuf,
+    /// Its version.
+    pub version: Version,
+}
+
+/// The cache of fetched files, and the package tool once it is needed.
+pub struct Store {
+    dir: PathBuf,
+    apt: Option<Apt>,
+}
+
+impl Store {
+    /// The user's cache: `$XDG_CACHE_HOME/cloven` or `~/.cache/cloven`.
+    pub fn open() -> Result<Self> {
+        let cache =
+            env::var_os("XDG_CACHE_HOME").filter(|dir| Path::new(dir).is_absolute()).map(PathBuf::from);
+        let cache = cache.or_else(|| Some(env::home_dir()?.join(".cache")));
+        let dir =
+            cache.context("there is no home directory for the cache: set XDG_CACHE_HOME")?.join("cloven");
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Self { dir, apt: None })
+    }
+
+    /// The newest kernel that satisfies `request`: from the cache if one does, else fetched.
+    pub fn kernel(&mut self, request: &Version) -> Result<Kernel> {
+        let cached = self.cached()?;
+        if let Some((_, kernel)) = cached.iter().rfind(|(_, kernel)| request.includes(&kernel.version)) {
+            return Ok(kernel.clone());
+        }
+        self.fetch_kernel(request).with_context(|| {
+            let versions: Vec<String> = cached.iter().map(|(_, kernel)| kernel.version.to_string()).collect();
+            let cached = if versions.is_empty() { "none".to_owned() } else { versions.join(", ") };
+            format!("there is no kernel {request} (cached: {cached}); --kernel PATH takes one of your own")
+        })
+    }
+
+    /// The cached kernels, the preferred ones last.
+    fn cached(&self) -> Result<Vec<(Flavour, Kernel)>> {
+        let mut kernels = Vec::new();
+        for entry in fs::read_dir(&self.dir).with_context(|| format!("cannot read {}", self.dir.display()))? {
+            let path = entry?.path();
+            let name =
+                path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("linux-"));
+            let Some((version, flavour)) = name.and_then(Flavour::split) else { continue };
+            let Ok(version) = version.parse() else { continue };
+            kernels.push((flavour, Kernel { path, version }));
+        }
+        kernels.sort_by_key(|(flavour, kernel)| (*flavour, kernel.version.clone()));
+        Ok(kernels)
+    }
+
+    fn fetch_kernel(&mut self, request: &Version) -> Result<Kernel> {
+        let progress = Progress::start(&format!("Linux {request}"));
+        let names = self.apt()?.names("^linux-(image|binary)-[0-9]")?;
+        let package = Package::choose(names.iter().map(String::as_str), request);
+        let package = package.with_context(|| {
+            let mut there: Vec<Version> =
+                names.iter().filter_map(|name| Package::parse(name)).map(|package| package.version).collect();
+            there.sort();
+            there.dedup();
+            let there: Vec<String> = there.iter().map(Version::to_string).collect();
+            format!("the archive has {}", there.join(", "))
+        })?;
+        progress.show(&package.name);
+        let file = self.apt()?.download(&package.name, |percent| progress.percent(percent))?;
+        progress.show("unpacking");
+        let image = plain_image(apt::unpack(&file, "*/vmlinuz*")?)?;
+        let path = self.keep(&format!("linux-{}{}", package.version, package.flavour.suffix()), &image)?;
+        Ok(Kernel { path, version: package.version })
+    }
+
+    /// A static busybox for the initramfs.
+    fn busybox(&mut self) -> Result<PathBuf> {
+        let path = self.dir.join("busybox-arm64");
+        if path.is_file() {
+            return Ok(path);
+        }
+        let fetched = (|| {
+            let progress = Progress::start("busybox");
+            let file = self.apt()?.download("busybox-static", |percent| progress.percent(percent))?;
+            self.keep("busybox-arm64", &apt::unpack(&file, "*/bin/busybox")?)
+        })();
+        fetched.context("there is no busybox for the initramfs; --initrd PATH takes an initramfs of your own")
+    }
+
+    /// The initramfs with the checks, packed anew.
+    pub fn initramfs(&mut self) -> Result<PathBuf> {
+        let busybox = fs::read(self.busybox()?).context("cannot read the cached busybox")?;
+        let path = workspace::images_dir()?.join("initramfs.cpio");
+        fs::write(&path, pack(&busybox, INIT)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn apt(&mut self) -> Result<&Apt> {
+        if self.apt.is_none() {
+            self.apt = Some(Apt::foreign(ARCHITECTURE, &SUITES)?);
+        }
+        Ok(self.apt.as_ref().expect("it was just set"))
+    }
+
+    /// Puts a finished file into the cache.
+    fn keep(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let mut file = tempfile::NamedTempFile::new_in(&self.dir).context("cannot write to the cache")?;
+        file.write_all(bytes).context("cannot write to the cache")?;
+        let path = self.dir.join(name);
+        file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// A user's own kernel as a plain `Image`: the file itself, or an unpacked copy beside the images.
+pub fn own_kernel(path: &Path) -> Result<PathBuf> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read the kernel {}", path.display()))?;
+    if is_image(&bytes) {
+        return Ok(path.to_owned());
+    }
+    let image = plain_image(bytes).with_context(|| format!("{} cannot be booted", path.display()))?;
+    let unpacked = workspace::images_dir()?.join("kernel.Image");
+    fs::write(&unpacked, image).with_context(|| format!("cannot write {}", unpacked.display()))?;
+    Ok(unpacked)
+}
+
+/// Whether these bytes begin with the header of an arm64 `Image` (Linux, booting.rst).
+fn is_image(bytes: &[u8]) -> bool {
+    bytes.get(56..60) == Some(b"ARM\x64")
+}
+
+/// An arm64 `Image`, unpacked if it came as gzip or as an EFI zboot image with gzip inside.
+fn plain_image(bytes: Vec<u8>) -> Result<Vec<u8>> {
+    if is_image(&bytes) {
+        return Ok(bytes);
+    }
+    let packed = if bytes.starts_with(&[0x1f, 0x8b]) {
+        &bytes[..]
+    } else if bytes.get(4..8) == Some(b"zimg") {
+        let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);
+        ensure!(
+            bytes.get(24..28) == Some(b"gzip"),
+            "this EFI zboot kernel is not packed with gzip: unpack it first"
+        );
+        let payload =
+            word(8).zip(word(12)).and_then(|(offset, size)| bytes.get(offset..offset.checked_add(size)?));
+        payload.context("the header of this EFI zboot kernel is broken")?
+    } else {
+        bail!("this is no arm64 kernel image");
+    };
+    let mut image = Vec::new();
+    flate2::read::GzDecoder::new(packed).read_to_end(&mut image).context("the packed kernel is broken")?;
+    ensure!(is_image(&image), "there is no arm64 kernel image in this gzip file");
+    Ok(image)
+}
+
+/// An initramfs (cpio, newc) with busybox and `init` as the first process.
+fn pack(busybox: &[u8], init: &[u8]) -> Result<Vec<u8>> {
+    const DIRECTORY: u32 = 0o040755;
+    const PROGRAM: u32 = 0o100755;
+    const LINK: u32 = 0o120777;
+    const CHARACTER_DEVICE: u32 = 0o020600;
+    let entries: [(&str, u32, &[u8]); 6] = [
+        ("bin", DIRECTORY, b""),
+        ("dev", DIRECTORY, b""),
+        ("dev/console", CHARACTER_DEVICE, b""),
+        ("bin/busybox", PROGRAM, busybox),
+        ("bin/sh", LINK, b"busybox"),
+        ("init", PROGRAM, init),
+    ];
+    let mut archive = Vec::new();
+    for (number, (name, mode, data)) in (1..).zip(entries) {
+        let mut entry = cpio::newc::Builder::new(name).ino(number).mode(mode).nlink(1);
+        if mode == CHARACTER_DEVICE {
+            entry = entry.rdev_major(5).rdev_minor(1);
+        }
+        let mut writer = entry.write(&mut archive, u32::try_from(data.len()).context("a file is too large")?);
+        writer.write_all(data)?;
+        writer.finish()?;
+    }
+    cpio::newc::trailer(&mut archive)?;
+    Ok(archive)
+}
+
+/// Tells that something is fetched: a bar on a terminal, one line elsewhere.
+struct Progress(ProgressBar);
+
+impl Progress {
+    fn start(what: &str) -> Self {
+        if !std::io::stderr().is_terminal() {
+            eprintln!("fetching {what}");
+            return Self(ProgressBar::hidden());
+        }
+        let style = ProgressStyle::with_template("{spinner} fetching {prefix} [{bar:30}] {msg}");
+        let bar = ProgressBar::new(100).with_prefix(what.to_owned()).with_message("package lists");
+        bar.set_style(style.expect("the template is well formed"));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(bar)
+    }
+
+    fn show(&self, message: &str) {
+        self.0.set_message(message.to_owned());
+    }
+
+    fn percent(&self, percent: f64) {
+        self.0.set_position(percent as u64);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 16] = [
+        "linux-image-6.12.107+deb13-arm64",
+        "linux-image-6.12.94+deb13-arm64",
+        "linux-image-6.18.9+deb13-arm64",
+        "linux-image-6.18.15+deb13-arm64",
+        "linux-image-6.18.15+deb13-rt-arm64",
+        "linux-image-6.18.20+deb13-arm64-16k",
+        "linux-image-6.18.20+deb13-arm64-dbg",
+        "linux-image-6.18.20+deb13-arm64-unsigned",
+        "linux-image-6.18.20+deb13-cloud-arm64",
+        "linux-image-7.2.12+deb13-arm64",
+        "linux-binary-7.2.12+deb13-arm64",
+        "linux-binary-7.2.9+deb13-arm64",
+        "linux-binary-unsigned-7.3.4+deb13-arm64",
+        "linux-image-7.4.1+deb13-cloud-arm64",
+        "linux-image-arm64",
+        "linux-image-rt-arm64",
+    ];
+
+    fn chosen(request: &str) -> Option<String> {
+        Package::choose(NAMES, &request.parse().unwrap()).map(|package| package.name)
+    }
+
+    #[test]
+    fn the_newest_plain_kernel_is_chosen() {
+        assert_eq!(chosen("6.12").unwrap(), "linux-image-6.12.107+deb13-arm64");
+        assert_eq!(chosen("6.18").unwrap(), "linux-image-6.18.15+deb13-arm64");
+        assert_eq!(chosen("6.18.9").unwrap(), "linux-image-6.18.9+deb13-arm64");
+    }
+
+    #[test]
+    fn the_package_that_holds_the_image_is_chosen() {
+        assert_eq!(chosen("7.2").unwrap(), "linux-binary-7.2.12+deb13-arm64");
+    }
+
+    #[test]
+    fn the_cloud_flavour_stands_in_where_there_is_no_plain_one() {
+        assert_eq!(chosen("7.4").unwrap(), "linux-image-7.4.1+deb13-cloud-arm64");
+    }
+
+    #[test]
+    fn other_flavours_and_unsigned_kernels_are_not_chosen() {
+        assert_eq!(chosen("7.3"), None);
+        assert_eq!(chosen("6.1"), None);
+        assert_eq!(chosen("6.18.2"), None);
+    }
+
+    #[test]
+    fn a_version_has_two_or_three_numbers() {
+        for wrong in ["", "7", "7.", "7.x", "v7.2", "7.2.12.1", "7.2-rc1"] {
+            assert!(wrong.parse::<Version>().is_err(), "{wrong}");
+        }
+        assert_eq!("6.18.15".parse::<Version>().unwrap().to_string(), "6.18.15");
+    }
+
+    #[test]
+    fn a_cached_kernel_needs_no_package_tool() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [
+            "linux-7.2.9-arm64",
+            "linux-7.2.12-arm64",
+            "linux-7.2.13-cloud-arm64",
+            "linux-6.18.15-arm64",
+            "notes",
+        ] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let mut store = Store { dir: dir.path().to_owned(), apt: None };
+        let kernel = store.kernel(&"7.2".parse().unwrap()).unwrap();
+        assert_eq!(kernel.path, dir.path().join("linux-7.2.12-arm64"));
+        assert!(store.kernel(&"6.18".parse().unwrap()).is_ok());
+        assert!(store.apt.is_none());
+    }
+
+    fn image() -> Vec<u8> {
+        let mut image = vec![0; 64];
+        image[56..60].copy_from_slice(b"ARM\x64");
+        image
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_kernel_is_unpacked_to_a_plain_image() {
+        assert_eq!(plain_image(image()).unwrap(), image());
+        assert_eq!(plain_image(gzip(&image())).unwrap(), image());
+        let packed = gzip(&image());
+        let mut zboot = b"MZ\0\0zimg".to_vec();
+        zboot.extend(28u32.to_le_bytes());
+        zboot.extend((packed.len() as u32).to_le_bytes());
+        zboot.extend([0; 8]);
+        zboot.extend(b"gzip");
+        zboot.extend(&packed);
+        assert_eq!(plain_image(zboot.clone()).unwrap(), image());
+        zboot[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(plain_image(zboot).is_err());
+    }
+
+    #[test]
+    fn what_is_no_arm64_kernel_is_refused() {
+        assert!(plain_image(b"\x7fELF".to_vec()).is_err());
+        assert!(plain_image(gzip(b"no kernel")).is_err());
+        assert!(plain_image(vec![0x1f, 0x8b, 0]).is_err());
+    }
+
+    #[test]
+    fn the_initramfs_holds_busybox_a_console_and_init() {
+        let archive = pack(b"busybox!", b"#!/bin/sh\n").unwrap();
+        let mut rest = &archive[..];
+        let mut seen = Vec::new();
+        loop {
+            let mut reader = cpio::newc::Reader::new(rest).unwrap();
+            let entry = reader.entry().clone();
+            if entry.is_trailer() {
+                break;
+            }
+            let mut data = Vec::new();
+            reader.read_to_end(&mut data).unwrap();
+            let device = (entry.rdev_major(), entry.rdev_minor());
+            seen.push((entry.name().to_owned(), entry.mode(), device, data));
+            rest = reader.finish().unwrap();
+        }
+        assert_eq!(seen.len(), 6);
+        assert!(seen.contains(&("dev/console".into(), 0o020600, (5, 1), vec![])));
+        assert!(seen.contains(&("bin/sh".into(), 0o120777, (0, 0), b"busybox".to_vec())));
+        assert!(seen.contains(&("bin/busybox".into(), 0o100755, (0, 0), b"busybox!".to_vec())));
+        assert!(seen.contains(&("init".into(), 0o100755, (0, 0), b"#!/bin/sh\n".to_vec())));
+        assert_eq!(archive.len() % 4, 0);
+    }
+}

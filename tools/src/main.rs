@@ -1,0 +1,60 @@
+//! `cargo xtask`: builds, runs, tests and checks Cloven.
+//!
+//! This file is the command line and nothing else; each verb has its module.
+
+mod apt;
+mod check;
+mod console;
+mod images;
+mod linux;
+mod placement;
+mod qemu;
+mod report;
+mod run;
+mod suite;
+mod symbols;
+mod verdict;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, runs, tests and checks Cloven",
+    version
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build everything and boot the hypervisor in QEMU; ends with a table and a verdict
+    Run(run::RunArgs),
+    /// Run all tests, or one part of them
+    #[command(after_help = "What is given of the machine stands in place of what each test would choose.")]
+    Test(suite::TestArgs),
+    /// Check formatting, lints, documentation, feature combinations and the placement of unsafe code and assembly
+    Check(check::CheckArgs),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().verb {
+        Verb::Run(args) => run::run(args),
+        Verb::Test(args) => suite::run(&args),
+        Verb::Check(args) => check::run(&args),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,591 @@
+//! QEMU: finds or installs it, forms its command line, and follows a run on the serial console to its end.
+//!
+//! Invariant: however a run ends, its QEMU has ended too when [`follow`] returns, and the terminal is as it was.
+
+use std::{
+    fmt, fs,
+    io::{self, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    str::FromStr,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use rustix::{
+    process::getuid,
+    termios::{OptionalActions, Termios, tcgetattr, tcsetattr},
+};
+
+use crate::{apt::Apt, console::Transcript, symbols::Symbols, workspace};
+
+const PROGRAM: &str = "qemu-system-aarch64";
+const PACKAGE: &str = "qemu-system-arm";
+/// From this version on QEMU has CPU models with FEAT_BBM.
+const OLDEST: (u32, u32) = (8, 1);
+/// Debian releases whose own QEMU is too old, and the suite that has a newer one.
+const BACKPORTS: [(&str, &str); 1] = [("bookworm", "bookworm-backports")];
+
+/// The `virt` machine's RAM begins here.
+const RAM_START: u64 = 0x4000_0000;
+/// Where the host kernel goes: above the hypervisor's image, 112 MiB below the initramfs.
+const HOST_KERNEL: u64 = RAM_START + (16 << 20);
+/// How long a hypervisor that failed, or a Linux that broke, may go on to print why.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// A number of bytes, written like `512M` or `4G`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+            "K" | "KIB" => 10,
+            "M" | "MIB" => 20,
+            "G" | "GIB" => 30,
+            "T" | "TIB" => 40,
+            _ => bail!("a size has a unit, as in 512M or 4G"),
+        };
+        let number: u64 = digits.parse().context("a size is a whole number with a unit, as in 512M or 4G")?;
+        let bytes = number.checked_mul(1 << shift).context("this is more memory than there can be")?;
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (number, unit) = match self.0 {
+            bytes if bytes.is_multiple_of(1 << 30) => (bytes >> 30, "G"),
+            bytes if bytes.is_multiple_of(1 << 20) => (bytes >> 20, "M"),
+            bytes => (bytes >> 10, "K"),
+        };
+        f.pad(&format!("{number}{unit}"))
+    }
+}
+
+/// The machine to emulate.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The number of CPUs.
+    pub cpus: u32,
+    /// The size of RAM.
+    pub memory: Size,
+    /// The CPU model, with its options.
+    pub cpu: String,
+    /// Whether the machine has EL2.
+    pub el2: bool,
+    /// Whether virtual time counts instructions.
+    pub icount: bool,
+    /// Whether the machine waits for a debugger before it starts.
+    pub gdb: bool,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { cpus: 4, memory: Size(1 << 30), cpu: "max".to_owned(), el2: true, icount: false, gdb: false }
+    }
+}
+
+/// What the machine boots.
+#[derive(Clone, Debug, Default)]
+pub struct Boot {
+    /// The image that QEMU starts.
+    pub image: PathBuf,
+    /// The kernel of the host below the hypervisor; without one the embedded payload runs.
+    pub host_kernel: Option<PathBuf>,
+    /// The initramfs.
+    pub initrd: Option<PathBuf>,
+    /// The command line.
+    pub append: String,
+    /// A device tree in place of QEMU's own.
+    pub device_tree: Option<PathBuf>,
+}
+
+/// An installed QEMU.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    path: PathBuf,
+}
+
+impl Qemu {
+    /// Finds QEMU, and installs it where that can be done.
+    pub fn locate() -> Result<Self> {
+        let found = Self::find();
+        let what = match &found {
+            Some((_, Some(version))) if *version >= OLDEST => {
+                let (path, _) = found.expect("it was just matched");
+                return Ok(Self { path });
+            }
+            Some((path, Some((major, minor)))) => format!("{} is QEMU {major}.{minor}", path.display()),
+            Some((path, None)) => format!("{} does not tell its version", path.display()),
+            None => format!("{PROGRAM} is missing"),
+        };
+        let (major, minor) = OLDEST;
+        let advice =
+            format!("{what}: install QEMU {major}.{minor} or newer (package {PACKAGE} on Debian and Ubuntu)");
+        ensure!(getuid().is_root() && workspace::find_program("apt-get").is_some(), "{advice}");
+        Self::install().with_context(|| advice.clone())?;
+        match Self::find() {
+            Some((path, Some(version))) if version >= OLDEST => Ok(Self { path }),
+            _ => bail!("{advice}; the packages of this machine have no such version"),
+        }
+    }
+
+    fn find() -> Option<(PathBuf, Option<(u32, u32)>)> {
+        let path = workspace::find_program(PROGRAM)?;
+        let version = workspace::output(Command::new(&path).arg("--version"))
+            .ok()
+            .and_then(|text| parse_version(&text));
+        Some((path, version))
+    }
+
+    fn install() -> Result<()> {
+        let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+        let suite = BACKPORTS.iter().find(|(name, _)| Some(*name) == codename).map(|(_, suite)| *suite);
+        eprintln!("installing {PACKAGE}{}", suite.map_or_else(String::new, |suite| format!(" from {suite}")));
+        Apt::own_with(suite.as_slice())?.install(PACKAGE, suite)
+    }
+
+    /// An error with the nearest names unless QEMU knows the CPU model.
+    pub fn check_cpu(&self, cpu: &str) -> Result<()> {
+        let model = cpu.split(',').next().unwrap_or_default();
+        let help = workspace::output(Command::new(&self.path).args(["-machine", "virt", "-cpu", "help"]))?;
+        let models: Vec<&str> = help.lines().skip(1).map(str::trim).filter(|name| !name.is_empty()).collect();
+        if models.contains(&model) {
+            return Ok(());
+        }
+        let mut near = models;
+        near.sort_by_key(|name| strsim::damerau_levenshtein(name, model));
+        near.truncate(3);
+        bail!("QEMU has no CPU model '{model}'; near it are {} (all: {PROGRAM} -cpu help)", near.join(", "));
+    }
+
+    /// The command that boots `boot` on `machine`, the serial console on its standard input and output.
+    pub fn command(&self, machine: &Machine, boot: &Boot, interactive: bool) -> Command {
+        let mut command = with_parent(&self.path);
+        let mut kind = machine_kind(machine);
+        if needs_lazy_memory(machine.memory) {
+            command
+                .args(["-object", &format!("memory-backend-ram,id=ram,size={},reserve=off", machine.memory)]);
+            kind += ",memory-backend=ram";
+        }
+        command.args(["-machine", &kind, "-cpu", &machine.cpu, "-smp", &machine.cpus.to_string()]);
+        command.args(["-m", &machine.memory.to_string(), "-display", "none", "-no-reboot"]);
+        // The default network card needs a file of a package of its own.
+        command.args(["-nic", "none"]);
+        command.args(if interactive { ["-serial", "mon:stdio"] } else { ["-serial", "stdio"] });
+        if !interactive {
+            command.args(["-monitor", "none"]);
+        }
+        if machine.icount {
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
+        if machine.gdb {
+            command.args(["-s", "-S"]);
+        }
+        command.arg("-kernel").arg(&boot.image);
+        if let Some(kernel) = &boot.host_kernel {
+            let kernel = kernel.display().to_string().replace(',', ",,");
+            command.args(["-device", &format!("guest-loader,addr={HOST_KERNEL:#x},kernel={kernel}")]);
+        }
+        if let Some(initrd) = &boot.initrd {
+            command.arg("-initrd").arg(initrd);
+        }
+        if !boot.append.is_empty() {
+            command.args(["-append", &boot.append]);
+        }
+        if let Some(tree) = &boot.device_tree {
+            command.arg("-dtb").arg(tree);
+        }
+        command
+    }
+
+    /// The device tree that QEMU makes for `machine`.
+    pub fn device_tree(&self, machine: &Machine) -> Result<Vec<u8>> {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("tree");
+        let kind = format!("{},dumpdtb={}", machine_kind(machine), file.display());
+        let mut command = Command::new(&self.path);
+        command.args(["-machine", &kind, "-cpu", &machine.cpu, "-smp", &machine.cpus.to_string()]);
+        command.args(["-m", &machine.memory.to_string(), "-display", "none", "-nic", "none"]);
+        workspace::output(&mut command)?;
+        fs::read(&file).context("QEMU wrote no device tree")
+    }
+}
+
+fn machine_kind(machine: &Machine) -> String {
+    let virtualization = if machine.el2 { ",virtualization=on" } else { "" };
+    format!("virt{virtualization},gic-version=3")
+}
+
+/// A command that ends with this program where the system can do that, so that a killed run leaves no QEMU behind.
+fn with_parent(program: &Path) -> Command {
+    match workspace::find_program("setpriv") {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL"]).arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
+}
+
+/// Whether so much memory must not be reserved in advance: more than half of what this machine has.
+fn needs_lazy_memory(size: Size) -> bool {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    total.is_some_and(|total: u64| size.0 > total * 1024 / 2)
+}
+
+/// Major and minor from `QEMU emulator version 10.0.2 (…)`.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split_once("version ")?.1.split(['.', ' ', '\n']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The address at which QEMU places a flat image with the arm64 header, for a debugger.
+pub fn load_address(image: &Path) -> Result<u64> {
+    let mut header = [0; 24];
+    fs::File::open(image)
+        .and_then(|mut file| file.read_exact(&mut header))
+        .context("the image has no header")?;
+    let field = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("a field has 8 bytes"));
+    let (offset, size) = (field(8), field(16));
+    // QEMU (hw/arm/boot.c): without a size the offset means nothing, and its own boot stub lies in the first page.
+    let offset = if size == 0 { 0x8_0000 } else { offset };
+    Ok(RAM_START + if offset < 0x1000 { offset + (2 << 20) } else { offset })
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Ended {
+    /// The machine was switched off from inside (or QEMU's console was left), and QEMU returned 0.
+    Off,
+    /// QEMU failed: its status and its last message.
+    Failed(String),
+    /// The time was up.
+    TimedOut(Duration),
+    /// The text that was waited for came, so QEMU was ended.
+    Seen,
+    /// The hypervisor or Linux broke and did not switch off, so QEMU was ended.
+    Broken,
+}
+
+/// How to follow a run.
+#[derive(Default)]
+pub struct Follow<'a> {
+    /// The run is ended after this time.
+    pub timeout: Option<Duration>,
+    /// The user's terminal is the machine's console.
+    pub interactive: bool,
+    /// The run is ended when all of these texts have come.
+    pub until: &'a [&'a str],
+    /// The console goes to standard output as it comes.
+    pub echo: bool,
+}
+
+/// Starts `command` and follows it to its end.
+pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Result<(Transcript, Ended)> {
+    let terminal = SavedTerminal::save(how.interactive);
+    command.stdin(if how.interactive { Stdio::inherit() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut qemu =
+        Running(command.spawn().with_context(|| format!("cannot start {}", workspace::shown(&command)))?);
+    let mut stdout = qemu.0.stdout.take().expect("stdout is a pipe");
+    let mut stderr = qemu.0.stderr.take().expect("stderr is a pipe");
+    let messages = thread::spawn(move || {
+        let mut text = Vec::new();
+        let _ = stderr.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let (sender, console) = mpsc::sync_channel(64);
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count) = stdout.read(&mut buffer)
+            && count > 0
+            && sender.send(buffer[..count].to_vec()).is_ok()
+        {}
+    });
+
+    let mut screen = Screen::new(how.echo);
+    let mut transcript = Transcript::default();
+    let mut waiting: Vec<&str> = how.until.to_vec();
+    let start = Instant::now();
+    let mut broken_since = None;
+    let killed = loop {
+        let broken_until = broken_since.map(|since| since + GRACE);
+        let deadline = [how.timeout.map(|timeout| start + timeout), broken_until].into_iter().flatten().min();
+        let wait =
+            deadline.map_or(Duration::from_secs(3600), |end| end.saturating_duration_since(Instant::now()));
+        let bytes = match console.recv_timeout(wait) {
+            Ok(bytes) => bytes,
+            Err(RecvTimeoutError::Disconnected) => break None,
+            Err(RecvTimeoutError::Timeout) if deadline.is_none() => continue,
+            Err(RecvTimeoutError::Timeout) if broken_since.is_some() => break Some(Ended::Broken),
+            Err(RecvTimeoutError::Timeout) => break how.timeout.map(Ended::TimedOut),
+        };
+        screen.show(&bytes, |line| {
+            waiting.retain(|text| !line.contains(text));
+            transcript.push(line, |offset| symbols.describe(offset))
+        });
+        if !how.until.is_empty() && waiting.is_empty() {
+            break Some(Ended::Seen);
+        }
+        if !how.interactive && (transcript.fatal.is_some() || transcript.kernel_fault.is_some()) {
+            broken_since.get_or_insert_with(Instant::now);
+        }
+        // A console that never falls silent must not outrun the deadline.
+        if deadline.is_some_and(|end| Instant::now() >= end) {
+            let broken = broken_until.is_some_and(|end| Instant::now() >= end);
+            break if broken { Some(Ended::Broken) } else { how.timeout.map(Ended::TimedOut) };
+        }
+    };
+    screen.end(|line| transcript.push(line, |offset| symbols.describe(offset)));
+    let status =
+        if killed.is_some() { qemu.kill()? } else { qemu.0.wait().context("cannot wait for QEMU")? };
+    drop(terminal);
+    let messages = messages.join().unwrap_or_default();
+    let ended =
+        killed.unwrap_or_else(|| if status.success() { Ended::Off } else { failure(status, &messages) });
+    Ok((transcript, ended))
+}
+
+fn failure(status: ExitStatus, messages: &str) -> Ended {
+    let last = messages.lines().rfind(|line| !line.trim().is_empty());
+    Ended::Failed(last.map_or_else(|| status.to_string(), |message| format!("{status}: {message}")))
+}
+
+/// A QEMU that is killed when it is dropped.
+struct Running(Child);
+
+impl Running {
+    fn kill(&mut self) -> Result<ExitStatus> {
+        let _ = self.0.kill();
+        self.0.wait().context("cannot wait for QEMU")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// The settings of the terminal, put back when this is dropped: a QEMU that is killed leaves it raw.
+struct SavedTerminal(Option<Termios>);
+
+impl SavedTerminal {
+    fn save(interactive: bool) -> Self {
+        Self(interactive.then(|| tcgetattr(io::stdin()).ok()).flatten())
+    }
+}
+
+impl Drop for SavedTerminal {
+    fn drop(&mut self) {
+        if let Some(settings) = &self.0 {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, settings);
+        }
+    }
+}
+
+/// Passes the console on as it comes (a prompt has no line end), the hypervisor's lines in colour on a terminal, and cuts
+/// it into lines.
+struct Screen {
+    echo: bool,
+    colour: bool,
+    line: Vec<u8>,
+    /// Bytes of the line that have been shown.
+    shown: usize,
+}
+
+const HYPERVISOR: &[u8] = b"cloven[";
+const CYAN: &[u8] = b"\x1b[36m";
+const PLAIN: &[u8] = b"\x1b[0m";
+
+impl Screen {
+    fn new(echo: bool) -> Self {
+        Self { echo, colour: io::stdout().is_terminal(), line: Vec::new(), shown: 0 }
+    }
+
+    /// Takes bytes; gives each finished line to `take`, and shows behind it what `take` returns.
+    fn show(&mut self, bytes: &[u8], mut take: impl FnMut(&str) -> Option<String>) {
+        for &byte in bytes {
+            if byte == b'\n' {
+                self.finish(&mut take);
+            } else if byte != b'\r' {
+                self.line.push(byte);
+            }
+        }
+        // What may become the hypervisor's prefix waits until that is known.
+        if !HYPERVISOR.starts_with(&self.line) {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        let colour = self.colour && self.shown == 0 && self.line.starts_with(HYPERVISOR);
+        let rest = &self.line[self.shown..];
+        self.shown = self.line.len();
+        if self.echo {
+            let mut out = io::stdout().lock();
+            let prefix = if colour { CYAN } else { b"" };
+            let _ = out.write_all(prefix).and_then(|()| out.write_all(rest)).and_then(|()| out.flush());
+        }
+    }
+
+    /// Takes what has come of a line that was not finished.
+    fn end(&mut self, take: impl FnMut(&str) -> Option<String>) {
+        if !self.line.is_empty() {
+            self.finish(take);
+        }
+    }
+
+    fn finish(&mut self, mut take: impl FnMut(&str) -> Option<String>) {
+        self.flush();
+        let note = take(&String::from_utf8_lossy(&self.line));
+        if self.echo {
+            let note = note.map_or_else(String::new, |note| format!(" {note}"));
+            let plain = if self.colour && self.line.starts_with(HYPERVISOR) { PLAIN } else { b"" };
+            let mut out = io::stdout().lock();
+            let _ = out
+                .write_all(note.as_bytes())
+                .and_then(|()| out.write_all(plain))
+                .and_then(|()| out.write_all(b"\n"));
+        }
+        self.line.clear();
+        self.shown = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_unit() {
+        for (text, bytes) in
+            [("512M", 512 << 20), ("4G", 4 << 30), ("256GiB", 256 << 30), ("1t", 1 << 40), ("64k", 65536)]
+        {
+            assert_eq!(text.parse::<Size>().unwrap().0, bytes);
+        }
+        for wrong in ["", "G", "12", "-1G", "1.5G", "1X", "99999999999T", "G4", "é"] {
+            assert!(wrong.parse::<Size>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_shown_as_qemu_reads_them() {
+        for text in ["512M", "4G", "256G", "1536M", "64K"] {
+            assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn versions_of_qemu_are_read() {
+        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2)\n"), Some((10, 0)));
+        assert_eq!(parse_version("QEMU emulator version 7.2.22\n"), Some((7, 2)));
+        assert_eq!(parse_version("something else"), None);
+    }
+
+    fn arguments(machine: &Machine, boot: &Boot, interactive: bool) -> String {
+        workspace::shown(&Qemu { path: "qemu".into() }.command(machine, boot, interactive))
+    }
+
+    #[test]
+    fn a_host_kernel_its_initramfs_and_command_line_reach_the_machine() {
+        let boot = Boot {
+            image: "hyp.img".into(),
+            host_kernel: Some("Image".into()),
+            initrd: Some("root.cpio".into()),
+            append: "console=ttyAMA0 quiet".into(),
+            device_tree: None,
+        };
+        let line = arguments(&Machine::default(), &boot, false);
+        assert!(
+            line.contains("-machine virt,virtualization=on,gic-version=3 -cpu max -smp 4 -m 1G"),
+            "{line}"
+        );
+        assert!(line.contains("-serial stdio"), "{line}");
+        assert!(line.contains("-device guest-loader,addr=0x41000000,kernel=Image"), "{line}");
+        assert!(line.ends_with("-initrd root.cpio -append 'console=ttyAMA0 quiet'"), "{line}");
+    }
+
+    #[test]
+    fn nothing_that_was_not_asked_for_is_on_the_command_line() {
+        let line = arguments(&Machine { el2: false, ..Machine::default() }, &Boot::default(), true);
+        for absent in ["-append", "-initrd", "-dtb", "-icount", "-s ", "guest-loader", "virtualization"] {
+            assert!(!line.contains(absent), "{absent} in {line}");
+        }
+        assert!(line.contains("-serial mon:stdio"), "{line}");
+    }
+
+    #[test]
+    fn memory_that_the_machine_has_not_is_not_reserved() {
+        let machine = Machine { memory: Size(1 << 50), ..Machine::default() };
+        let line = arguments(&machine, &Boot::default(), false);
+        assert!(line.contains("-object memory-backend-ram,id=ram,size=1048576G,reserve=off"), "{line}");
+        assert!(line.contains("gic-version=3,memory-backend=ram"), "{line}");
+    }
+
+    /// Follows a shell script in place of QEMU.
+    fn script(text: &str, how: &Follow) -> (Transcript, Ended) {
+        let mut command = Command::new("sh");
+        command.args(["-c", text]);
+        follow(command, how, &mut Symbols::new(Path::new("/nonexistent"))).unwrap()
+    }
+
+    #[test]
+    fn a_run_that_ends_by_itself_is_off() {
+        let (transcript, ended) =
+            script("echo '@cloven check a ok'; printf '@cloven done 1'", &Follow::default());
+        assert_eq!(ended, Ended::Off);
+        assert_eq!((transcript.checks.len(), transcript.done), (1, Some(1)));
+    }
+
+    #[test]
+    fn a_failing_qemu_is_reported_with_its_last_message() {
+        let (_, ended) = script("echo first >&2; echo 'no such device' >&2; exit 3", &Follow::default());
+        assert_eq!(ended, Ended::Failed("exit status: 3: no such device".into()));
+    }
+
+    #[test]
+    fn a_hung_run_is_ended_when_its_time_is_up() {
+        let how = Follow { timeout: Some(Duration::from_millis(200)), ..Follow::default() };
+        let start = Instant::now();
+        let (transcript, ended) = script("echo last words; exec sleep 60", &how);
+        assert_eq!(ended, Ended::TimedOut(Duration::from_millis(200)));
+        assert_eq!(transcript.tail().collect::<Vec<_>>(), ["last words"]);
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_run_that_never_falls_silent_is_ended_too() {
+        let how = Follow { timeout: Some(Duration::from_millis(200)), ..Follow::default() };
+        let (_, ended) = script("exec yes", &how);
+        assert_eq!(ended, Ended::TimedOut(Duration::from_millis(200)));
+    }
+
+    #[test]
+    fn a_run_is_ended_when_the_awaited_texts_have_come() {
+        let how =
+            Follow { until: &["one", "two"], timeout: Some(Duration::from_secs(30)), ..Follow::default() };
+        let (_, ended) = script("echo two; echo one; exec sleep 60", &how);
+        assert_eq!(ended, Ended::Seen);
+    }
+
+    #[test]
+    fn a_fatal_message_ends_a_run_that_hangs_after_it() {
+        let how = Follow { timeout: Some(Duration::from_secs(30)), ..Follow::default() };
+        let (transcript, ended) = script("echo 'cloven[0] fatal: x'; exec sleep 60", &how);
+        assert_eq!(ended, Ended::Broken);
+        assert_eq!(transcript.fatal.as_deref(), Some("x"));
+    }
+}

@@ -1,0 +1,348 @@
+//! `cargo xtask run`: boots the hypervisor once and judges what came of it. `cargo xtask test` goes through the same code.
+//!
+//! Invariant: what is booted, followed and judged depends on the [`Job`] alone.
+
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::{
+    console::{Check, Figure, Transcript},
+    images::{self, Image},
+    linux::{self, Store, Version},
+    qemu::{self, Boot, Ended, Follow, Machine, Qemu, Size},
+    report,
+    symbols::Symbols,
+    verdict,
+};
+
+/// How long a run may take by default.
+pub const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// The same with a Linux as the host.
+pub const LINUX_TIMEOUT: Duration = Duration::from_secs(300);
+/// Less than this holds no hypervisor, kernel and initramfs where QEMU places them.
+const LEAST_FOR_LINUX: Size = Size(256 << 20);
+
+/// A board that the hypervisor runs on.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Platform {
+    /// QEMU's `virt` machine
+    #[default]
+    QemuVirt,
+}
+
+impl Platform {
+    /// The crate of this platform.
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::QemuVirt => "qemu-virt",
+        }
+    }
+}
+
+/// How much the hypervisor logs.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Log {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Log {
+    /// The hypervisor's parameter on the command line.
+    pub fn parameter(self) -> &'static str {
+        match self {
+            Self::Error => "cloven.log=error",
+            Self::Warn => "cloven.log=warn",
+            Self::Info => "cloven.log=info",
+            Self::Debug => "cloven.log=debug",
+            Self::Trace => "cloven.log=trace",
+        }
+    }
+}
+
+/// The machine and the manner of a run: the options that `run` and `test` share.
+#[derive(Args, Clone, Debug, Default)]
+pub struct MachineArgs {
+    /// The board
+    #[arg(long, value_enum, value_name = "BOARD", default_value = "qemu-virt", help_heading = "Machine")]
+    pub platform: Platform,
+    /// The number of CPUs [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512), help_heading = "Machine")]
+    pub cpus: Option<u32>,
+    /// The size of RAM, for example 512M or 4G [default: 1G]
+    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    pub memory: Option<Size>,
+    /// The CPU model, as QEMU names it, with its options if any [default: max]
+    #[arg(long, value_name = "MODEL", help_heading = "Machine")]
+    pub cpu: Option<String>,
+    /// Wait for a debugger before the first instruction
+    #[arg(long, help_heading = "Machine")]
+    pub gdb: bool,
+    /// End a run after this time [default: 120, with Linux 300, with --gdb or a shell none]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Machine")]
+    pub timeout: Option<u64>,
+    /// How much the hypervisor logs
+    #[arg(long, value_enum, value_name = "LEVEL", help_heading = "Machine")]
+    pub log: Option<Log>,
+}
+
+impl MachineArgs {
+    /// Whether anything was given that only matters where QEMU runs.
+    pub fn is_given(&self) -> bool {
+        let given = [self.cpus.is_some(), self.memory.is_some(), self.cpu.is_some(), self.log.is_some()];
+        given.contains(&true) || self.gdb || self.timeout.is_some()
+    }
+
+    /// `machine` with what was given in place of what it has.
+    pub fn apply(&self, machine: Machine) -> Machine {
+        Machine {
+            cpus: self.cpus.unwrap_or(machine.cpus),
+            memory: self.memory.unwrap_or(machine.memory),
+            cpu: self.cpu.clone().unwrap_or(machine.cpu),
+            gdb: self.gdb,
+            ..machine
+        }
+    }
+
+    /// How long a run may take: what was given, no limit for a debugger, else `default`.
+    pub fn timeout_or(&self, default: Duration) -> Option<Duration> {
+        self.timeout.map(Duration::from_secs).or((!self.gdb).then_some(default))
+    }
+}
+
+/// The options of `cargo xtask run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Let virtual time count instructions, so that counts are repeatable; with one CPU unless --cpus says otherwise
+    #[arg(long, help_heading = "Machine")]
+    icount: bool,
+    /// Boot a stock Linux as the host, fetched as a distribution package [default VERSION: 7.2]
+    #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "7.2", conflicts_with = "kernel")]
+    linux: Option<Version>,
+    /// Boot this kernel as the host
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// Give the host this initramfs in place of the one that checks what the host sees
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<PathBuf>,
+    /// Add this to the command line of the host
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// Write the table and the verdict to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Build the hypervisor with these features (for tests)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', hide = true)]
+    features: Vec<String>,
+}
+
+/// The kernel of the host and what it gets.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The kernel, a plain `Image`.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initrd: PathBuf,
+    /// Whether the initramfs is the one that makes the checks.
+    pub checks: bool,
+}
+
+/// One boot of the hypervisor.
+pub struct Job<'a> {
+    /// The hypervisor.
+    pub image: &'a Image,
+    /// The machine.
+    pub machine: Machine,
+    /// The host; without one the embedded payload runs.
+    pub host: Option<Host>,
+    /// What the command line has beside what every host gets.
+    pub append: Vec<String>,
+    /// A device tree in place of QEMU's own.
+    pub device_tree: Option<PathBuf>,
+    /// How it is followed.
+    pub follow: Follow<'a>,
+}
+
+/// What came of a job.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    /// The guest's checks and this tool's own.
+    pub checks: Vec<Check>,
+    /// The figures of the run and of the image.
+    pub figures: Vec<Figure>,
+    /// `pass` or `fail`.
+    pub verdict: Verdict,
+    /// What speaks against it.
+    pub reasons: Vec<String>,
+    /// How long it ran.
+    pub seconds: f64,
+    /// The console.
+    #[serde(skip)]
+    pub transcript: Transcript,
+    /// How it ended.
+    #[serde(skip)]
+    pub ended: Ended,
+}
+
+/// The end of the story.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// All held.
+    Pass,
+    /// Something did not.
+    Fail,
+}
+
+impl Job<'_> {
+    /// Boots, follows and judges.
+    pub fn run(self, qemu: &Qemu) -> Result<Outcome> {
+        let mut append = Vec::new();
+        if self.host.is_some() {
+            append.push(linux::PARAMETERS.to_owned());
+            if self.follow.interactive {
+                append.push(linux::SHELL.to_owned());
+            }
+        }
+        append.extend(self.append);
+        let checks_linux = self.host.as_ref().is_some_and(|host| host.checks);
+        let needs_checks = self.host.is_none() || checks_linux;
+        let (host_kernel, initrd) = self.host.map(|host| (host.kernel, host.initrd)).unzip();
+        let boot = Boot {
+            image: self.image.path.clone(),
+            host_kernel,
+            initrd,
+            append: append.join(" "),
+            device_tree: self.device_tree,
+        };
+        if self.machine.gdb {
+            announce_debugger(self.image)?;
+        }
+        let start = Instant::now();
+        let command = qemu.command(&self.machine, &boot, self.follow.interactive);
+        let (transcript, ended) = qemu::follow(command, &self.follow, &mut Symbols::new(&self.image.elf))?;
+        let seconds = report::rounded(start.elapsed().as_secs_f64());
+
+        let mut checks = transcript.checks.clone();
+        if checks_linux {
+            checks.extend(verdict::linux_checks(&transcript, &self.machine));
+        }
+        let mut figures = transcript.figures.clone();
+        figures.push(Figure {
+            name: "image.size".to_owned(),
+            value: self.image.size,
+            unit: "bytes".to_owned(),
+        });
+        let reasons = verdict::reasons(&transcript, &checks, &ended, needs_checks);
+        let verdict = if reasons.is_empty() { Verdict::Pass } else { Verdict::Fail };
+        Ok(Outcome { checks, figures, verdict, reasons, seconds, transcript, ended })
+    }
+}
+
+fn announce_debugger(image: &Image) -> Result<()> {
+    let address = qemu::load_address(&image.path)?;
+    let elf = image.elf.display();
+    eprintln!("waiting for a debugger; in another terminal:");
+    eprintln!(
+        "  gdb-multiarch -ex 'set architecture aarch64' -ex 'add-symbol-file {elf} -o {address:#x}' -ex 'target remote :1234'"
+    );
+    Ok(())
+}
+
+/// Carries out `cargo xtask run`; returns whether all held.
+pub fn run(args: RunArgs) -> Result<bool> {
+    let linux = args.linux.is_some() || args.kernel.is_some();
+    ensure!(
+        linux || args.initrd.is_none(),
+        "--initrd is for a Linux host: give --linux or --kernel PATH with it"
+    );
+    let cpus = if args.icount { 1 } else { Machine::default().cpus };
+    let machine = args.machine.apply(Machine { cpus, icount: args.icount, ..Machine::default() });
+    ensure!(
+        !linux || machine.memory.0 >= LEAST_FOR_LINUX.0,
+        "a Linux host needs more than {}: give --memory {LEAST_FOR_LINUX} or more",
+        machine.memory
+    );
+    let qemu = Qemu::locate()?;
+    qemu.check_cpu(&machine.cpu)?;
+    let host = host(&args)?;
+    let image = images::hypervisor(args.machine.platform.package(), &args.features)?;
+
+    let interactive = linux && io::stdin().is_terminal() && io::stdout().is_terminal();
+    let default = if linux { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
+    let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
+    let append =
+        args.append.into_iter().chain(args.machine.log.map(|log| log.parameter().to_owned())).collect();
+    let follow = Follow { timeout, interactive, echo: true, ..Follow::default() };
+    let job = Job { image: &image, machine, host, append, device_tree: None, follow };
+    let outcome = job.run(&qemu)?;
+    print!("{}", summary(&outcome));
+    report::write_json(args.json.as_deref(), &outcome)?;
+    Ok(outcome.verdict == Verdict::Pass)
+}
+
+/// The host that was asked for.
+fn host(args: &RunArgs) -> Result<Option<Host>> {
+    let mut store = Store::open()?;
+    let kernel = match (&args.linux, &args.kernel) {
+        (Some(version), _) => {
+            let kernel = store.kernel(version)?;
+            eprintln!("the host is Linux {}", kernel.version);
+            kernel.path
+        }
+        (None, Some(path)) => linux::own_kernel(path)?,
+        (None, None) => return Ok(None),
+    };
+    let initrd = match &args.initrd {
+        Some(path) if path.is_file() => path.clone(),
+        Some(path) => bail!("cannot read the initramfs {}", path.display()),
+        None => store.initramfs().context("the host needs an initramfs")?,
+    };
+    Ok(Some(Host { kernel, initrd, checks: args.initrd.is_none() }))
+}
+
+/// The tables and the verdict of a run.
+fn summary(outcome: &Outcome) -> String {
+    let checks: Vec<_> = outcome
+        .checks
+        .iter()
+        .map(|check| vec![check.name.clone(), check.result.to_string(), check.detail.clone()])
+        .collect();
+    let figures: Vec<_> = outcome
+        .figures
+        .iter()
+        .map(|figure| vec![figure.name.clone(), format!("{} {}", report::grouped(figure.value), figure.unit)])
+        .collect();
+    let mut text = String::new();
+    for table in [
+        report::table(&["check", "result", "detail"], &checks),
+        report::table(&["figure", "value"], &figures),
+    ] {
+        if !table.is_empty() {
+            text += &format!("\n{table}");
+        }
+    }
+    text.push('\n');
+    if matches!(outcome.ended, Ended::TimedOut(_) | Ended::Broken) {
+        text += "the last lines of the console were:\n";
+        outcome.transcript.tail().for_each(|line| text += &format!("  {line}\n"));
+    }
+    match outcome.verdict {
+        Verdict::Pass => text += &format!("pass: {} checks in {} s\n", outcome.checks.len(), outcome.seconds),
+        Verdict::Fail => {
+            text += &format!("fail: {} (after {} s)\n", outcome.reasons.join("; "), outcome.seconds)
+        }
+    }
+    text
+}

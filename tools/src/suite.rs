@@ -1,0 +1,723 @@
+//! `cargo xtask test`: all tests, or one part of them.
+//!
+//! Invariant: every test that was asked for ends as passed, failed or skipped with a reason, and the last line counts them.
+
+use std::{
+    fmt, fs,
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::{
+    console::CheckResult,
+    images::{self, Image},
+    linux::{Store, Version},
+    qemu::{Ended, Follow, Machine, Qemu, Size},
+    report,
+    run::{self, Host, Job, MachineArgs, Outcome, Verdict},
+    workspace,
+};
+
+/// Cases of each property under Miri, which is some hundred times slower.
+const MIRI_CASES: &str = "4";
+/// Proptest asks for the current directory and for its variables, which Miri's isolation hides. Borrows are not tracked: that
+/// is for unsafe code, of which `hyp` has none outside its `el2` and install points (`cargo xtask check` sees to it), and
+/// costs ten times the rest on tables of 512 atomics.
+const MIRI_FLAGS: &str = "-Zmiri-disable-isolation -Zmiri-disable-stacked-borrows";
+/// How long a run may take whose end is known to come at once.
+const SHORT: Duration = Duration::from_secs(60);
+
+/// A part of the tests.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// The crates' own tests on this machine, and those of `hyp` under Miri
+    Unit,
+    /// The hypervisor with its embedded payload in QEMU
+    Qemu,
+    /// The hypervisor with a stock Linux as the host in QEMU
+    Linux,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Unit => "unit",
+            Self::Qemu => "qemu",
+            Self::Linux => "linux",
+        })
+    }
+}
+
+/// The options of `cargo xtask test`.
+#[derive(Args, Clone, Debug)]
+pub struct TestArgs {
+    /// The part to run; all of them if none is named
+    #[arg(value_enum)]
+    part: Option<Part>,
+    /// Run the long matrices too
+    #[arg(long)]
+    full: bool,
+    /// Write the results to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// How a test ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Ending {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Passed => "passed",
+            Self::Failed => "FAILED",
+            Self::Skipped => "skipped",
+        })
+    }
+}
+
+/// The result of one test, or of one binary of unit tests.
+#[derive(Clone, Debug, Serialize)]
+struct TestResult {
+    name: String,
+    part: Part,
+    result: Ending,
+    seconds: f64,
+    /// How many tests passed, failed and were skipped in it.
+    #[serde(skip)]
+    counts: [u32; 3],
+    /// Why it failed or was skipped.
+    #[serde(skip)]
+    reason: String,
+}
+
+impl TestResult {
+    fn new(
+        name: impl Into<String>,
+        part: Part,
+        result: Ending,
+        seconds: f64,
+        reason: impl Into<String>,
+    ) -> Self {
+        let counts =
+            [Ending::Passed, Ending::Failed, Ending::Skipped].map(|ending| u32::from(ending == result));
+        Self {
+            name: name.into(),
+            part,
+            result,
+            seconds: report::rounded(seconds),
+            counts,
+            reason: reason.into(),
+        }
+    }
+}
+
+/// The results so far, each printed when it comes.
+#[derive(Default)]
+struct Results(Vec<TestResult>);
+
+impl Results {
+    fn add(&mut self, result: TestResult) {
+        print!("{:7}  {}: {}, {} s", result.result, result.part, result.name, result.seconds);
+        println!("{}", if result.reason.is_empty() { String::new() } else { format!(": {}", result.reason) });
+        self.0.push(result);
+    }
+}
+
+/// Carries out `cargo xtask test`; returns whether nothing failed.
+pub fn run(args: &TestArgs) -> Result<bool> {
+    ensure!(
+        args.part != Some(Part::Unit) || !args.machine.is_given(),
+        "the unit tests run on this machine: options of the emulated machine are for the parts qemu and linux"
+    );
+    let wanted = |part| args.part.is_none_or(|only| only == part);
+    let mut results = Results::default();
+    if wanted(Part::Unit) {
+        unit(&mut results)?;
+    }
+    let scenarios: Vec<Scenario> =
+        scenarios(args.full).into_iter().filter(|scenario| wanted(scenario.part())).collect();
+    if !scenarios.is_empty() {
+        emulate(scenarios, args, &mut results)?;
+    }
+    let Results(results) = results;
+    print!("{}", summary(&results));
+    report::write_json(args.json.as_deref(), &results)?;
+    let failed = results.iter().any(|result| result.result == Ending::Failed);
+    let [passed, failures, skipped] = totals(&results);
+    println!("{passed} passed, {failures} failed, {skipped} skipped");
+    Ok(!failed)
+}
+
+fn totals(results: &[TestResult]) -> [u32; 3] {
+    results.iter().fold([0; 3], |sum, result| std::array::from_fn(|at| sum[at] + result.counts[at]))
+}
+
+/// The table of all results, and what was skipped and why.
+fn summary(results: &[TestResult]) -> String {
+    let rows: Vec<_> = results
+        .iter()
+        .map(|result| {
+            let seconds = format!("{:8.2}", result.seconds);
+            vec![result.part.to_string(), result.result.to_string(), seconds, result.name.clone()]
+        })
+        .collect();
+    let mut text = format!("\n{}\n", report::table(&["part", "result", "seconds", "name"], &rows));
+    for (ending, title) in [(Ending::Skipped, "skipped:"), (Ending::Failed, "FAILED:")] {
+        let mut lines = results.iter().filter(|result| result.result == ending).peekable();
+        if lines.peek().is_some() {
+            text += &format!("{title}\n");
+        }
+        for result in lines {
+            text += &format!("  {}: {}: {}\n", result.part, result.name, result.reason);
+        }
+    }
+    text
+}
+
+/// The tests of the crates on this machine, and those of `hyp` under Miri.
+fn unit(results: &mut Results) -> Result<()> {
+    let mut tests = workspace::cargo();
+    tests.args(["test", "--no-fail-fast", "--all-features"]);
+    tests.args(workspace::HOST_CRATES.iter().flat_map(|name| ["-p", name]));
+    cargo_test(tests, "", results)?;
+
+    if let Err(error) = ensure_miri() {
+        let reason = format!("{error:#}");
+        results.add(TestResult::new("hyp under Miri", Part::Unit, Ending::Skipped, 0.0, reason));
+        return Ok(());
+    }
+    let mut miri = workspace::cargo();
+    miri.args(["+nightly", "miri", "test", "-p", "hyp", "--lib", "--all-features"]);
+    miri.env("MIRIFLAGS", MIRI_FLAGS).env("PROPTEST_CASES", MIRI_CASES);
+    miri.env_remove("RUSTUP_TOOLCHAIN");
+    cargo_test(miri, " under Miri", results)
+}
+
+/// Installs Miri in the nightly toolchain, unless it is there or there is no such toolchain.
+fn ensure_miri() -> Result<()> {
+    let toolchains = workspace::output(Command::new("rustup").args(["toolchain", "list"]))
+        .context("Miri needs rustup and its nightly toolchain")?;
+    ensure!(
+        toolchains.lines().any(|line| line.starts_with("nightly")),
+        "Miri needs the nightly toolchain: rustup toolchain install nightly"
+    );
+    let components =
+        Command::new("rustup").args(["component", "list", "--installed", "--toolchain", "nightly"]).output();
+    let installed =
+        components.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    if ["miri", "rust-src"].iter().all(|name| installed.lines().any(|line| line.starts_with(name))) {
+        return Ok(());
+    }
+    eprintln!("installing Miri");
+    workspace::output(Command::new("rustup").args([
+        "component",
+        "add",
+        "miri",
+        "rust-src",
+        "--toolchain",
+        "nightly",
+    ]))
+    .context("Miri could not be installed")
+    .map(drop)
+}
+
+/// Runs a `cargo test` command, passes its output on and takes one result from each test binary.
+fn cargo_test(mut command: Command, suffix: &str, results: &mut Results) -> Result<()> {
+    let start = Instant::now();
+    let shown = workspace::shown(&command);
+    println!("{shown}");
+    let (reader, writer) = io::pipe().context("cannot make a pipe")?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
+    // The command holds the writing end: without it the end of the output would never be seen.
+    drop(command);
+    let mut binary = "tests".to_owned();
+    let mut reports = Vec::new();
+    pass_on(reader, |line| {
+        if let Some(name) = test_binary(line) {
+            binary = name;
+        } else if let Some((counts, seconds)) = parse_test_result(line) {
+            reports.push((binary.clone(), counts, seconds));
+        }
+    })
+    .context("cannot read the output of the tests")?;
+    let status = child.wait().context("cannot wait for the tests")?;
+    let mut failed = false;
+    for (name, counts, seconds) in
+        reports.into_iter().filter(|(_, counts, _)| counts.iter().any(|count| *count > 0))
+    {
+        let ending = match counts {
+            [_, failures, _] if failures > 0 => Ending::Failed,
+            [0, _, _] => Ending::Skipped,
+            _ => Ending::Passed,
+        };
+        failed |= ending == Ending::Failed;
+        let reason = match ending {
+            Ending::Passed => String::new(),
+            Ending::Failed => format!("{} of its tests failed, see above", counts[1]),
+            Ending::Skipped => "all its tests are marked #[ignore]".to_owned(),
+        };
+        results.add(TestResult {
+            counts,
+            ..TestResult::new(name + suffix, Part::Unit, ending, seconds, reason)
+        });
+    }
+    if !status.success() && !failed {
+        let seconds = start.elapsed().as_secs_f64();
+        results.add(TestResult::new(
+            format!("cargo test{suffix}"),
+            Part::Unit,
+            Ending::Failed,
+            seconds,
+            status.to_string(),
+        ));
+    }
+    Ok(())
+}
+
+/// Copies to standard output as it comes (a test that hangs has printed its name but no line end), and gives each
+/// finished line to `take`.
+fn pass_on(mut from: impl Read, mut take: impl FnMut(&str)) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let mut buffer = [0; 4096];
+    let mut line = Vec::new();
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(());
+        }
+        out.write_all(&buffer[..count])?;
+        out.flush()?;
+        line.extend(&buffer[..count]);
+        while let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+            take(&String::from_utf8_lossy(&line[..end]));
+            line.drain(..=end);
+        }
+    }
+}
+
+/// The name of the binary whose tests follow: `Running unittests src/lib.rs (…/hyp-0123456789abcdef)` or
+/// `Doc-tests hyp`.
+fn test_binary(line: &str) -> Option<String> {
+    let line = line.trim_start();
+    if let Some(name) = line.strip_prefix("Doc-tests ") {
+        return Some(format!("{name} documentation"));
+    }
+    let (source, program) = line.strip_prefix("Running ")?.strip_suffix(')')?.rsplit_once(" (")?;
+    let program = program.rsplit('/').next()?;
+    let name = program.rsplit_once('-').map_or(program, |(name, _)| name);
+    Some(format!("{name} {}", source.trim_start_matches("unittests ")))
+}
+
+/// Passed, failed and ignored, and the seconds, of `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+fn parse_test_result(line: &str) -> Option<([u32; 3], f64)> {
+    let (_, numbers) = line.trim().strip_prefix("test result: ")?.split_once(". ")?;
+    let number =
+        |what: &str| numbers.split("; ").find_map(|part| part.strip_suffix(what)?.trim().parse().ok());
+    let seconds =
+        numbers.rsplit_once("finished in ").and_then(|(_, time)| time.strip_suffix('s')?.parse().ok());
+    Some(([number("passed")?, number("failed")?, number("ignored")?], seconds.unwrap_or(0.0)))
+}
+
+/// What a run must come to for its test to pass.
+#[derive(Clone, Copy, Debug)]
+enum Expect {
+    /// The verdict is pass.
+    Pass,
+    /// A check fails: a run that hangs, or a hypervisor that gives up, is not what was meant.
+    Fail,
+    /// These texts stand on the console, whatever comes then.
+    Lines(&'static [&'static str]),
+    /// The hypervisor ends with a fatal message that contains this text.
+    Fatal(&'static str),
+    /// The hypervisor reports a fault of its own, with a backtrace through this function.
+    Fault(&'static str),
+}
+
+impl Expect {
+    /// Nothing if `outcome` is what was expected, else why it is not.
+    fn judge(self, outcome: &Outcome) -> Option<String> {
+        let fatal = outcome.transcript.fatal.as_deref();
+        let problem = match self {
+            Self::Pass if outcome.verdict == Verdict::Pass => return None,
+            Self::Pass => outcome.reasons.join("; "),
+            Self::Fail if outcome.checks.iter().any(|check| check.result == CheckResult::Fail) => {
+                return None;
+            }
+            Self::Fail => "no check failed".to_owned(),
+            Self::Lines(_) if outcome.ended == Ended::Seen => return None,
+            Self::Lines(texts) => format!("these texts did not all come: {}", texts.join(", ")),
+            Self::Fatal(text) => match fatal {
+                Some(message) if message.contains(text) => return None,
+                Some(message) => format!("the fatal message has no '{text}': {message}"),
+                None => format!("there was no fatal message with '{text}'"),
+            },
+            Self::Fault(function) => match fatal {
+                Some(_) if outcome.transcript.calls.iter().any(|call| call.contains(function)) => {
+                    return None;
+                }
+                Some(_) => format!("the backtrace does not name {function}"),
+                None => "there was no fatal message".to_owned(),
+            },
+        };
+        let last: Vec<&str> = outcome.transcript.tail().collect();
+        Some(format!("{problem}\n    {}", last.join("\n    ")))
+    }
+}
+
+/// How the device tree of a run is damaged. Both damages are such that QEMU itself still takes it.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    /// The interrupt controller's `compatible` has a name outside the block of strings.
+    Name,
+    /// The first CPU's `reg` has no length that holds whole cells.
+    Length,
+}
+
+impl Damage {
+    /// Damages a flattened device tree (Devicetree Specification 0.4, 5.4.1: a property is the token 3, its length, the offset of
+    /// its name, and its value).
+    fn inflict(self, tree: &mut [u8]) -> Result<()> {
+        const PROPERTY: [u8; 4] = 3u32.to_be_bytes();
+        match self {
+            Self::Name => {
+                let value = find(tree, b"arm,gic-v3\0").context("the device tree has no GICv3")?;
+                ensure!(
+                    tree.get(value - 12..value - 8) == Some(&PROPERTY),
+                    "no property stands before its value"
+                );
+                tree[value - 4..value].copy_from_slice(&0x7fff_ff00u32.to_be_bytes());
+            }
+            Self::Length => {
+                let node = find(tree, b"cpu@0\0\0\0").context("the device tree has no first CPU")?;
+                let names = word(tree, 12).context("the device tree has no header")?;
+                let name = find(&tree[names..], b"\0reg\0").context("the device tree has no reg")? + 1;
+                let header = [PROPERTY, 4u32.to_be_bytes(), u32::try_from(name)?.to_be_bytes()].concat();
+                let at =
+                    node + find(&tree[node..], &header).context("the first CPU has no reg of one cell")?;
+                tree[at + 4..at + 8].copy_from_slice(&3u32.to_be_bytes());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<usize> {
+    Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize)
+}
+
+/// One boot of the hypervisor, and what must come of it.
+#[derive(Clone, Debug)]
+struct Scenario {
+    /// The behaviour that it shows.
+    name: &'static str,
+    machine: Machine,
+    /// The version of the host's kernel; without one the embedded payload runs.
+    linux: Option<&'static str>,
+    features: &'static [&'static str],
+    damage: Option<Damage>,
+    expect: Expect,
+}
+
+impl Scenario {
+    fn payload(cpus: u32, memory: Size, cpu: &str) -> Self {
+        let machine = Machine { cpus, memory, cpu: cpu.to_owned(), ..Machine::default() };
+        Self {
+            name: "the payload's checks hold",
+            machine,
+            linux: None,
+            features: &[],
+            damage: None,
+            expect: Expect::Pass,
+        }
+    }
+
+    fn linux(version: &'static str, cpus: u32, cpu: &str) -> Self {
+        Self { name: "a stock Linux runs as the host", linux: Some(version), ..Self::payload(cpus, GIB, cpu) }
+    }
+
+    /// A run of the payload that must come to something else than a pass.
+    fn other(name: &'static str, expect: Expect) -> Self {
+        Self { name, expect, ..Self::payload(4, GIB, "max") }
+    }
+
+    fn part(&self) -> Part {
+        if self.linux.is_some() { Part::Linux } else { Part::Qemu }
+    }
+
+    fn timeout(&self) -> Duration {
+        match (self.linux, self.expect) {
+            (Some(_), _) => run::LINUX_TIMEOUT,
+            (None, Expect::Pass) => run::PAYLOAD_TIMEOUT,
+            (None, _) => SHORT,
+        }
+    }
+
+    fn title(&self) -> String {
+        let Machine { cpus, memory, cpu, .. } = &self.machine;
+        let linux = self.linux.map_or_else(String::new, |version| format!("Linux {version}, "));
+        format!("{} ({linux}{cpus} CPU{}, {memory}, {cpu})", self.name, if *cpus == 1 { "" } else { "s" })
+    }
+}
+
+const GIB: Size = Size(1 << 30);
+
+/// All scenarios; with `full` every combination that a user may choose from.
+fn scenarios(full: bool) -> Vec<Scenario> {
+    let half = Size(512 << 20);
+    let mut all = vec![
+        Scenario::payload(1, GIB, "max"),
+        Scenario::payload(2, half, "max"),
+        Scenario::payload(4, Size(4 << 30), "max"),
+        Scenario::payload(8, GIB, "max"),
+        Scenario::payload(4, Size(256 << 30), "max"),
+        Scenario::payload(4, GIB, "cortex-a72"),
+        Scenario::payload(2, Size(4 << 30), "neoverse-n1"),
+        Scenario {
+            machine: Machine { el2: false, ..Machine::default() },
+            ..Scenario::other(
+                "an image started at EL1 says so and stops",
+                Expect::Lines(&["must be started at EL2"]),
+            )
+        },
+        Scenario {
+            damage: Some(Damage::Name),
+            ..Scenario::other("a device tree with a broken name is refused", Expect::Fatal("device tree"))
+        },
+        Scenario {
+            damage: Some(Damage::Length),
+            ..Scenario::other("a device tree with a broken value is refused", Expect::Fatal("device tree"))
+        },
+        Scenario {
+            features: &["broken-stage2"],
+            ..Scenario::other("the payload notices a broken stage 2", Expect::Fail)
+        },
+        Scenario {
+            features: &["own-fault"],
+            ..Scenario::other(
+                "a fault of the hypervisor is traced to its function",
+                Expect::Fault("own_fault"),
+            )
+        },
+    ];
+    for version in ["6.18", "7.2"] {
+        all.extend([1, 4].map(|cpus| Scenario::linux(version, cpus, "max")));
+    }
+    if full {
+        for cpu in ["max", "cortex-a72", "cortex-a76", "cortex-a710", "neoverse-n1", "neoverse-n2"] {
+            for memory in [half, GIB, Size(4 << 30), Size(256 << 30)] {
+                all.extend([1, 2, 4, 8].map(|cpus| Scenario::payload(cpus, memory, cpu)));
+            }
+        }
+        for version in ["6.12", "6.18", "7.0", "7.2"] {
+            for cpu in ["max", "cortex-a72", "neoverse-n1", "neoverse-n2"] {
+                all.extend([1, 4, 8].map(|cpus| Scenario::linux(version, cpus, cpu)));
+            }
+        }
+        all.push(Scenario {
+            machine: Machine { memory: Size(64 << 30), ..Machine::default() },
+            ..Scenario::linux("7.2", 4, "max")
+        });
+    }
+    unique(all)
+}
+
+/// The scenarios without those that are named like one before them.
+fn unique(scenarios: Vec<Scenario>) -> Vec<Scenario> {
+    let mut titles = Vec::new();
+    let mut fresh = |scenario: &Scenario| {
+        let title = scenario.title();
+        let new = !titles.contains(&title);
+        titles.push(title);
+        new
+    };
+    scenarios.into_iter().filter(|scenario| fresh(scenario)).collect()
+}
+
+/// Runs scenarios in QEMU.
+fn emulate(scenarios: Vec<Scenario>, args: &TestArgs, results: &mut Results) -> Result<()> {
+    let qemu = Qemu::locate()?;
+    if let Some(cpu) = &args.machine.cpu {
+        qemu.check_cpu(cpu)?;
+    }
+    let scenarios = scenarios
+        .into_iter()
+        .map(|scenario| Scenario { machine: args.machine.apply(scenario.machine.clone()), ..scenario })
+        .collect();
+    let mut lab = Lab { qemu, images: Vec::new(), store: Store::open()? };
+    for scenario in unique(scenarios) {
+        let start = Instant::now();
+        let (ending, reason) = match lab.problem(&scenario, args) {
+            Ok(None) => (Ending::Passed, String::new()),
+            Ok(Some(problem)) => (Ending::Failed, problem),
+            Err(error) => (Ending::Failed, format!("{error:#}")),
+        };
+        let seconds = start.elapsed().as_secs_f64();
+        results.add(TestResult::new(scenario.title(), scenario.part(), ending, seconds, reason));
+    }
+    Ok(())
+}
+
+/// What the scenarios share.
+struct Lab {
+    qemu: Qemu,
+    /// The image of each set of features.
+    images: Vec<(&'static [&'static str], Image)>,
+    store: Store,
+}
+
+impl Lab {
+    /// Runs one scenario; returns in what it was not as expected.
+    fn problem(&mut self, scenario: &Scenario, args: &TestArgs) -> Result<Option<String>> {
+        let image = self.image(args.machine.platform.package(), scenario.features)?;
+        let host = match scenario.linux {
+            Some(version) => {
+                let version: Version = version.parse()?;
+                let kernel = self.store.kernel(&version)?.path;
+                Some(Host { kernel, initrd: self.store.initramfs()?, checks: true })
+            }
+            None => None,
+        };
+        let device_tree = match scenario.damage {
+            Some(damage) => {
+                let mut tree = self.qemu.device_tree(&scenario.machine)?;
+                damage.inflict(&mut tree)?;
+                let path = workspace::images_dir()?.join("damaged.dtb");
+                fs::write(&path, tree).context("cannot write the damaged device tree")?;
+                Some(path)
+            }
+            None => None,
+        };
+        let until = if let Expect::Lines(texts) = scenario.expect { texts } else { &[] };
+        let follow =
+            Follow { timeout: args.machine.timeout_or(scenario.timeout()), until, ..Follow::default() };
+        let append = args.machine.log.map(|log| log.parameter().to_owned()).into_iter().collect();
+        let job = Job { image: &image, machine: scenario.machine.clone(), host, append, device_tree, follow };
+        Ok(scenario.expect.judge(&job.run(&self.qemu)?))
+    }
+
+    fn image(&mut self, platform: &str, features: &'static [&'static str]) -> Result<Image> {
+        if let Some((_, image)) = self.images.iter().find(|(built, _)| *built == features) {
+            return Ok(image.clone());
+        }
+        let names: Vec<String> = features.iter().map(|name| (*name).to_owned()).collect();
+        let image = images::hypervisor(platform, &names)?;
+        self.images.push((features, image.clone()));
+        Ok(image)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::Transcript;
+
+    #[test]
+    fn the_result_of_a_test_binary_is_read() {
+        let line = "test result: FAILED. 12 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.25s";
+        assert_eq!(parse_test_result(line), Some(([12, 2, 1], 1.25)));
+        assert_eq!(parse_test_result("test a::b ... ok"), None);
+    }
+
+    #[test]
+    fn the_name_of_a_test_binary_is_read() {
+        let line = "     Running unittests src/lib.rs (target/debug/deps/hyp-0123456789abcdef)";
+        assert_eq!(test_binary(line).unwrap(), "hyp src/lib.rs");
+        let line = "     Running tests/model.rs (target/debug/deps/model-0123456789abcdef)";
+        assert_eq!(test_binary(line).unwrap(), "model tests/model.rs");
+        assert_eq!(test_binary("   Doc-tests hyp").unwrap(), "hyp documentation");
+        assert_eq!(test_binary("running 3 tests"), None);
+    }
+
+    #[test]
+    fn results_are_counted_by_test_and_listed_by_binary() {
+        let unit = TestResult {
+            counts: [5, 1, 2],
+            ..TestResult::new("hyp", Part::Unit, Ending::Failed, 0.04, "1 failed")
+        };
+        let boot = TestResult::new("boot", Part::Qemu, Ending::Passed, 2.0, "");
+        assert_eq!(totals(&[unit.clone(), boot.clone()]), [6, 1, 2]);
+        let json = serde_json::to_value(&boot).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({"name": "boot", "part": "qemu", "result": "passed", "seconds": 2.0})
+        );
+        assert!(summary(&[unit, boot]).contains("unit: hyp: 1 failed"));
+    }
+
+    fn outcome(lines: &[&str], ended: Ended) -> Outcome {
+        let mut transcript = Transcript::default();
+        for line in lines {
+            transcript.push(line, |_| Some("qemu_virt::own_fault (main.rs:1)".to_owned()));
+        }
+        let reasons = crate::verdict::reasons(&transcript, &transcript.checks, &ended, true);
+        let verdict = if reasons.is_empty() { Verdict::Pass } else { Verdict::Fail };
+        Outcome {
+            checks: transcript.checks.clone(),
+            figures: vec![],
+            verdict,
+            reasons,
+            seconds: 0.0,
+            transcript,
+            ended,
+        }
+    }
+
+    #[test]
+    fn a_run_that_hangs_or_gives_up_does_not_pass_for_a_noticed_failure() {
+        let hung = outcome(&[], Ended::TimedOut(SHORT));
+        assert!(Expect::Fail.judge(&hung).is_some());
+        assert!(Expect::Fail.judge(&outcome(&["cloven[0] fatal: no kernel"], Ended::Off)).is_some());
+        assert!(Expect::Pass.judge(&hung).is_some());
+        let failed = outcome(&["@cloven check a FAIL", "@cloven done 1"], Ended::Off);
+        assert!(Expect::Fail.judge(&failed).is_none());
+        assert!(
+            Expect::Fail.judge(&outcome(&["@cloven check a ok", "@cloven done 1"], Ended::Off)).is_some()
+        );
+    }
+
+    #[test]
+    fn a_fault_must_be_traced_to_the_function_that_made_it() {
+        let traced = outcome(&["cloven[0] fatal: data abort", "cloven[0]   at image+0x10"], Ended::Broken);
+        assert!(Expect::Fault("own_fault").judge(&traced).is_none());
+        assert!(Expect::Fault("other").judge(&traced).is_some());
+        assert!(Expect::Fatal("abort").judge(&traced).is_none());
+        assert!(Expect::Fatal("device tree").judge(&traced).is_some());
+        assert!(Expect::Fault("own_fault").judge(&outcome(&[], Ended::Off)).is_some());
+    }
+
+    #[test]
+    fn scenarios_have_names_of_their_own() {
+        let all = scenarios(true);
+        let mut titles: Vec<String> = all.iter().map(Scenario::title).collect();
+        titles.sort();
+        titles.dedup();
+        assert_eq!(titles.len(), all.len());
+        assert!(scenarios(false).len() < all.len());
+    }
+
+    #[test]
+    fn a_device_tree_without_what_is_to_be_damaged_is_refused() {
+        assert!(Damage::Name.inflict(&mut [0; 64]).is_err());
+        assert!(Damage::Length.inflict(&mut [0; 64]).is_err());
+    }
+}

@@ -1,0 +1,171 @@
+//! Judges a run.
+//!
+//! Invariant: a run passes only if nothing speaks against it; what the guest did not say is never taken as said.
+
+use crate::{
+    console::{Check, CheckResult, Transcript},
+    qemu::{Ended, Machine},
+};
+
+/// What speaks against a run; nothing means that it passed. `checks` are all checks, this tool's own among them;
+/// `needs_checks` is false for a user's own initramfs, which need not print any.
+pub fn reasons(transcript: &Transcript, checks: &[Check], ended: &Ended, needs_checks: bool) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if let Some(text) = &transcript.fatal {
+        reasons.push(format!("the hypervisor failed: {text}"));
+    }
+    if let Some(text) = &transcript.kernel_fault {
+        reasons.push(format!("Linux broke: {text}"));
+    }
+    match ended {
+        Ended::Off => {}
+        Ended::Failed(status) => reasons.push(format!("QEMU failed: {status}")),
+        Ended::TimedOut(timeout) => reasons.push(format!("it was not over after {} s", timeout.as_secs())),
+        Ended::Seen => reasons.push("it was ended from outside".to_owned()),
+        Ended::Broken => reasons.push("it did not switch off after it broke".to_owned()),
+    }
+    let failed = checks.iter().filter(|check| check.result == CheckResult::Fail);
+    reasons.extend(failed.map(|check| format!("the check {} failed: {}", check.name, check.detail)));
+    if let Some(text) = &transcript.malformed {
+        reasons.push(format!("a line was damaged: {text}"));
+    }
+    let printed = transcript.checks.len();
+    match transcript.done {
+        Some(count) if count != printed => {
+            reasons.push(format!("lines were lost: {count} checks were made, {printed} arrived"));
+        }
+        Some(0) => reasons.push("nothing was checked".to_owned()),
+        Some(_) => {}
+        None if needs_checks || printed > 0 => {
+            reasons.push("the checks did not come to their end".to_owned())
+        }
+        None => {}
+    }
+    reasons
+}
+
+/// The checks that only the outside can make of a Linux host: that it sees the machine that QEMU was told to make.
+///
+/// RAM is compared exactly. The kernel lists all memory of the device tree as `System RAM` but what is reserved `no-map`
+/// (arch/arm64/kernel/setup.c, `request_standard_resources`), and rounds only to pages, so that no tolerance is due.
+pub fn linux_checks(transcript: &Transcript, machine: &Machine) -> Vec<Check> {
+    let cpus = match transcript.figure("linux.cpus") {
+        Some(seen) if seen == u64::from(machine.cpus) => Ok(format!("{seen} of {}", machine.cpus)),
+        Some(seen) => Err(format!("Linux sees {seen} of {} CPUs", machine.cpus)),
+        None => Err("Linux did not say how many CPUs it sees".to_owned()),
+    };
+    let ram = match (transcript.figure("linux.ram"), transcript.figure("memory.reserved")) {
+        (None, _) => Err("Linux did not say how much RAM it sees".to_owned()),
+        (_, None) => Err("the hypervisor did not say how much memory it reserved".to_owned()),
+        (Some(seen), Some(reserved)) => {
+            let sum = format!("{seen} bytes seen + {reserved} reserved of {}", machine.memory.0);
+            if seen.checked_add(reserved) == Some(machine.memory.0) { Ok(sum) } else { Err(sum) }
+        }
+    };
+    let check = |name: &str, outcome: Result<String, String>| {
+        let (result, detail) = match outcome {
+            Ok(detail) => (CheckResult::Ok, detail),
+            Err(detail) => (CheckResult::Fail, detail),
+        };
+        Check { name: name.to_owned(), result, detail }
+    };
+    vec![check("linux.cpus", cpus), check("linux.ram", ram)]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn transcript(lines: &[&str]) -> Transcript {
+        let mut transcript = Transcript::default();
+        for line in lines {
+            transcript.push(line, |_| None);
+        }
+        transcript
+    }
+
+    fn judge(lines: &[&str], ended: &Ended, needs_checks: bool) -> Vec<String> {
+        let transcript = transcript(lines);
+        reasons(&transcript, &transcript.checks, ended, needs_checks)
+    }
+
+    const GOOD: [&str; 2] = ["@cloven check a ok", "@cloven done 1"];
+
+    #[test]
+    fn a_run_with_all_its_checks_passes() {
+        assert!(judge(&GOOD, &Ended::Off, true).is_empty());
+    }
+
+    #[test]
+    fn a_run_that_did_not_switch_off_by_itself_fails() {
+        let ends = [
+            Ended::TimedOut(Duration::from_secs(5)),
+            Ended::Failed("exit status: 1".into()),
+            Ended::Seen,
+            Ended::Broken,
+        ];
+        for ended in ends {
+            assert_eq!(judge(&GOOD, &ended, true).len(), 1, "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn a_failed_check_fails_the_run() {
+        let reasons = judge(&["@cloven check a FAIL why", "@cloven done 1"], &Ended::Off, true);
+        assert_eq!(reasons, ["the check a failed: why"]);
+    }
+
+    #[test]
+    fn lost_and_damaged_lines_fail_the_run() {
+        assert_eq!(judge(&["@cloven check a ok", "@cloven done 2"], &Ended::Off, true).len(), 1);
+        assert_eq!(
+            judge(&["@cloven check a ok", "@cloven check b", "@cloven done 1"], &Ended::Off, true).len(),
+            1
+        );
+        assert_eq!(
+            judge(&["@cloven check a ok"], &Ended::Off, true),
+            ["the checks did not come to their end"]
+        );
+    }
+
+    #[test]
+    fn a_run_without_checks_fails_unless_the_initramfs_is_the_users_own() {
+        assert_eq!(judge(&["@cloven done 0"], &Ended::Off, true), ["nothing was checked"]);
+        assert_eq!(judge(&[], &Ended::Off, true).len(), 1);
+        assert!(judge(&["login:"], &Ended::Off, false).is_empty());
+        assert_eq!(judge(&["@cloven check a ok"], &Ended::Off, false).len(), 1);
+    }
+
+    #[test]
+    fn a_fault_of_the_hypervisor_or_of_linux_fails_the_run() {
+        let [check, done] = GOOD;
+        assert_eq!(
+            judge(&["cloven[0] fatal: x", check, done], &Ended::Off, true),
+            ["the hypervisor failed: x"]
+        );
+        assert_eq!(judge(&[check, done, "Kernel panic - not syncing"], &Ended::Off, true).len(), 1);
+    }
+
+    fn linux(figures: &[&str]) -> Vec<CheckResult> {
+        linux_checks(&transcript(figures), &Machine::default()).iter().map(|check| check.result).collect()
+    }
+
+    #[test]
+    fn a_linux_that_sees_the_whole_machine_less_the_reservation_is_right() {
+        let reserved = "@cloven figure memory.reserved 8388608 bytes";
+        let cpus = "@cloven figure linux.cpus 4 cpus";
+        let ram = format!("@cloven figure linux.ram {} bytes", (1 << 30) - 8388608);
+        assert_eq!(linux(&[reserved, cpus, &ram]), [CheckResult::Ok; 2]);
+    }
+
+    #[test]
+    fn a_linux_that_misses_a_cpu_or_a_page_is_wrong() {
+        let reserved = "@cloven figure memory.reserved 8388608 bytes";
+        let ram = format!("@cloven figure linux.ram {} bytes", (1 << 30) - 8388608 - 4096);
+        assert_eq!(linux(&[reserved, "@cloven figure linux.cpus 3 cpus", &ram]), [CheckResult::Fail; 2]);
+        assert_eq!(linux(&[]), [CheckResult::Fail; 2]);
+        assert_eq!(linux(&[&ram]), [CheckResult::Fail; 2]);
+    }
+}
