@@ -24,12 +24,6 @@ use crate::{
     workspace,
 };
 
-/// Cases of each property under Miri, which is some hundred times slower.
-const MIRI_CASES: &str = "4";
-/// Proptest asks for the current directory and for its variables, which Miri's isolation hides. Borrows are not tracked: that
-/// is for unsafe code, of which `hyp` has none outside its `el2` and install points (`cargo xtask check` sees to it), and
-/// costs ten times the rest on tables of 512 atomics.
-const MIRI_FLAGS: &str = "-Zmiri-disable-isolation -Zmiri-disable-stacked-borrows";
 /// How long a run may take whose end is known to come at once.
 const SHORT: Duration = Duration::from_secs(60);
 
@@ -37,7 +31,7 @@ const SHORT: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
-    /// The crates' own tests on this machine, and those of `hyp` under Miri
+    /// The crates' own tests on this machine
     Unit,
     /// The hypervisor with its embedded payload in QEMU
     Qemu,
@@ -189,55 +183,16 @@ fn summary(results: &[TestResult]) -> String {
     text
 }
 
-/// The tests of the crates on this machine, and those of `hyp` under Miri.
+/// The tests of the crates on this machine.
 fn unit(results: &mut Results) -> Result<()> {
     let mut tests = workspace::cargo();
     tests.args(["test", "--no-fail-fast", "--all-features"]);
     tests.args(workspace::HOST_CRATES.iter().flat_map(|name| ["-p", name]));
-    cargo_test(tests, "", results)?;
-
-    if let Err(error) = ensure_miri() {
-        let reason = format!("{error:#}");
-        results.add(TestResult::new("hyp under Miri", Part::Unit, Ending::Skipped, 0.0, reason));
-        return Ok(());
-    }
-    let mut miri = workspace::cargo();
-    miri.args(["+nightly", "miri", "test", "-p", "hyp", "--lib", "--all-features"]);
-    miri.env("MIRIFLAGS", MIRI_FLAGS).env("PROPTEST_CASES", MIRI_CASES);
-    miri.env_remove("RUSTUP_TOOLCHAIN");
-    cargo_test(miri, " under Miri", results)
-}
-
-/// Installs Miri in the nightly toolchain, unless it is there or there is no such toolchain.
-fn ensure_miri() -> Result<()> {
-    let toolchains = workspace::output(Command::new("rustup").args(["toolchain", "list"]))
-        .context("Miri needs rustup and its nightly toolchain")?;
-    ensure!(
-        toolchains.lines().any(|line| line.starts_with("nightly")),
-        "Miri needs the nightly toolchain: rustup toolchain install nightly"
-    );
-    let components =
-        Command::new("rustup").args(["component", "list", "--installed", "--toolchain", "nightly"]).output();
-    let installed =
-        components.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    if ["miri", "rust-src"].iter().all(|name| installed.lines().any(|line| line.starts_with(name))) {
-        return Ok(());
-    }
-    eprintln!("installing Miri");
-    workspace::output(Command::new("rustup").args([
-        "component",
-        "add",
-        "miri",
-        "rust-src",
-        "--toolchain",
-        "nightly",
-    ]))
-    .context("Miri could not be installed")
-    .map(drop)
+    cargo_test(tests, results)
 }
 
 /// Runs a `cargo test` command, passes its output on and takes one result from each test binary.
-fn cargo_test(mut command: Command, suffix: &str, results: &mut Results) -> Result<()> {
+fn cargo_test(mut command: Command, results: &mut Results) -> Result<()> {
     let start = Instant::now();
     let shown = workspace::shown(&command);
     println!("{shown}");
@@ -272,15 +227,12 @@ fn cargo_test(mut command: Command, suffix: &str, results: &mut Results) -> Resu
             Ending::Failed => format!("{} of its tests failed, see above", counts[1]),
             Ending::Skipped => "all its tests are marked #[ignore]".to_owned(),
         };
-        results.add(TestResult {
-            counts,
-            ..TestResult::new(name + suffix, Part::Unit, ending, seconds, reason)
-        });
+        results.add(TestResult { counts, ..TestResult::new(name, Part::Unit, ending, seconds, reason) });
     }
     if !status.success() && !failed {
         let seconds = start.elapsed().as_secs_f64();
         results.add(TestResult::new(
-            format!("cargo test{suffix}"),
+            "cargo test".to_owned(),
             Part::Unit,
             Ending::Failed,
             seconds,

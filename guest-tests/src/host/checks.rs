@@ -148,6 +148,8 @@ pub struct Fault {
     pub esr: u64,
     /// `FAR_EL1`.
     pub far: u64,
+    /// `ELR_EL1`.
+    pub elr: u64,
     /// `SPSR_EL1`.
     pub spsr: u64,
 }
@@ -167,19 +169,21 @@ pub fn probe(view: View, kind: Kind, pa: u64) -> Option<Fault> {
             (_, Kind::Fetch) => entry::probe_user(user(&raw const entry::user_fetch), address),
         }
     };
-    let [esr, far, _, spsr] = [0, 1, 2, 3].map(|field| Cpu::this().fault[field].load(Relaxed));
-    (faulted != 0 && esr >> 26 != EC_SVC).then_some(Fault { esr, far, spsr })
+    let [esr, far, elr, spsr] = [0, 1, 2, 3].map(|field| Cpu::this().fault[field].load(Relaxed));
+    (faulted != 0 && esr >> 26 != EC_SVC).then_some(Fault { esr, far, elr, spsr })
 }
 
 /// Whether `fault` is what an access of `kind` in `view` to forbidden memory must end in.
 fn is_refusal(fault: Option<Fault>, view: View, kind: Kind, address: u64) -> bool {
-    let Some(Fault { esr, far, spsr }) = fault else { return false };
+    let Some(Fault { esr, far, elr, spsr }) = fault else { return false };
     let user = matches!(view, View::UserData | View::UserCode);
     let class = if kind == Kind::Fetch { EC_INSTRUCTION_ABORT } else { EC_DATA_ABORT } + u64::from(!user);
     let level = if user { 0 } else { 0b0101 };
     let wnr = if kind == Kind::Store { WNR } else { 0 };
+    // A fetch faults at its target; the others in the probe, in the page of EL0's code or in ours.
+    let at = if kind == Kind::Fetch { elr == address } else { elr != address };
     // Class, 32-bit instruction, and nothing in the ISS but what is the host's to know.
-    esr == class << 26 | 1 << 25 | wnr | FSC_EXTERNAL && far == address && spsr & 0x1f == level
+    esr == class << 26 | 1 << 25 | wnr | FSC_EXTERNAL && far == address && at && spsr & 0x1f == level
 }
 
 fn check_refused(report: &mut Report, name: &str, view: View, kind: Kind, pa: u64) -> bool {

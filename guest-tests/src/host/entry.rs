@@ -152,8 +152,11 @@ vectors:
     b.ne    .Lunexpected
     ldr     x0, [x1, #64]
     cbz     x0, .Lunexpected
-    str     xzr, [x1, #64]
+    mrs     x0, elr_el1
+    str     x0, [x1, #96]
+    ldr     x0, [x1, #64]
     msr     elr_el1, x0
+    str     xzr, [x1, #64]
     ldr     x0, [x1, #72]
     mov     sp, x0
     mrs     x0, esr_el1

@@ -109,8 +109,12 @@ error_from!(
 pub unsafe fn device_tree(address: u64) -> Result<&'static [u8], Error> {
     let pa =
         Pa::new(address).map_err(|error| MachineError::Address { node: "address of the tree", error })?;
-    // SAFETY: the boot map has 4 MiB from the multiple of 2 MiB below the address on, read-only; nobody writes there
-    // before the host runs.
+    // The boot map has nothing above what the CPU addresses, and no boot loader puts a tree at 0.
+    if address == 0 || !address.is_multiple_of(8) || address >> Features::read().limits.pa_bits() != 0 {
+        return Err(MachineError::Place(address).into());
+    }
+    // SAFETY: the boot map has, read-only, the 2 MiB block of the address, and unless it begins there the next one too: room
+    // for any tree. Nobody writes there before the host runs.
     unsafe {
         let first = core::slice::from_raw_parts(pa.get() as *const u8, 8);
         let size = machine::tree_size([
@@ -157,7 +161,7 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8], console: u64) -> Re
     let layout = image::layout()?;
     let tree = Named { what: "device tree", range: Range::new(tree.as_ptr() as u64, tree.len() as u64)? };
     let hypervisor = Named { what: "hypervisor", range: layout.whole };
-    layout::check(&machine.memory, &[hypervisor, tree])?;
+    layout::check(&machine.memory, &machine.no_map, &[hypervisor, tree])?;
 
     // The boot CPU is number 0: it runs on that block already.
     let me = cpu::affinity();
@@ -195,7 +199,7 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8], console: u64) -> Re
     let registers = stage1::Registers::el2(&map, features.limits.pa_range);
     for number in 0..cpus.len() {
         // SAFETY: the boot map has the whole image for writing; no other CPU runs, and this one, number 0, has only
-        // looked at its flag of dying, which stays clear.
+        // looked at its count of deaths, which stays 0.
         unsafe { PerCpu::create(&layout, number, registers) };
     }
     // SAFETY: the map is whole and in memory that is never freed. It has the code, this stack (of CPU 0), and what the
@@ -255,6 +259,7 @@ impl Booted {
         taken.extend([self.layout.whole, tree_range].into_iter().chain(machine.initrd));
 
         let (place, bootargs) = self.place_kernel(machine, &kernel, &taken)?;
+        cache::forget_instructions();
         taken.push(place);
 
         let original = Fdt::new(tree).map_err(Error::damaged)?;
@@ -294,7 +299,7 @@ impl Booted {
         match *kernel {
             Kernel::Module(module) => {
                 let what = "host kernel";
-                layout::check(self.ram, &[Named { what, range: module.range }])?;
+                layout::check(self.ram, &machine.no_map, &[Named { what, range: module.range }])?;
                 let length = module.range.size().min(HEADER_SIZE as u64) as usize;
                 // SAFETY: it lies in RAM, which the EL2 map has, and nobody writes it before the host runs.
                 let header =
@@ -306,7 +311,12 @@ impl Booted {
                 let initrd = machine.initrd.map(|range| Named { what: "initrd", range });
                 let named: ArrayVec<Named, 3> =
                     [hypervisor, Named { what, range }].into_iter().chain(initrd).collect();
-                layout::check(self.ram, &named)?;
+                layout::check(self.ram, &machine.no_map, &named)?;
+                // Whoever starts a kernel owes it an image in memory (Linux `booting.rst`), whatever its loader did.
+                cache::clean_and_invalidate(
+                    module.range.start().get() as usize,
+                    module.range.size() as usize,
+                );
                 Ok((range, module.bootargs))
             }
             Kernel::Embedded(payload) => {
@@ -318,7 +328,7 @@ impl Booted {
                 let copy = unsafe { core::slice::from_raw_parts_mut(start as *mut u8, payload.len()) };
                 copy.copy_from_slice(payload);
                 // The host begins with its MMU off; what follows the file is its own to clear.
-                cache::clean_and_invalidate(start as usize, image.size as usize);
+                cache::clean_and_invalidate(start as usize, payload.len());
                 Ok((range, None))
             }
         }

@@ -18,12 +18,15 @@ use super::inject::EntryFeatures;
 use crate::stage1::SCTLR_EL1_OFF;
 use crate::stage2::CpuLimits;
 
+// `arm-sysregs` 0.5.2 has BRBCR_EL1's encoding under this name.
+write_sysreg!(brbcr_el2: s2_4_c9_c0_0, u64, safe);
 write_sysreg!(zcr_el2: s3_4_c1_c2_0, u64, safe);
 write_sysreg!(smcr_el2: s3_4_c1_c2_6, u64, safe);
 write_sysreg!(smprimap_el2: s3_4_c1_c2_5, u64, safe);
 write_sysreg!(pmscr_el2: s3_4_c9_c9_0, u64, safe);
 write_sysreg!(lorc_el1: s3_0_c10_c4_3, u64, safe);
 read_sysreg!(pmbidr_el1: s3_0_c9_c10_7, u64, safe);
+read_sysreg!(pmsidr_el1: s3_0_c9_c9_7, u64, safe);
 read_sysreg!(trbidr_el1: s3_0_c9_c11_7, u64, safe);
 
 /// Vector length fields that ask for the longest there is.
@@ -37,7 +40,12 @@ const PMSCR_PA_PCT: u64 = 1 << 4 | 1 << 6;
 const MDCR_E2PB_EL1: u64 = 0b11 << 12;
 const MDCR_E2TB_EL1: u64 = 0b11 << 24;
 const BRBCR_CC_MPRED: u64 = 1 << 3 | 1 << 4;
+const PMU_V3P1: u8 = 0b0100;
+const PMU_V3P5: u8 = 0b0110;
+const PMU_V3P9: u8 = 0b1001;
 const PMU_IMPLEMENTATION_DEFINED: u8 = 0xf;
+const PMSIDR_FDS: u64 = 1 << 7;
+const DEBUG_V8P9: u8 = 0b1011;
 const SPSR_EL1H_MASKED: u64 = 0b1111 << 6 | 0b0101;
 
 /// What the rest of EL2 wants to know of a CPU.
@@ -73,6 +81,13 @@ impl Features {
     }
 }
 
+impl Features {
+    /// Whether a CPU with these can do what was prepared for one with `others`.
+    pub fn suffice(&self, others: &Self) -> bool {
+        self.limits.pa_bits() >= others.limits.pa_bits() && *self == Self { limits: self.limits, ..*others }
+    }
+}
+
 /// The running CPU's affinity: `MPIDR_EL1` without its flags.
 pub fn affinity() -> u64 {
     read_mpidr_el1().bits() & AFFINITY
@@ -81,7 +96,8 @@ pub fn affinity() -> u64 {
 /// The affinity fields of `MPIDR_EL1`.
 pub const AFFINITY: u64 = 0xff_00ff_ffff;
 
-/// Prepares this CPU's EL2 and EL1 for the host. Stage 2 must be installed already.
+/// Prepares this CPU's EL2 and EL1 for the host. Stage 2 is installed after it: `HCR_EL2.VM` may be cached in TLB entries,
+/// which that invalidates.
 ///
 /// # Safety
 /// Runs at EL2 with the EL2 map on, before this CPU enters the host.
@@ -176,6 +192,13 @@ unsafe fn debug_and_profiling() {
         let pmcr = read_pmcr_el0();
         // All event counters are the host's: HPMN = PMCR_EL0.N.
         mdcr |= u64::from(pmcr.n());
+        // They do not count what EL2 does: HPMD from PMUv3p1 on, HCCD from PMUv3p5 on.
+        if dfr0.pmuver() >= PMU_V3P1 {
+            mdcr |= MdcrEl2::HPMD.bits();
+        }
+        if dfr0.pmuver() >= PMU_V3P5 {
+            mdcr |= MdcrEl2::HCCD.bits();
+        }
         // Off, and no counter overflows into an interrupt before the host looks.
         write_pmcr_el0(PmcrEl0::empty());
     }
@@ -189,8 +212,7 @@ unsafe fn debug_and_profiling() {
     }
     write_mdcr_el2(MdcrEl2::from_bits_retain(mdcr));
     if dfr0.brbe() != 0 {
-        // SAFETY: the caller's.
-        unsafe { write_brbcr_el2(BrbcrEl2::from_bits_retain(BRBCR_CC_MPRED)) };
+        self::write_brbcr_el2(BRBCR_CC_MPRED);
     }
 }
 
@@ -211,7 +233,8 @@ unsafe fn interrupts_and_timers() {
     write_cnthp_ctl_el2(CnthpCtlEl2::empty());
 }
 
-/// FEAT_FGT and FEAT_FGT2: no traps. Bits named `n…` trap when clear, so each is set if its feature is there.
+/// FEAT_FGT and FEAT_FGT2: no traps. Bits named `n…` trap when clear, so each of those that Linux may use is set if its
+/// feature is there; a register of a newer feature still is undefined to the host.
 unsafe fn fine_grained_traps() {
     let fgt = read_id_aa64mmfr0_el1().fgt();
     if fgt == 0 {
@@ -254,15 +277,21 @@ unsafe fn fine_grained_traps() {
         }
         if fgt >= 0b0010 {
             let mut debug2 = Hdfgrtr2El2::empty();
-            let pmu_v3p9 = dfr0.pmuver() >= 0b1001 && dfr0.pmuver() != PMU_IMPLEMENTATION_DEFINED;
+            let pmu_v3p9 = dfr0.pmuver() >= PMU_V3P9 && dfr0.pmuver() != PMU_IMPLEMENTATION_DEFINED;
             debug2.set(
                 Hdfgrtr2El2::NPMICNTR_EL0 | Hdfgrtr2El2::NPMICFILTR_EL0 | Hdfgrtr2El2::NPMUACR_EL1,
                 pmu_v3p9,
             );
+            debug2.set(Hdfgrtr2El2::NMDSELR_EL1, dfr0.debugver() >= DEBUG_V8P9);
+            debug2.set(Hdfgrtr2El2::NPMSSDATA | Hdfgrtr2El2::NPMSSCR_EL1, dfr0.pmss() != 0);
+            debug2.set(Hdfgrtr2El2::NPMSDSFR_EL1, dfr0.pmsver() != 0 && read_pmsidr_el1() & PMSIDR_FDS != 0);
+            let mut registers2 = Hfgrtr2El2::empty();
+            registers2.set(Hfgrtr2El2::NRCWSMASK_EL1, pfr1.the() != 0);
+            registers2.set(Hfgrtr2El2::NPFAR_EL1, pfr1.pfar() != 0);
             write_hdfgrtr2_el2(debug2);
             write_hdfgwtr2_el2(Hdfgwtr2El2::from_bits_retain(debug2.bits()));
-            write_hfgrtr2_el2(Hfgrtr2El2::empty());
-            write_hfgwtr2_el2(Hfgwtr2El2::empty());
+            write_hfgrtr2_el2(registers2);
+            write_hfgwtr2_el2(Hfgwtr2El2::from_bits_retain(registers2.bits()));
             write_hfgitr2_el2(Hfgitr2El2::empty());
         }
     }

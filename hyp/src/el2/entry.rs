@@ -5,7 +5,7 @@
 //! is invalidated afterwards, so that no line that was cached before hides it once the caches are on.
 //!
 //! The boot CPU relocates the image to where it was loaded, clears its variables, and turns the MMU on with a boot map
-//! that lasts until [`crate::stage1`]'s is installed: the image, 4 MiB at the device tree (read-only) and the early
+//! that lasts until [`crate::stage1`]'s is installed: the image, 2 or 4 MiB at the device tree (read-only) and the early
 //! console, each at its own address in 2 MiB blocks. Every other CPU starts with the registers that the boot CPU left
 //! for it in its `PerCpu`.
 
@@ -52,7 +52,7 @@ global_asm!(
 1:  and     x3, x3, #~3
     .endm
 
-    // EL2 with everything off: little-endian, one privilege level. Changes x1.
+    // EL2 with everything off: little-endian, one privilege level. Changes x1 and x19.
     .macro quiet_el2
     msr     daifset, #0xf
     mov     x1, #(1 << 31)              // HCR_EL2.RW, E2H = 0
@@ -68,7 +68,21 @@ global_asm!(
 1:  tst     x1, #0xf0                   // SCTLRX
     b.eq    2f
     msr     s3_4_c1_c0_3, xzr           // SCTLR2_EL2
-2:  isb
+2:  mrs     x1, id_aa64pfr1_el1
+    tst     x1, #(0xf << 44)            // GCS: on, it would check the very first call
+    b.eq    3f
+    msr     s3_4_c2_c5_0, xzr           // GCSCR_EL2
+3:  mrs     x1, id_aa64dfr0_el1
+    tst     x1, #(0xf << 40)            // TraceFilt: EL2 is not traced
+    b.eq    4f
+    msr     s3_4_c1_c2_1, xzr           // TRFCR_EL2
+4:  isb
+    // EL2 exists in the form of E2H only: HCR_EL2 reads so, or ID_AA64MMFR4_EL1.E2H0 is negative, when HCR_EL2 need not.
+    adr     x19, .Lonly_e2h
+    mrs     x1, hcr_el2
+    tbnz    x1, #34, .Lstop
+    mrs     x1, s3_0_c0_c7_4
+    tbnz    x1, #27, .Lstop
     .endm
 
     // Runs on the tables of x5 with MAIR x6, TCR x7 and SCTLR x8.
@@ -108,9 +122,6 @@ primary:
     cmp     x1, #(2 << 2)
     b.ne    .Lstop
     quiet_el2
-    mrs     x1, hcr_el2
-    adr     x19, .Lonly_e2h
-    tbnz    x1, #34, .Lstop
     adrp    x23, image_start
     adr     x19, .Lmisplaced
     tst     x23, #0x1fffff
@@ -138,6 +149,8 @@ primary:
     add     x0, x0, #0x200000
     lsr     x4, x0, #48
     cbnz    x4, 3f
+    tst     x20, #0x1fffff              // a tree that begins a block ends in it
+    b.eq    3f
     bl      .Lmap_block
 3:  adrp    x0, CLOVEN_EARLY_CONSOLE
     ldr     x0, [x0, :lo12:CLOVEN_EARLY_CONSOLE]

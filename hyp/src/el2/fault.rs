@@ -1,7 +1,7 @@
 //! Faults of our own: a register dump and a backtrace, then the machine is powered off.
 //!
 //! Invariant: the first fault of a CPU is told from a stack of its own and touches nothing that it does not have to;
-//! a second one stops. A machine whose hypervisor has failed does not go on.
+//! a second one tells nothing. A machine whose hypervisor has failed does not go on.
 //!
 //! The lines `at image+OFFSET` are offsets into the linked image: `cargo xtask run` puts names beside them.
 
@@ -87,8 +87,11 @@ pub fn refuse(why: core::fmt::Arguments<'_>) -> ! {
 }
 
 fn first_or_stop() {
-    if PerCpu::this().dying.swap(true, Ordering::Relaxed) {
-        stop();
+    match PerCpu::this().deaths.fetch_add(1, Ordering::Relaxed) {
+        0 => {}
+        // The telling failed: what is left is not to go on.
+        1 => power_off(),
+        _ => stop(),
     }
 }
 

@@ -8,10 +8,11 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
 use arm_sysregs::el1::{accessors::*, registers::*};
 use arm_sysregs::el2::{accessors::*, registers::*};
-use log::{debug, warn};
+use log::{debug, error, warn};
 use smccc::Smc;
 use spin::Once;
 
+use super::cache;
 use super::cpu::{self, Features};
 use super::entry::secondary_address;
 use super::image::Layout;
@@ -27,6 +28,9 @@ use crate::stage2;
 
 /// Bytes of an A64 instruction.
 const INSTRUCTION: u64 = 4;
+/// What an instruction leaves behind when it is executed: the software step state and the branch type (Arm ARM D2.12.5,
+/// D8.4.6).
+const SPSR_OF_ONE_INSTRUCTION: u64 = 1 << 21 | 0b11 << 10;
 
 /// What every CPU needs to carry the host. Made once, on the boot CPU.
 pub struct Host {
@@ -58,9 +62,12 @@ impl Power for Host {
         !self.layout.whole.contains(pc) && self.ram.iter().any(|bank| bank.contains(pc))
     }
 
-    fn stage(&self, cpu: usize, entry: HostEntry) -> FirmwareEntry {
+    fn stage(&self, cpu: usize, entry: Option<HostEntry>) -> FirmwareEntry {
         let percpu = PerCpu::of(&self.layout, cpu);
-        percpu.set_host_entry(entry);
+        if let Some(entry) = entry {
+            percpu.set_host_entry(entry);
+            cache::complete_stores();
+        }
         FirmwareEntry { pc: secondary_address(), context: core::ptr::from_ref(percpu) as u64 }
     }
 }
@@ -83,12 +90,15 @@ extern "C" fn cloven_secondary() -> ! {
     let Some(host) = HOST.get() else { super::fault::refuse(format_args!("a CPU came before the host")) };
     let percpu = PerCpu::this();
     let features = Features::read();
-    if features.limits.pa_bits() < host.features.limits.pa_bits() {
-        super::fault::refuse(format_args!(
-            "this CPU addresses {} bits, the boot CPU {}",
-            features.limits.pa_bits(),
-            host.features.limits.pa_bits()
-        ));
+    if !features.suffice(&host.features) {
+        error!(
+            "cpu {:#x} is turned off: it has {features:?}, the boot CPU {:?}",
+            cpu::affinity(),
+            host.features
+        );
+        host.cpus[percpu.number()].left();
+        let _ = smccc::psci::cpu_off::<Smc>();
+        super::fault::refuse(format_args!("the firmware did not turn it off"));
     }
     host.cpus[percpu.number()].arrived();
     debug!("cpu {:#x} enters the host", cpu::affinity());
@@ -103,8 +113,8 @@ extern "C" fn cloven_secondary() -> ! {
 unsafe fn descend(host: &Host, entry: HostEntry) -> ! {
     // SAFETY: by the caller's word; nothing on this stack is needed any more.
     unsafe {
-        stage2::install::install(&host.stage2);
         cpu::prepare(&host.features);
+        stage2::install::install(&host.stage2);
         vectors::enter_host(entry)
     }
 }
@@ -157,8 +167,12 @@ fn answer(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
 
 fn advance() {
     let next = read_elr_el2().bits().wrapping_add(INSTRUCTION);
+    let state = read_spsr_el2().bits() & !SPSR_OF_ONE_INSTRUCTION;
     // SAFETY: the host goes on after the instruction that was done for it.
-    unsafe { write_elr_el2(ElrEl2::from_bits_retain(next)) };
+    unsafe {
+        write_elr_el2(ElrEl2::from_bits_retain(next));
+        write_spsr_el2(SpsrEl2::from_bits_retain(state));
+    }
 }
 
 /// Makes the host take `exception` at the instruction that trapped.

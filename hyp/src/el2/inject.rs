@@ -33,6 +33,7 @@ const SCTLR2_EASE: u64 = 1 << 5;
 const GCSCR_EXLOCKEN: u64 = 1 << 6;
 
 const VECTOR_SERROR: u64 = 0x180;
+const VECTORS_MASK: u64 = 0x7ff;
 
 /// Optional features that change what exception entry does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,13 +101,16 @@ impl Interrupted {
                     Access::Fetch => EC_INSTRUCTION_ABORT,
                     Access::Load | Access::Store => EC_DATA_ABORT,
                 };
-                (class + same_level) << EC_SHIFT | abort.il() | abort.external_iss()
+                // IL is 1 where the syndrome has no ISV, whatever the size of the instruction.
+                (class + same_level) << EC_SHIFT | IL | abort.external_iss()
             }
         };
         // FEAT_DoubleFault2 lets EL1 ask for External aborts at the SError vector.
         let as_serror = matches!(exception, Exception::External(_)) && self.sctlr2 & SCTLR2_EASE != 0;
         let vector = self.vector_base() + if as_serror { VECTOR_SERROR } else { 0 };
-        Entry { esr, pc: self.vbar + vector, pstate: self.entry_state() }
+        // The low bits of VBAR_EL1 are RES0, and may still hold what the host wrote.
+        let pc = (self.vbar & !VECTORS_MASK).wrapping_add(vector);
+        Entry { esr, pc, pstate: self.entry_state() }
     }
 
     /// Offset of the group of vectors, by where the exception came from (Arm ARM D1.3.1).
@@ -200,6 +204,13 @@ mod tests {
         let locked = Interrupted { gcscr: GCSCR_EXLOCKEN, ..base };
         assert_eq!(state(locked) & SPSR_EXLOCK, SPSR_EXLOCK);
         assert_eq!(state(Interrupted { spsr: 0, ..locked }) & SPSR_EXLOCK, 0);
+    }
+
+    #[test]
+    fn a_vector_base_with_low_bits_or_at_the_top_is_taken_as_the_hardware_does() {
+        let at =
+            |vbar| Interrupted { spsr: 0b0101, vbar, ..Default::default() }.take(Exception::Undefined).pc;
+        assert_eq!((at(0x8_07ff), at(u64::MAX)), (0x8_0200, 0xffff_ffff_ffff_fa00));
     }
 
     #[test]

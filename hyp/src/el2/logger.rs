@@ -34,6 +34,15 @@ pub fn level(bootargs: &str) -> Option<LevelFilter> {
 
 /// A line of the dying: no level filter, and the lock is broken if it does not come free.
 pub fn fatal(line: fmt::Arguments<'_>) {
+    dying_line(format_args!("fatal: {line}"));
+}
+
+/// A line of the dying that belongs to the one before.
+pub fn fatal_detail(line: fmt::Arguments<'_>) {
+    dying_line(format_args!("  {line}"));
+}
+
+fn dying_line(text: fmt::Arguments<'_>) {
     const PATIENCE: u32 = 10_000_000;
     let free = (0..PATIENCE).any(|_| {
         core::hint::spin_loop();
@@ -43,12 +52,7 @@ pub fn fatal(line: fmt::Arguments<'_>) {
         // SAFETY: whoever holds it has not let go for long, so it is dying too; two garbled lines are better than none.
         unsafe { LOGGER.0.force_unlock() };
     }
-    write_line(format_args!("fatal: {line}"));
-}
-
-/// A line of the dying that belongs to the one before.
-pub fn fatal_detail(line: fmt::Arguments<'_>) {
-    write_line(format_args!("  {line}"));
+    write_line(text);
 }
 
 fn write_line(text: fmt::Arguments<'_>) {

@@ -9,7 +9,7 @@
 //! | 16384 | stack |
 //! | 8192 | [`PerCpu`], and above it the stack on which a fault of our own is told |
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arm_sysregs::el2::accessors::read_tpidr_el2;
 
@@ -38,8 +38,8 @@ pub struct PerCpu {
     number: usize,
     host_pc: AtomicU64,
     host_context: AtomicU64,
-    /// Set by the first fault of our own on this CPU: a second one stops at once.
-    pub dying: AtomicBool,
+    /// Faults of our own on this CPU.
+    pub deaths: AtomicU32,
 }
 
 impl PerCpu {
@@ -55,7 +55,7 @@ impl PerCpu {
             number,
             host_pc: AtomicU64::new(0),
             host_context: AtomicU64::new(0),
-            dying: AtomicBool::new(false),
+            deaths: AtomicU32::new(0),
         };
         // SAFETY: aligned (a page's start), mapped, and nobody refers to it, by the caller's word.
         unsafe { at.write(data) };

@@ -3,10 +3,11 @@
 //!
 //! Invariant: a CPU enters the host only through the hypervisor. Its state goes
 //! `Off -> Pending` (one CPU_ON has won it) `-> On` (it has arrived at EL2) `-> Off` (its CPU_OFF), and only the
-//! winner of `Off -> Pending` writes where it begins. So that address is never written while somebody reads it.
+//! winner of `Off -> Pending` writes where it begins. So that address is never written while somebody reads it. Each win has
+//! a number of its own, so a winner whom the firmware refuses gives back its own win and no later one.
 
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use smccc::Call;
 use smccc::arch::SMCCC_VERSION;
@@ -31,9 +32,14 @@ const SMC64: u32 = 1 << 30;
 /// In the flags that PSCI_FEATURES gives for CPU_SUSPEND: `power_state` has the extended format.
 const EXTENDED_FORMAT: i64 = 1 << 1;
 
-const OFF: u8 = 0;
-const PENDING: u8 = 1;
-const ON: u8 = 2;
+const OFF: u32 = 0;
+const PENDING: u32 = 1;
+const ON: u32 = 2;
+/// The bits of the state; above them is the number of wins.
+const STATE: u32 = 3;
+const WIN: u32 = 4;
+/// In the flags that PSCI_FEATURES gives for CPU_SUSPEND: OS-initiated mode, which takes SET_SUSPEND_MODE to enter.
+const OS_INITIATED: i64 = 1 << 0;
 
 /// Where a CPU begins at EL1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,26 +63,59 @@ pub struct FirmwareEntry {
 pub trait Power {
     /// Whether the host may begin at `pc`: it is the host's own memory.
     fn may_begin_at(&self, pc: u64) -> bool;
-    /// Leaves word for CPU number `cpu` to begin at `entry`, visible to it with its MMU off.
-    fn stage(&self, cpu: usize, entry: HostEntry) -> FirmwareEntry;
+    /// How the firmware starts CPU number `cpu`, which then begins at `entry`, or where it last did if there is none.
+    fn stage(&self, cpu: usize, entry: Option<HostEntry>) -> FirmwareEntry;
 }
 
 /// One CPU: who it is and how it is.
 #[derive(Debug)]
 pub struct CpuPower {
     mpidr: u64,
-    state: AtomicU8,
+    state: AtomicU32,
 }
 
 impl CpuPower {
     /// The CPU of this affinity (`MPIDR_EL1`, affinity fields only), off.
     pub const fn new(mpidr: u64) -> Self {
-        Self { mpidr, state: AtomicU8::new(OFF) }
+        Self { mpidr, state: AtomicU32::new(OFF) }
     }
 
     /// The CPU has arrived at EL2.
     pub fn arrived(&self) {
-        self.state.store(ON, Ordering::Release);
+        self.set(ON);
+    }
+
+    /// The CPU is about to turn itself off. From here on another one may turn it on; the firmware refuses that until it
+    /// is off.
+    pub fn left(&self) {
+        self.set(OFF);
+    }
+
+    fn set(&self, state: u32) {
+        // Others may win or lose meanwhile, and their number stays.
+        let new = |seen: u32| Some((seen & !STATE) | state);
+        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, new);
+    }
+
+    /// Takes the CPU from off to pending: the value to give back to [`CpuPower::lose`], or the state it is in.
+    fn win(&self) -> Result<u32, u32> {
+        let seen = self.state.load(Ordering::Acquire);
+        if seen & STATE != OFF {
+            return Err(seen & STATE);
+        }
+        let won = (seen.wrapping_add(WIN) & !STATE) | PENDING;
+        let exchange = self.state.compare_exchange(seen, won, Ordering::AcqRel, Ordering::Acquire);
+        exchange.map(|_| won).map_err(|now| now & STATE)
+    }
+
+    /// The firmware has refused what `won` was won for: off again, unless it was not off after all.
+    fn lose(&self, won: u32) {
+        let off = (won & !STATE) | OFF;
+        let _ = self.state.compare_exchange(won, off, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn is_pending(&self) -> bool {
+        self.state.load(Ordering::Acquire) & STATE == PENDING
     }
 
     /// Its affinity.
@@ -127,48 +166,43 @@ impl<'a, C: Call> Psci<'a, C> {
         if !power.may_begin_at(entry.pc) {
             return INVALID_ADDRESS;
         }
-        let state = &self.cpus[number].state;
-        match state.compare_exchange(OFF, PENDING, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => {}
-            Err(PENDING) => return ON_PENDING,
-            Err(_) => return ALREADY_ON,
-        }
-        let stub = power.stage(number, entry);
+        let won = match self.cpus[number].win() {
+            Ok(won) => won,
+            Err(ON) => return ALREADY_ON,
+            // Pending, or lost to another caller, who makes it so.
+            Err(_) => return ON_PENDING,
+        };
+        let stub = power.stage(number, Some(entry));
         let result = firmware::<C>(PSCI_CPU_ON_64, [mpidr, stub.pc, stub.context]);
         if result != SUCCESS {
-            // Still pending unless the CPU, on its way off, has found that it must stay on.
-            let _ = state.compare_exchange(PENDING, OFF, Ordering::AcqRel, Ordering::Acquire);
+            self.cpus[number].lose(won);
         }
         result
     }
 
     /// Returns only if the firmware refuses.
     fn cpu_off(&self, me: usize) -> i64 {
-        let state = &self.cpus[me].state;
-        // From here on another CPU may turn this one on; the firmware refuses that until this one is off.
-        state.store(OFF, Ordering::Release);
+        self.cpus[me].left();
         let result = firmware::<C>(PSCI_CPU_OFF, [0; 3]);
-        state.store(ON, Ordering::Release);
+        self.cpus[me].arrived();
         result
     }
 
     /// Returns if the state was one of standby, or none was entered; else the CPU comes back through the entry.
     fn cpu_suspend(&self, power: &impl Power, me: usize, power_state: u64, entry: HostEntry) -> i64 {
         let power_down = 1 << if self.suspend_is_extended { 30 } else { 16 };
-        if power_state & power_down == 0 {
-            return firmware::<C>(PSCI_CPU_SUSPEND_64, [power_state, 0, 0]);
-        }
-        if !power.may_begin_at(entry.pc) {
+        let loses_context = power_state & power_down != 0;
+        if loses_context && !power.may_begin_at(entry.pc) {
             return INVALID_ADDRESS;
         }
-        let stub = power.stage(me, entry);
+        // Standby has no entry, but a firmware that thinks otherwise must not find the host's.
+        let stub = power.stage(me, loses_context.then_some(entry));
         firmware::<C>(PSCI_CPU_SUSPEND_64, [power_state, stub.pc, stub.context])
     }
 
     fn affinity_info(&self, function: u32, args: [u64; 3]) -> i64 {
         let [mpidr, level, _] = args;
-        let pending = |cpu: &CpuPower| cpu.mpidr == mpidr && cpu.state.load(Ordering::Acquire) == PENDING;
-        if level == 0 && self.cpus.iter().any(pending) {
+        if level == 0 && self.cpus.iter().any(|cpu| cpu.mpidr == mpidr && cpu.is_pending()) {
             return AFFINITY_ON_PENDING;
         }
         firmware::<C>(function, args)
@@ -189,17 +223,18 @@ fn is_relayed(function: u32) -> bool {
 }
 
 fn features<C: Call>(function: u32) -> i64 {
+    let asked = || firmware::<C>(PSCI_FEATURES, [function.into(), 0, 0]);
     match function {
         // Not every firmware says so of itself, and we are there in any case.
         SMCCC_VERSION | PSCI_FEATURES => SUCCESS,
-        PSCI_CPU_ON_32
-        | PSCI_CPU_ON_64
-        | PSCI_CPU_OFF
-        | PSCI_CPU_SUSPEND_32
-        | PSCI_CPU_SUSPEND_64
-        | PSCI_AFFINITY_INFO_32
-        | PSCI_AFFINITY_INFO_64 => firmware::<C>(PSCI_FEATURES, [function.into(), 0, 0]),
-        _ if is_relayed(function) => firmware::<C>(PSCI_FEATURES, [function.into(), 0, 0]),
+        PSCI_CPU_SUSPEND_32 | PSCI_CPU_SUSPEND_64 => match asked() {
+            flags if flags > 0 => flags & !OS_INITIATED,
+            other => other,
+        },
+        PSCI_CPU_ON_32 | PSCI_CPU_ON_64 | PSCI_CPU_OFF | PSCI_AFFINITY_INFO_32 | PSCI_AFFINITY_INFO_64 => {
+            asked()
+        }
+        _ if is_relayed(function) => asked(),
         _ => NOT_SUPPORTED,
     }
 }
@@ -240,12 +275,12 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Board(RefCell<Vec<(usize, HostEntry)>>);
+    struct Board(RefCell<Vec<(usize, Option<HostEntry>)>>);
     impl Power for Board {
         fn may_begin_at(&self, pc: u64) -> bool {
             pc >= 0x1000
         }
-        fn stage(&self, cpu: usize, entry: HostEntry) -> FirmwareEntry {
+        fn stage(&self, cpu: usize, entry: Option<HostEntry>) -> FirmwareEntry {
             self.0.borrow_mut().push((cpu, entry));
             FirmwareEntry { pc: 0xe120, context: 0xc0 + cpu as u64 }
         }
@@ -270,7 +305,7 @@ mod tests {
     fn a_cpu_starts_at_the_hypervisors_entry_with_word_of_the_hosts() {
         let asked = with(&[], |psci, board| {
             assert_eq!(psci.call(board, 0, PSCI_CPU_ON_64, [0x100, 0x4000, 7]), Some(SUCCESS));
-            assert_eq!(*board.0.borrow(), [(2, HostEntry { pc: 0x4000, context: 7 })]);
+            assert_eq!(*board.0.borrow(), [(2, Some(HostEntry { pc: 0x4000, context: 7 }))]);
         });
         assert_eq!(asked, [(PSCI_CPU_ON_64, [0x100, 0xe120, 0xc2])]);
     }
@@ -284,7 +319,7 @@ mod tests {
             assert_eq!(info, Some(AFFINITY_ON_PENDING));
             psci.cpus[1].arrived();
             assert_eq!(on(), Some(ALREADY_ON));
-            psci.cpus[1].state.store(OFF, Ordering::Relaxed);
+            psci.cpus[1].left();
             assert_eq!(on(), Some(SUCCESS));
             assert_eq!(board.0.borrow().len(), 2);
         });
@@ -308,6 +343,28 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_start_does_not_undo_a_later_one() {
+        let cpu = CpuPower::new(1);
+        let first = cpu.win().unwrap();
+        // On its way off after all, refused, and off again: then somebody else wins.
+        cpu.arrived();
+        cpu.left();
+        let second = cpu.win().unwrap();
+        cpu.lose(first);
+        assert!(cpu.is_pending());
+        cpu.lose(second);
+        assert_eq!(cpu.win().map(|won| won & STATE), Ok(PENDING));
+    }
+
+    #[test]
+    fn os_initiated_suspend_is_not_offered() {
+        with(&[OS_INITIATED | EXTENDED_FORMAT, -1], |psci, board| {
+            let features = || psci.call(board, 0, PSCI_FEATURES, [PSCI_CPU_SUSPEND_64.into(), 0, 0]);
+            assert_eq!((features(), features()), (Some(EXTENDED_FORMAT), Some(-1)));
+        });
+    }
+
+    #[test]
     fn bad_targets_and_addresses_do_not_reach_the_firmware() {
         let asked = with(&[], |psci, board| {
             let on = |mpidr, pc| psci.call(board, 0, PSCI_CPU_ON_64, [mpidr, pc, 0]);
@@ -324,11 +381,12 @@ mod tests {
     fn standby_keeps_the_cpu_and_power_down_brings_it_back_through_the_entry() {
         let asked = with(&[], |psci, board| {
             assert_eq!(psci.call(board, 1, PSCI_CPU_SUSPEND_32, [5, 0x4000, 9]), Some(SUCCESS));
-            assert!(board.0.borrow().is_empty());
+            assert_eq!(board.0.take(), [(1, None)]);
             assert_eq!(psci.call(board, 1, PSCI_CPU_SUSPEND_64, [1 << 16, 0x4000, 9]), Some(SUCCESS));
-            assert_eq!(*board.0.borrow(), [(1, HostEntry { pc: 0x4000, context: 9 })]);
+            assert_eq!(*board.0.borrow(), [(1, Some(HostEntry { pc: 0x4000, context: 9 }))]);
         });
-        let expected = [(PSCI_CPU_SUSPEND_64, [5, 0, 0]), (PSCI_CPU_SUSPEND_64, [1 << 16, 0xe120, 0xc1])];
+        let expected =
+            [(PSCI_CPU_SUSPEND_64, [5, 0xe120, 0xc1]), (PSCI_CPU_SUSPEND_64, [1 << 16, 0xe120, 0xc1])];
         assert_eq!(asked, expected);
     }
 
@@ -339,9 +397,9 @@ mod tests {
         let psci = Psci::<Smc>::new(&cpus);
         let board = Board::default();
         psci.call(&board, 0, PSCI_CPU_SUSPEND_64, [1 << 16, 0x4000, 0]);
-        assert!(board.0.borrow().is_empty());
+        assert_eq!(board.0.take(), [(0, None)]);
         psci.call(&board, 0, PSCI_CPU_SUSPEND_64, [1 << 30, 0x4000, 0]);
-        assert_eq!(board.0.borrow().len(), 1);
+        assert_eq!(board.0.take(), [(0, Some(HostEntry { pc: 0x4000, context: 0 }))]);
     }
 
     #[test]

@@ -126,7 +126,7 @@ mod tests {
         fn may_begin_at(&self, _: u64) -> bool {
             false
         }
-        fn stage(&self, _: usize, _: HostEntry) -> FirmwareEntry {
+        fn stage(&self, _: usize, _: Option<HostEntry>) -> FirmwareEntry {
             unreachable!("no CPU starts here")
         }
     }

@@ -75,11 +75,6 @@ impl Abort {
         };
         kept | fsc
     }
-
-    /// The bits of `ESR_EL1` that carry over as they are.
-    pub fn il(self) -> u64 {
-        self.esr & IL
-    }
 }
 
 /// Why a lower exception level came to EL2 synchronously.
@@ -145,7 +140,7 @@ mod tests {
     fn loads_stores_and_fetches_keep_what_the_host_must_see() {
         // Translation fault, level 2.
         let load = abort(0x24 << 26 | IL | 0x06);
-        assert_eq!((load.access(), load.external_iss(), load.il()), (Access::Load, 0x10, IL));
+        assert_eq!((load.access(), load.external_iss()), (Access::Load, 0x10));
         let store = abort(0x24 << 26 | IL | 0x06 | ISS_WNR);
         assert_eq!((store.access(), store.external_iss()), (Access::Store, 0x10 | ISS_WNR));
         let clean = abort(0x24 << 26 | IL | 0x06 | ISS_WNR | ISS_CM);

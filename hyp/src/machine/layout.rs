@@ -16,7 +16,7 @@ pub enum LayoutError {
         /// The other.
         second: Named,
     },
-    /// Something is not in RAM, or not wholly.
+    /// Something is not in RAM that may be used, or not wholly.
     NotInRam(Named),
     /// There is no room for something.
     NoRoom {
@@ -54,13 +54,13 @@ impl fmt::Display for LayoutError {
 
 impl core::error::Error for LayoutError {}
 
-/// Checks that each of `things` lies in one bank of `ram`, and no two overlap.
+/// Checks that each of `things` lies in one bank of `ram` and in none of `holes`, and no two overlap.
 ///
 /// # Errors
 /// [`LayoutError::NotInRam`], [`LayoutError::Overlap`].
-pub fn check(ram: &[Range<Pa>], things: &[Named]) -> Result<(), LayoutError> {
+pub fn check(ram: &[Range<Pa>], holes: &[Range<Pa>], things: &[Named]) -> Result<(), LayoutError> {
     for (number, &thing) in things.iter().enumerate() {
-        if !ram.iter().any(|bank| bank.contains_range(thing.range)) {
+        if !ram.iter().flat_map(|bank| bank.minus(holes)).any(|part| part.contains_range(thing.range)) {
             return Err(LayoutError::NotInRam(thing));
         }
         if let Some(&first) = things[..number].iter().find(|other| other.range.overlaps(thing.range)) {
@@ -105,9 +105,13 @@ mod tests {
         let kernel = Named { what: "kernel", range: range(0x1000, 0x800) };
         let tree = Named { what: "device tree", range: range(0x17ff, 1) };
         let far = Named { what: "initrd", range: range(0x1f00, 0x200) };
-        assert_eq!(check(&ram, &[kernel]), Ok(()));
-        assert_eq!(check(&ram, &[kernel, tree]), Err(LayoutError::Overlap { first: kernel, second: tree }));
-        assert_eq!(check(&ram, &[far]), Err(LayoutError::NotInRam(far)));
+        assert_eq!(check(&ram, &[], &[kernel]), Ok(()));
+        assert_eq!(
+            check(&ram, &[], &[kernel, tree]),
+            Err(LayoutError::Overlap { first: kernel, second: tree })
+        );
+        assert_eq!(check(&ram, &[], &[far]), Err(LayoutError::NotInRam(far)));
+        assert_eq!(check(&ram, &[range(0x1100, 0x100)], &[kernel]), Err(LayoutError::NotInRam(kernel)));
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub type Ranges = ArrayVec<Range<Pa>, MAX_RANGES>;
 /// Why a device tree is none that this hypervisor can run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MachineError {
+    /// It lies at this address: 0, no multiple of 8 bytes, or above what the CPU addresses.
+    Place(u64),
     /// It does not begin with the magic number but with this.
     Magic(u32),
     /// Its header claims so many bytes, which is too few for a header or more than 2 MiB.
@@ -76,6 +78,7 @@ pub enum MachineError {
 impl fmt::Display for MachineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Place(address) => write!(f, "lies at {address:#x}, where there can be none"),
             Self::Magic(found) => write!(f, "begins with {found:#010x} and not with {MAGIC:#010x}"),
             Self::Size(size) => write!(f, "claims to have {size} bytes, at most {MAX_TREE_SIZE} are allowed"),
             Self::Parse(error) => write!(f, "is damaged: {error}"),
@@ -275,7 +278,8 @@ fn reserved_memory(root: FdtNode<'_>) -> Result<(Ranges, Ranges), MachineError> 
     for node in root.child("reserved-memory").into_iter().flat_map(|parent| parent.children()) {
         let list = if node.property("no-map").is_some() { &mut no_map } else { &mut others };
         for range in reg("reserved-memory", node)? {
-            push(list, "reserved ranges", range?)?;
+            // A granule is mapped or not: one that is reserved in part is reserved.
+            push(list, "reserved ranges", range?.expanded_to(GRANULE))?;
         }
     }
     Ok((no_map, others))

@@ -487,13 +487,13 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 256 }))]
 
         #[test]
         fn a_map_translates_as_a_flat_list_of_its_ranges_does(
-            requests in prop::collection::vec((page_number(), page_count(), any::<u8>(), any::<bool>()), 1..12),
+            requests in prop::collection::vec((page_number(), page_count(), any::<u8>(), any::<bool>()), 1..if cfg!(miri) { 4 } else { 12 }),
             probes in prop::collection::vec(page_number(), 32),
-            budget in 2usize..80,
+            budget in 2usize..if cfg!(miri) { 10 } else { 80 },
         ) {
             let tables = tables(budget);
             let mut pool = pool(&tables);

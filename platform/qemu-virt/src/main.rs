@@ -60,9 +60,25 @@ fn console(text: core::fmt::Arguments<'_>) {
     let Some(registers) = NonNull::new(CONSOLE as *mut PL011Registers) else { return };
     // SAFETY: both maps have the registers as device memory at their own address, and only the logger calls this, on one
     // CPU at a time. The host uses them too: a write of either is one character, which the device takes in any order.
-    let mut uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
-    // It waits for room, and cannot fail.
-    let _ = uart.write_fmt(text);
+    let uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
+    // What does not fit is dropped, and there is nobody to tell.
+    let _ = Console(uart).write_fmt(text);
+}
+
+/// The UART with patience: the host may stop it, and must not stop us with it.
+struct Console(Uart<'static>);
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        const PATIENCE: u32 = 1_000_000;
+        for &byte in text.as_bytes() {
+            if (0..PATIENCE).all(|_| self.0.is_tx_fifo_full()) {
+                return Err(core::fmt::Error);
+            }
+            self.0.write_word(byte);
+        }
+        Ok(())
+    }
 }
 
 /// A fault of the hypervisor's own, for the test that it is told well: its stack runs over into the guard page.
