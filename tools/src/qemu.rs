@@ -79,6 +79,10 @@ pub struct Machine {
     pub cpu: String,
     /// Whether the machine has EL2.
     pub el2: bool,
+    /// The version of its interrupt controller.
+    pub gic: u8,
+    /// Where the image is put, if not where QEMU's Linux loader does; the payload is then the host.
+    pub image_at: Option<u64>,
     /// Whether virtual time counts instructions.
     pub icount: bool,
     /// Whether the machine waits for a debugger before it starts.
@@ -87,7 +91,16 @@ pub struct Machine {
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { cpus: 4, memory: Size(1 << 30), cpu: "max".to_owned(), el2: true, icount: false, gdb: false }
+        Self {
+            cpus: 4,
+            memory: Size(1 << 30),
+            cpu: "max".to_owned(),
+            el2: true,
+            gic: 3,
+            image_at: None,
+            icount: false,
+            gdb: false,
+        }
     }
 }
 
@@ -189,7 +202,10 @@ impl Qemu {
         if machine.gdb {
             command.args(["-s", "-S"]);
         }
-        command.arg("-kernel").arg(&boot.image);
+        match machine.image_at {
+            Some(address) => command.args(loaded_at(&boot.image, address)),
+            None => command.arg("-kernel").arg(&boot.image),
+        };
         if let Some(kernel) = &boot.host_kernel {
             let kernel = kernel.display().to_string().replace(',', ",,");
             command.args(["-device", &format!("guest-loader,addr={HOST_KERNEL:#x},kernel={kernel}")]);
@@ -221,7 +237,27 @@ impl Qemu {
 
 fn machine_kind(machine: &Machine) -> String {
     let virtualization = if machine.el2 { ",virtualization=on" } else { "" };
-    format!("virt{virtualization},gic-version=3")
+    format!("virt{virtualization},gic-version={}", machine.gic)
+}
+
+/// Where QEMU puts the device tree of a machine that it boots no kernel on: at the start of RAM.
+const BARE_TREE: u64 = 0x4000_0000;
+/// Where the few instructions lie that play the boot loader: far from either end of 512 MiB of RAM.
+const TRAMPOLINE: u64 = 0x5000_0000;
+
+/// Puts the image at `address` (a multiple of 64 KiB below 4 GiB) and starts it there with the device tree in x0, as a boot
+/// loader would.
+fn loaded_at(image: &Path, address: u64) -> Vec<String> {
+    // movz Xd, #imm16, lsl #16 (Arm ARM C6.2.267); br x1; nop.
+    let movz = |register: u64, value: u64| 0xd2a0_0000 | (value >> 16) << 5 | register;
+    let words = [movz(0, BARE_TREE) | movz(1, address) << 32, 0xd503_201f_d61f_0020];
+    let image = image.display().to_string().replace(',', ",,");
+    let mut devices = vec![format!("loader,file={image},addr={address:#x},force-raw=on")];
+    for (at, word) in (TRAMPOLINE..).step_by(8).zip(words) {
+        devices.push(format!("loader,addr={at:#x},data={word:#x},data-len=8"));
+    }
+    devices.push(format!("loader,addr={TRAMPOLINE:#x},cpu-num=0"));
+    devices.into_iter().flat_map(|device| ["-device".to_owned(), device]).collect()
 }
 
 /// A command that ends with this program where the system can do that, so that a killed run leaves no QEMU behind.

@@ -452,6 +452,21 @@ fn scenarios(full: bool) -> Vec<Scenario> {
             )
         },
         Scenario {
+            machine: Machine { image_at: Some(0x7800_0000), ..Machine::default() },
+            ..Scenario::other("the image runs wherever a boot loader puts it", Expect::Pass)
+        },
+        Scenario {
+            machine: Machine { image_at: Some(0x5810_0000), ..Machine::default() },
+            ..Scenario::other(
+                "an image at no multiple of 2 MiB says so and stops",
+                Expect::Lines(&["not loaded at a multiple of 2 MiB"]),
+            )
+        },
+        Scenario {
+            machine: Machine { gic: 2, ..Machine::default() },
+            ..Scenario::other("a machine with a GICv2 is refused", Expect::Fatal("GICv2"))
+        },
+        Scenario {
             damage: Some(Damage::Name),
             ..Scenario::other("a device tree with a broken name is refused", Expect::Fatal("device tree"))
         },
