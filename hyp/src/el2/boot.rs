@@ -206,8 +206,7 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8], console: u64) -> Re
     // caller vouches for, each at the address it has.
     unsafe { stage1::install::el2(&registers) };
 
-    let [_, gib, mib, pages] = map.leaves(&pool);
-    info!("EL2 map: {gib} blocks of 1 GiB, {mib} of 2 MiB, {pages} pages");
+    info!("EL2 map: {}", map.census(&pool));
     Ok(Booted { layout, pool, cpus, ram, features })
 }
 
@@ -336,8 +335,7 @@ impl Booted {
 
     /// Figures about the hypervisor's memory.
     fn report(&self, map: &crate::mapping::Map<Stage2>) {
-        let [_, gib, mib, pages] = map.leaves(&self.pool);
-        info!("host stage 2: {gib} blocks of 1 GiB, {mib} of 2 MiB, {pages} pages");
+        info!("host stage 2: {}", map.census(&self.pool));
         let figure = |name: &str, value: u64| info!("@cloven figure {name} {value} bytes");
         let Layout { whole, arena, .. } = self.layout;
         figure("memory.reserved", whole.size());

@@ -10,6 +10,8 @@ use super::addr::{Address, Ipa, Pa, Va};
 
 /// Number of the last level, where every leaf is a page.
 pub const LAST_LEVEL: u8 = 3;
+/// Adjacent leaves that the Contiguous bit joins, at every level (Arm ARM D8.7.1, 4 KiB granule).
+pub const RUN: usize = 16;
 /// Entries in one table.
 pub const ENTRIES: usize = 512;
 
@@ -30,6 +32,7 @@ const OUTPUT: u64 = 0x0000_ffff_ffff_f000;
 
 const SH_INNER: u64 = 0b11 << 8;
 const AF: u64 = 1 << 10;
+const CONTIGUOUS: u64 = 1 << 52;
 
 // Stage 1 (D8.3.1.1, D8.4.1).
 const ATTR_INDEX_SHIFT: u32 = 2;
@@ -156,6 +159,8 @@ pub enum Entry<R: Regime> {
         output: Pa,
         /// What may be done with it.
         attributes: Attributes<R>,
+        /// Whether it is one of an aligned run of [`RUN`] leaves that run on, which a TLB may hold as one.
+        contiguous: bool,
     },
 }
 
@@ -169,8 +174,8 @@ impl<R: Regime> Entry<R> {
         match (raw & VALID != 0, is_table_or_page, level) {
             (true, true, 0..LAST_LEVEL) => Self::Table(output),
             (true, true, LAST_LEVEL) | (true, false, 1 | 2) => {
-                let attributes = Attributes::from_bits(raw & !(OUTPUT | VALID | TABLE_OR_PAGE));
-                Self::Leaf { output, attributes }
+                let attributes = Attributes::from_bits(raw & !(OUTPUT | VALID | TABLE_OR_PAGE | CONTIGUOUS));
+                Self::Leaf { output, attributes, contiguous: raw & CONTIGUOUS != 0 }
             }
             _ => Self::Invalid,
         }
@@ -181,9 +186,10 @@ impl<R: Regime> Entry<R> {
         match self {
             Self::Invalid => 0,
             Self::Table(table) => table.get() | VALID | TABLE_OR_PAGE,
-            Self::Leaf { output, attributes } => {
+            Self::Leaf { output, attributes, contiguous } => {
                 let page = if level == LAST_LEVEL { TABLE_OR_PAGE } else { 0 };
-                output.get() | attributes.bits() | VALID | page
+                let contiguous = if contiguous { CONTIGUOUS } else { 0 };
+                output.get() | attributes.bits() | VALID | page | contiguous
             }
         }
     }
@@ -197,8 +203,10 @@ mod tests {
     fn entries_decode_to_what_was_encoded_at_each_level() {
         let output = Pa::new(0x1234_4000_0000).unwrap();
         for level in 1..=3 {
-            let leaf = Entry::Leaf { output, attributes: Attributes::<El2>::DATA };
-            assert_eq!(Entry::decode(leaf.encode(level), level), leaf);
+            for contiguous in [false, true] {
+                let leaf = Entry::Leaf { output, attributes: Attributes::<El2>::DATA, contiguous };
+                assert_eq!(Entry::decode(leaf.encode(level), level), leaf);
+            }
         }
         for level in 0..=2 {
             let table = Entry::<Stage2>::Table(output);

@@ -7,7 +7,7 @@ use core::fmt;
 use core::marker::PhantomData;
 
 use super::addr::{Address, GRANULE, Pa, Range};
-use super::descriptor::{Attributes, ENTRIES, Entry, LAST_LEVEL, Regime, level_shift, level_size};
+use super::descriptor::{Attributes, ENTRIES, Entry, LAST_LEVEL, RUN, Regime, level_shift, level_size};
 use super::pool::Pool;
 
 /// Most tables that may be concatenated at the root of stage 2 (Arm ARM D8.2.2).
@@ -64,9 +64,9 @@ impl Geometry {
 /// The largest leaf that a call may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leaves {
-    /// Blocks of 1 GiB and 2 MiB where input and output allow them.
+    /// Blocks of 1 GiB and 2 MiB, and at each level contiguous runs of 16, where input and output allow them.
     Largest,
-    /// Pages of 4 KiB only: for what must never be split.
+    /// Pages of 4 KiB only, in no runs: for what must never be split.
     Pages,
 }
 
@@ -172,6 +172,16 @@ impl Request {
         allowed && part.size == span && (part.input | part.output) & (span - 1) == 0
     }
 
+    /// Whether the request covers all of the run that `part` is of, with an output that is aligned alike.
+    fn covers_run(self, part: Part) -> bool {
+        let span = level_size(self.level) * RUN as u64;
+        let first = part.input & !(span - 1);
+        self.leaves == Leaves::Largest
+            && self.input <= first
+            && first + span <= self.input + self.size
+            && (part.input ^ part.output) & (span - 1) == 0
+    }
+
     /// The request for what `part` covers, one level down.
     fn below(self, part: Part) -> Self {
         Self {
@@ -181,6 +191,28 @@ impl Request {
             size: part.size,
             leaves: self.leaves,
         }
+    }
+}
+
+/// How many leaves and contiguous runs a map has at each level, 0 to 3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Leaves, those in runs included.
+    pub leaves: [usize; 4],
+    /// Runs of [`RUN`] leaves.
+    pub runs: [usize; 4],
+}
+
+impl fmt::Display for Census {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [(1, "blocks of 1 GiB"), (2, "blocks of 2 MiB"), (3, "pages")];
+        for (separator, (level, name)) in ["", ", ", ", "].into_iter().zip(names) {
+            write!(f, "{separator}{} {name}", self.leaves[level])?;
+            if self.runs[level] > 0 {
+                write!(f, " ({} runs of {RUN})", self.runs[level])?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -266,13 +298,21 @@ impl<R: Regime> Map<R> {
 
     /// Stores what [`Self::prepare`] has found possible.
     fn commit(pool: &mut Pool<'_>, table: Pa, request: Request, base: usize, attributes: Attributes<R>) {
+        let mut contiguous = false;
         for part in request.parts() {
             let index = part.index - base;
+            if index.is_multiple_of(RUN) {
+                // A table among them, which an earlier call has left, keeps them apart.
+                let is_leaf =
+                    |i| !matches!(Entry::<R>::decode(pool.load(table, i), request.level), Entry::Table(_));
+                contiguous =
+                    request.fits_leaf(part) && request.covers_run(part) && (index..index + RUN).all(is_leaf);
+            }
             let below = match Entry::<R>::decode(pool.load(table, index), request.level) {
                 Entry::Table(t) => t,
                 _ if request.fits_leaf(part) => {
                     if let Ok(output) = Pa::new(part.output) {
-                        let leaf = Entry::Leaf { output, attributes };
+                        let leaf = Entry::Leaf { output, attributes, contiguous };
                         pool.store(table, index, leaf.encode(request.level));
                     }
                     continue;
@@ -306,7 +346,7 @@ impl<R: Regime> Map<R> {
                     (table, level) = (t, level + 1);
                     index = (input >> level_shift(level)) as usize % ENTRIES;
                 }
-                Entry::Leaf { output, attributes } => {
+                Entry::Leaf { output, attributes, .. } => {
                     let output = Pa::new(output.get() | (input & (level_size(level) - 1))).ok()?;
                     return Some((output, attributes, level));
                 }
@@ -314,20 +354,24 @@ impl<R: Regime> Map<R> {
         }
     }
 
-    /// Leaves at each level, 0 to 3.
-    pub fn leaves(&self, pool: &Pool<'_>) -> [usize; 4] {
-        let mut counts = [0; 4];
+    /// What the map consists of.
+    pub fn census(&self, pool: &Pool<'_>) -> Census {
+        let mut census = Census::default();
         let entries = self.geometry.root_tables() * ENTRIES;
-        Self::count(pool, self.root, self.geometry.start_level, entries, &mut counts);
-        counts
+        Self::count(pool, self.root, self.geometry.start_level, entries, &mut census);
+        census
     }
 
-    fn count(pool: &Pool<'_>, table: Pa, level: u8, entries: usize, counts: &mut [usize; 4]) {
+    fn count(pool: &Pool<'_>, table: Pa, level: u8, entries: usize, census: &mut Census) {
         for index in 0..entries {
             match Entry::<R>::decode(pool.load(table, index), level) {
                 Entry::Invalid => {}
-                Entry::Table(t) => Self::count(pool, t, level + 1, ENTRIES, counts),
-                Entry::Leaf { .. } => counts[usize::from(level)] += 1,
+                Entry::Table(t) => Self::count(pool, t, level + 1, ENTRIES, census),
+                Entry::Leaf { contiguous, .. } => {
+                    census.leaves[usize::from(level)] += 1;
+                    // A run counts by its first leaf.
+                    census.runs[usize::from(level)] += usize::from(contiguous && index.is_multiple_of(RUN));
+                }
             }
         }
     }
@@ -370,7 +414,7 @@ mod tests {
         let start = GIB - (2 << 20) - 4096;
         let size = GIB + (4 << 20) + 8192;
         map.map(&mut pool, ipas(start, size), pa(start), Attributes::<Stage2>::RAM, Leaves::Largest).unwrap();
-        assert_eq!(map.leaves(&pool), [0, 1, 2, 2]);
+        assert_eq!(map.census(&pool).leaves, [0, 1, 2, 2]);
         // Two root tables, and a table of level 2 and 3 on either side.
         assert_eq!(pool.used(), 2 + 4);
     }
@@ -382,9 +426,61 @@ mod tests {
         let mut map = stage2(&mut pool, 40);
         let output = pa(5 << 21);
         map.map(&mut pool, ipas(0, GIB), output, Attributes::<Stage2>::RAM, Leaves::Largest).unwrap();
-        assert_eq!(map.leaves(&pool), [0, 0, 512, 0]);
+        assert_eq!(map.census(&pool).leaves, [0, 0, 512, 0]);
         let (to, _, level) = map.translate(&pool, Ipa::new(0x1234_5678).unwrap()).unwrap();
         assert_eq!((to.get(), level), ((5 << 21) + 0x1234_5678, 2));
+    }
+
+    /// Checks that contiguous leaves stand in whole aligned runs whose outputs run on and whose attributes agree.
+    fn check_runs(pool: &Pool<'_>, map: &Map<Stage2>) {
+        let mut tables =
+            vec![(map.root(), map.geometry().start_level(), map.geometry().root_tables() * ENTRIES)];
+        while let Some((table, level, entries)) = tables.pop() {
+            let decoded: Vec<_> =
+                (0..entries).map(|i| Entry::<Stage2>::decode(pool.load(table, i), level)).collect();
+            for run in decoded.chunks(RUN) {
+                let is_contiguous = |e: &Entry<Stage2>| matches!(e, Entry::Leaf { contiguous: true, .. });
+                let Entry::Leaf { output, attributes, contiguous: true } = run[0] else {
+                    assert!(!run.iter().any(is_contiguous), "part of a run at level {level}");
+                    continue;
+                };
+                assert!(output.get().is_multiple_of(level_size(level) * RUN as u64));
+                for (number, entry) in run.iter().enumerate() {
+                    let output = pa(output.get() + number as u64 * level_size(level));
+                    assert_eq!(*entry, Entry::Leaf { output, attributes, contiguous: true });
+                }
+            }
+            let below = decoded.iter().filter_map(|e| if let Entry::Table(t) = e { Some(*t) } else { None });
+            tables.extend(below.map(|t| (t, level + 1, ENTRIES)));
+        }
+    }
+
+    #[test]
+    fn runs_of_16_are_joined_at_each_level_where_input_and_output_are_aligned_alike() {
+        const MIB: u64 = 1 << 20;
+        // Start, size, difference of the output; runs of 1 GiB, of 2 MiB and of pages.
+        let cases = [
+            (0, 16 * GIB, 0, [1, 0, 0]),
+            (0, 16 * GIB, GIB, [0, 0, 0]),
+            (0, 16 * GIB, 16 * GIB, [1, 0, 0]),
+            (GIB, 16 * GIB, 0, [0, 0, 0]),
+            (GIB, 31 * GIB, 0, [1, 0, 0]),
+            (32 * MIB, 32 * MIB, 0, [0, 1, 0]),
+            (32 * MIB, 32 * MIB, 2 * MIB, [0, 0, 0]),
+            (34 * MIB, 62 * MIB, 0, [0, 1, 0]),
+            (0x1_0000, 0x1_0000, 0, [0, 0, 1]),
+            (0x1_0000, 0x1_0000, 0x1000, [0, 0, 0]),
+            (0xf000, 0x1_2000, 0, [0, 0, 1]),
+        ];
+        for (start, size, shift, runs) in cases {
+            let tables = tables(8);
+            let mut pool = pool(&tables);
+            let mut map = stage2(&mut pool, 40);
+            let input = ipas(start, size);
+            map.map(&mut pool, input, pa(start + shift), Attributes::<Stage2>::RAM, Leaves::Largest).unwrap();
+            assert_eq!(map.census(&pool).runs[1..], runs, "{input} to {:#x}", start + shift);
+            check_runs(&pool, &map);
+        }
     }
 
     #[test]
@@ -394,7 +490,7 @@ mod tests {
         let mut map = Map::<El2>::new(&mut pool, Geometry::stage1(48).unwrap()).unwrap();
         let range = Range::new(4 << 20, 2 << 20).unwrap();
         map.map(&mut pool, range, pa(4 << 20), Attributes::<El2>::DATA, Leaves::Pages).unwrap();
-        assert_eq!(map.leaves(&pool), [0, 0, 0, 512]);
+        assert_eq!(map.census(&pool).leaves, [0, 0, 0, 512]);
     }
 
     #[test]
@@ -433,10 +529,10 @@ mod tests {
         let mut map = stage2(&mut pool, 40);
         let page = ipas(3 * GIB + 0x5000, 4096);
         map.map(&mut pool, page, pa(0), Attributes::<Stage2>::RAM, Leaves::Largest).unwrap();
-        let (used, leaves) = (pool.used(), map.leaves(&pool));
+        let (used, leaves) = (pool.used(), map.census(&pool));
         let all = map.map(&mut pool, ipas(0, 4 * GIB), pa(0), Attributes::<Stage2>::RAM, Leaves::Largest);
         assert_eq!(all, Err(MapError::Mapped(3 * GIB + 0x5000)));
-        assert_eq!((pool.used(), map.leaves(&pool)), (used, leaves));
+        assert_eq!((pool.used(), map.census(&pool)), (used, leaves));
     }
 
     #[test]
@@ -450,7 +546,7 @@ mod tests {
                 map.map(&mut pool, range, pa(GIB - 4096), Attributes::<Stage2>::RAM, Leaves::Largest);
             if count < 6 {
                 assert_eq!(result, Err(MapError::OutOfTables { needed: 4, free: count - 2 }));
-                assert_eq!((pool.used(), map.leaves(&pool)), (2, [0; 4]));
+                assert_eq!((pool.used(), map.census(&pool)), (2, Census::default()));
             } else {
                 assert_eq!(result, Ok(()));
                 assert_eq!(pool.used(), 6);
@@ -506,7 +602,7 @@ mod tests {
                 let attributes = if io { Attributes::<Stage2>::IO } else { Attributes::<Stage2>::RAM };
                 let overlaps = count > 0
                     && flat.iter().any(|(&f, &(c, ..))| first < f + c && f < first + count);
-                let before = (pool.used(), map.leaves(&pool));
+                let before = (pool.used(), map.census(&pool));
                 let result = map.map(&mut pool, ipas(first << 12, count << 12), pa(output << 12), attributes, Leaves::Largest);
                 match result {
                     Ok(()) => {
@@ -517,8 +613,9 @@ mod tests {
                     Err(MapError::OutOfTables { needed, free }) => prop_assert!(!overlaps && needed > free),
                     Err(other) => prop_assert!(false, "{other}"),
                 }
+                check_runs(&pool, &map);
                 if result.is_err() {
-                    prop_assert_eq!(before, (pool.used(), map.leaves(&pool)));
+                    prop_assert_eq!(before, (pool.used(), map.census(&pool)));
                 }
             }
             let edges = flat.iter().flat_map(|(&f, &(c, ..))| [f, f + c - 1, f + c, f.saturating_sub(1)]);

@@ -13,7 +13,7 @@
 //! | [`addr`] | addresses and ranges, checked when made |
 //! | [`descriptor`] | the regimes, their attributes, and a raw entry decoded once into a view |
 //! | [`pool`] | table memory: finite, counted, fallible |
-//! | [`map`] | mapping a range in the largest leaves that fit; translation |
+//! | [`map`] | mapping a range in the largest leaves and runs that fit; translation |
 
 pub mod addr;
 pub mod descriptor;
@@ -22,5 +22,5 @@ pub mod pool;
 
 pub use addr::{Address, AddressError, GRANULE, Ipa, Pa, Range, Va};
 pub use descriptor::{Attributes, El1And0, El2, Regime, Stage2};
-pub use map::{Geometry, Leaves, Map, MapError};
+pub use map::{Census, Geometry, Leaves, Map, MapError};
 pub use pool::{Pool, Table};

@@ -179,7 +179,7 @@ mod tests {
         let again = linear.add(&mut pool, hole, Attributes::<El2>::CODE, Leaves::Pages);
         assert_eq!(again, Err(LinearMapError::Map { range: hole, error: MapError::Mapped(0x4020_0000) }));
         let map = linear.freeze();
-        assert_eq!(map.leaves(&pool), [0, 1, 511, 512]);
+        assert_eq!(map.census(&pool).leaves, [0, 1, 511, 512]);
         let at =
             |a| map.translate(&pool, Va::new(a).unwrap()).map(|(to, attributes, _)| (to.get(), attributes));
         assert_eq!(at(0x4020_0123), Some((0x4020_0123, Attributes::<El2>::CODE)));

@@ -179,7 +179,7 @@ mod tests {
             assert_eq!(at((1 << 40) - 1).map(|t| t.1), Some(Attributes::<Stage2>::IO));
             assert_eq!(at(1 << 40), None);
             // One hole of 2 MiB: only its own GiB is in 2 MiB blocks.
-            assert_eq!(map.leaves(pool), [0, 1023, 511, 0]);
+            assert_eq!(map.census(pool).leaves, [0, 1023, 511, 0]);
             assert_eq!(pool.used(), 1 + 2 + 1);
         });
     }
