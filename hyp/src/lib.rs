@@ -1,4 +1,4 @@
-//! Live AArch64 translation tables in the largest blocks that fit, and the EL2 hypervisor that stands on them.
+//! AArch64 translation tables in the largest blocks that fit, and the EL2 hypervisor that stands on them.
 #![cfg_attr(not(test), no_std)]
 
 #[cfg(feature = "el2")]

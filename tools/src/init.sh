@@ -37,7 +37,7 @@ ticks() {
         END { print n + 0 }' /proc/interrupts
 }
 
-check linux.version ok "$(uname -r)"
+echo "Linux $(uname -r)"
 
 cpus=$(nproc)
 present=$(cat /sys/devices/system/cpu/present)

@@ -52,6 +52,7 @@ impl FromStr for Size {
             _ => bail!("a size has a unit, as in 512M or 4G"),
         };
         let number: u64 = digits.parse().context("a size is a whole number with a unit, as in 512M or 4G")?;
+        ensure!(number > 0, "a machine has memory");
         let bytes = number.checked_mul(1 << shift).context("this is more memory than there can be")?;
         Ok(Self(bytes))
     }

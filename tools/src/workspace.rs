@@ -55,6 +55,8 @@ fn feature_names(manifest: &str) -> Result<Vec<String>> {
 pub fn cargo() -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(root()).env("CARGO_TARGET_DIR", target_dir());
+    // They would take the place of those in .cargo/config.toml, without which an image neither relocates nor backtraces.
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command
 }
 

@@ -6,12 +6,15 @@
 use hyp::machine::Machine;
 use hyp::mapping::{Address, Attributes, El1And0, Geometry, Leaves, Map, Pa, Pool, Range, Table, Va};
 use hyp::stage1::{self, Registers};
+use hyp::stage2::CpuLimits;
 
 use crate::entry::{self, STACK_SIZE};
 use crate::report::UART;
 
 /// Most CPUs that the payload has stacks for.
 pub const MAX_CPUS: usize = 32;
+/// Where the page after everything lies.
+pub const BEYOND: u64 = 5 << 40;
 /// Bytes between two views.
 const VIEW_STEP: u64 = 1 << 40;
 const PAGE: u64 = 4096;
@@ -50,8 +53,8 @@ pub struct Memory {
     pub image: Range<Pa>,
     /// The device tree.
     pub tree: Range<Pa>,
-    /// The first address after everything that there is.
-    pub top: u64,
+    /// A page after everything that there is, if the CPU can address it: it lies at [`BEYOND`].
+    pub beyond: Option<u64>,
     /// Turns the MMU on.
     pub registers: Registers,
 }
@@ -124,17 +127,20 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
         add(device.expanded_to(PAGE), View::Data, A::DEVICE);
     }
     add(range(UART, UART + PAGE), View::Code, A::CODE);
-    // Where there is nothing: the GiB after everything.
-    let top = machine.top.next_multiple_of(1 << 30);
-    if top < VIEW_STEP {
-        add(range(top, top + (1 << 21)), View::Data, A::DATA);
+    // Where there is nothing: a page of the GiB after everything, at an address of its own, if the CPU can name it.
+    let pa_range = arm_sysregs::el1::accessors::read_id_aa64mmfr0_el1().parange();
+    let bits = CpuLimits { pa_range, vmid_16_bits: false }.pa_bits();
+    let beyond = Some(machine.top.next_multiple_of(1 << 30)).filter(|&top| top < 1 << bits);
+    if let Some(pa) = beyond {
+        let input = Range::<Va>::new(BEYOND, PAGE).unwrap_or_else(|error| panic!("{error}"));
+        map.map(&mut pool, input, range(pa, pa + PAGE).start(), A::DATA, Leaves::Pages)
+            .unwrap_or_else(|error| panic!("{error}"));
     }
 
-    let pa_range = arm_sysregs::el1::accessors::read_id_aa64mmfr0_el1().parange();
     let registers = Registers::el1(&map, pa_range);
     // SAFETY: the map has this code, the stack and all references at their own addresses; only this image was written
     // since the entry code cleaned it.
     unsafe { stage1::install::el1(&registers, start as usize, end as usize) };
     let tree = Range::new(tree.as_ptr() as u64, tree.len() as u64).unwrap_or_else(|error| panic!("{error}"));
-    Memory { hypervisor, image, tree, top, registers }
+    Memory { hypervisor, image, tree, beyond, registers }
 }

@@ -48,6 +48,8 @@ pub enum Error {
     Layout(LayoutError),
     /// The host's kernel cannot be started.
     Kernel(ImageError),
+    /// The host's kernel needs more memory than there are addresses for.
+    KernelRange(AddressError),
     /// There is neither a `multiboot,kernel` module nor an embedded payload.
     NoKernel,
     /// The host's device tree could not be written.
@@ -72,6 +74,7 @@ impl fmt::Display for Error {
             Self::HostMap(error) => write!(f, "host stage 2: {error}"),
             Self::Layout(error) => write!(f, "memory layout: {error}"),
             Self::Kernel(error) => write!(f, "host kernel: {error}"),
+            Self::KernelRange(error) => write!(f, "host kernel: {error}"),
             Self::NoKernel => {
                 write!(
                     f,
@@ -162,6 +165,8 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8], console: u64) -> Re
     let tree = Named { what: "device tree", range: Range::new(tree.as_ptr() as u64, tree.len() as u64)? };
     let hypervisor = Named { what: "hypervisor", range: layout.whole };
     layout::check(&machine.memory, &machine.no_map, &[hypervisor, tree])?;
+    // What a boot loader has reserved otherwise is the host's to use, or somebody's buffer: nothing for us.
+    layout::check(&machine.memory, &machine.reserved, &[hypervisor])?;
 
     // The boot CPU is number 0: it runs on that block already.
     let me = cpu::affinity();
@@ -298,15 +303,16 @@ impl Booted {
         match *kernel {
             Kernel::Module(module) => {
                 let what = "host kernel";
-                layout::check(self.ram, &machine.no_map, &[Named { what, range: module.range }])?;
+                let hypervisor = Named { what: "hypervisor", range: self.layout.whole };
+                layout::check(self.ram, &machine.no_map, &[hypervisor, Named { what, range: module.range }])?;
                 let length = module.range.size().min(HEADER_SIZE as u64) as usize;
                 // SAFETY: it lies in RAM, which the EL2 map has, and nobody writes it before the host runs.
                 let header =
                     unsafe { core::slice::from_raw_parts(module.range.start().get() as *const u8, length) };
                 let image = Image::read(header, module.range.size())?;
                 image.check_place(module.range.start().get())?;
-                let range = Range::new(module.range.start().get(), image.size)?;
-                let hypervisor = Named { what: "hypervisor", range: self.layout.whole };
+                let range = Range::new(module.range.start().get(), image.size).map_err(Error::KernelRange)?;
+                layout::check(self.ram, &machine.reserved, &[Named { what, range }])?;
                 let initrd = machine.initrd.map(|range| Named { what: "initrd", range });
                 let named: ArrayVec<Named, 3> =
                     [hypervisor, Named { what, range }].into_iter().chain(initrd).collect();

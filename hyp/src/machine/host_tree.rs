@@ -40,6 +40,10 @@ pub enum HostTreeError {
         /// Bytes there are.
         size: usize,
     },
+    /// `/reserved-memory` lacks this property, so Linux would ignore all that it reserves.
+    Ignored(&'static str),
+    /// `/chosen` has so many modules.
+    TooManyModules(usize),
     /// `/reserved-memory` counts in other cells than the root, so Linux would ignore all that it reserves.
     Counting {
         /// Cells of its addresses and sizes.
@@ -64,6 +68,10 @@ impl fmt::Display for HostTreeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoRoom { size } => write!(f, "does not fit in {size} bytes"),
+            Self::Ignored(property) => write!(f, "/reserved-memory has no {property}: Linux would ignore it"),
+            Self::TooManyModules(count) => {
+                write!(f, "/chosen has {count} modules, at most {MAX_MODULES} are allowed")
+            }
             Self::Counting { node, root } => {
                 write!(
                     f,
@@ -144,6 +152,9 @@ impl fmt::Write for Writer<'_> {
     }
 }
 
+/// Modules that are removed: each takes a walk over its siblings.
+const MAX_MODULES: usize = 16;
+
 /// Names that the new nodes use, appended to the strings block in this order.
 const NAMES: [&str; 6] = ["#address-cells", "#size-cells", "ranges", "compatible", "reg", "no-map"];
 
@@ -185,13 +196,18 @@ fn place(block: &[u8]) -> Option<Place> {
 /// How `/reserved-memory` counts: as the root does, or Linux ignores it (its `of_reserved_mem.c` checks that).
 fn counting(original: Fdt<'_>) -> Result<AddressSpaceProperties, HostTreeError> {
     let root = original.root().address_space();
-    match original.root().child("reserved-memory").map(|node| node.address_space()) {
-        Some(node) if node != root => Err(HostTreeError::Counting {
+    let Some(parent) = original.root().child("reserved-memory") else { return Ok(root) };
+    if let Some(missing) = NAMES[..3].iter().find(|name| parent.property(name).is_none()) {
+        return Err(HostTreeError::Ignored(missing));
+    }
+    let node = parent.address_space();
+    if node != root {
+        return Err(HostTreeError::Counting {
             node: (node.address_cells, node.size_cells),
             root: (root.address_cells, root.size_cells),
-        }),
-        _ => Ok(root),
+        });
     }
+    Ok(root)
 }
 
 /// Writes the host's tree to `out` and returns its size in bytes.
@@ -210,6 +226,11 @@ pub fn write(original: Fdt<'_>, out: &mut [u8], changes: &Changes<'_>) -> Result
     };
     let structure = block(field(8)? as usize, field(36)? as usize)?;
     let strings = block(field(12)? as usize, field(32)? as usize)?;
+    let modules =
+        original.root().child("chosen").map_or(0, |c| c.children().filter(|n| is_module(*n)).count());
+    if modules > MAX_MODULES {
+        return Err(HostTreeError::TooManyModules(modules));
+    }
     let place = place(structure).ok_or(HostTreeError::Malformed)?;
     let space = counting(original)?;
     // Names go to the end of the strings, whose last may lack its terminator.

@@ -184,8 +184,10 @@ impl<'a> Machine<'a> {
                 range("memory reservation", entry.address(), entry.size())?,
             )?;
         }
-        let psci = psci(root)?;
-        let cpus = cpus(root, psci)?;
+        let psci = psci(root);
+        let cpus = cpus(root, &psci)?;
+        // One CPU runs without it.
+        let psci = psci.unwrap_or(false);
         let chosen = root.child("chosen");
         let top = memory.last().map_or(0, |bank| bank.end()).max(device_top(root, BUS_DEPTH)?);
         Ok(Self {
@@ -291,7 +293,10 @@ fn is_usable(node: FdtNode<'_>) -> bool {
 }
 
 /// The CPUs (Devicetree Specification, 3.8; Linux `bindings/arm/cpus.yaml`).
-fn cpus(root: FdtNode<'_>, psci: bool) -> Result<ArrayVec<Cpu, MAX_CPUS>, MachineError> {
+fn cpus(
+    root: FdtNode<'_>,
+    psci: &Result<bool, MachineError>,
+) -> Result<ArrayVec<Cpu, MAX_CPUS>, MachineError> {
     let parent = root.child("cpus").ok_or(MachineError::Missing("cpus"))?;
     let mut cpus = ArrayVec::new();
     let mut by_other_means = None;
@@ -305,13 +310,13 @@ fn cpus(root: FdtNode<'_>, psci: bool) -> Result<ArrayVec<Cpu, MAX_CPUS>, Machin
         }
         push(&mut cpus, "cpus", Cpu { mpidr })?;
     }
-    match by_other_means {
-        _ if cpus.is_empty() => Err(MachineError::Missing("cpu")),
+    match (cpus.len(), psci, by_other_means) {
+        (0, ..) => Err(MachineError::Missing("cpu")),
         // The one that runs is started already.
-        _ if cpus.len() == 1 => Ok(cpus),
-        _ if !psci => Err(MachineError::Missing("psci")),
-        Some(mpidr) => Err(MachineError::EnableMethod(mpidr)),
-        None => Ok(cpus),
+        (1, ..) | (_, Ok(true), None) => Ok(cpus),
+        (_, Err(error), _) => Err(error.clone()),
+        (_, Ok(false), _) => Err(MachineError::Missing("psci")),
+        (_, _, Some(mpidr)) => Err(MachineError::EnableMethod(mpidr)),
     }
 }
 

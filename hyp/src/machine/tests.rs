@@ -185,6 +185,16 @@ fn reserved_memory_that_linux_would_ignore_is_an_error() {
 }
 
 #[test]
+fn reserved_memory_without_its_properties_is_an_error() {
+    for property in ["#address-cells", "#size-cells", "ranges"] {
+        let lacking = edited(TWO_BANKS, |fdt| {
+            assert!(fdt.find_node_mut("/reserved-memory").unwrap().remove_property(property));
+        });
+        assert_eq!(host_tree(&lacking, &changes()).unwrap_err(), HostTreeError::Ignored(property));
+    }
+}
+
+#[test]
 fn a_root_whose_cells_cannot_name_the_hypervisor_is_an_error() {
     let narrow = set(QEMU, "/", "#address-cells", &1u32.to_be_bytes());
     let high = Changes { reserved: Range::new(0x8_8000_0000, 2 * MIB).unwrap(), bootargs: None };

@@ -4,7 +4,7 @@
 //! Invariant: a call that fails has stored nothing. Whatever can fail (alignment, overlap, table memory) is
 //! found out in a first walk; the second walk only stores.
 //!
-//! Pure: no assembly, nothing of the target, so the same code runs under a host's tests and Miri. In this
+//! Pure: no assembly, nothing of the target, so the same code runs under a host's tests. In this
 //! version a map is built while no CPU walks it, then handed to an install point (`stage1`,
 //! `stage2`), which makes it visible; a live map does not change.
 //!
