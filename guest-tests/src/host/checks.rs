@@ -207,8 +207,9 @@ fn places(memory: &Memory) -> [u64; 4] {
     [end - 4096, start, start + (end - start) / 2, end - 8]
 }
 
-/// Loads, stores and fetches of the hypervisor's memory, on the boot CPU with a line for each kind.
-pub fn forbidden(report: &mut Report, memory: &Memory) {
+/// Loads, stores and fetches of the hypervisor's memory, on the boot CPU with a line for each kind: whether all were
+/// refused.
+pub fn forbidden(report: &mut Report, memory: &Memory) -> bool {
     for (view, kind) in FORBIDDEN {
         let level = if matches!(view, View::Data | View::Code) { "el1" } else { "el0" };
         let mut bad = None;
@@ -234,10 +235,11 @@ pub fn forbidden(report: &mut Report, memory: &Memory) {
             format_args!("{} places, not refused {bad:x?}", places(memory).len()),
         );
         if bad.is_some() {
-            return;
+            return false;
         }
     }
     permitted(report, memory);
+    true
 }
 
 /// What EL0 and EL1 may do: so the refusals above are not those of a host that can do nothing.

@@ -38,8 +38,8 @@ extern "C" fn payload_main(device_tree: u64) -> ! {
     checks::calls(&mut report);
     checks::ram(&mut report, &machine, memory);
     checks::devices(&mut report, &machine, memory);
-    checks::forbidden(&mut report, memory);
-    cpus::all(&mut report, &machine, memory);
+    let refused = checks::forbidden(&mut report, memory);
+    cpus::all(&mut report, &machine, memory, refused);
     checks::round_trip();
     report.end();
     let _ = smccc::psci::system_off::<smccc::Smc>();
