@@ -178,17 +178,22 @@ vectors:
 1:  wfi
     b       1b
 
-    // Runs \access on the address in x0 with a landing. Returns 0 in x0, or 1 if it faulted.
-    .macro probe name, access:vararg
-    .section .text.probe, "ax"
-    .global \name
-\name:
+    // From here on a fault lands at the next label 1.
+    .macro expect_fault
     stp     x29, x30, [sp, #-16]!
     mrs     x9, tpidr_el1
     adr     x10, 1f
     mov     x11, sp
     str     x11, [x9, #72]
     str     x10, [x9, #64]
+    .endm
+
+    // Runs \access on the address in x0 with a landing. Returns 0 in x0, or 1 if it faulted.
+    .macro probe name, access:vararg
+    .section .text.probe, "ax"
+    .global \name
+\name:
+    expect_fault
     \access
     str     xzr, [x9, #64]
     mov     x0, #0
@@ -203,12 +208,7 @@ vectors:
     .section .text.probe, "ax"
     .global probe_user
 probe_user:
-    stp     x29, x30, [sp, #-16]!
-    mrs     x9, tpidr_el1
-    adr     x10, 1f
-    mov     x11, sp
-    str     x11, [x9, #72]
-    str     x10, [x9, #64]
+    expect_fault
     msr     elr_el1, x0
     mov     x10, #0x3c0
     msr     spsr_el1, x10

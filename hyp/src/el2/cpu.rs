@@ -15,6 +15,7 @@ use arm_sysregs::el2::{accessors::*, registers::*};
 use arm_sysregs::{read_sysreg, write_sysreg};
 
 use super::inject::EntryFeatures;
+use crate::machine::AFFINITY;
 use crate::stage1::SCTLR_EL1_OFF;
 use crate::stage2::CpuLimits;
 
@@ -92,9 +93,6 @@ impl Features {
 pub fn affinity() -> u64 {
     read_mpidr_el1().bits() & AFFINITY
 }
-
-/// The affinity fields of `MPIDR_EL1`.
-pub const AFFINITY: u64 = 0xff_00ff_ffff;
 
 /// Prepares this CPU's EL2 and EL1 for the host. Stage 2 is installed after it: `HCR_EL2.VM` may be cached in TLB entries,
 /// which that invalidates.

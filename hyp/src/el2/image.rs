@@ -4,7 +4,7 @@
 //! outside. The arena holds, in this order, a block for each CPU (`percpu`), the tables, and the tables of the
 //! boot map, which only the entry code uses.
 
-use crate::mapping::{AddressError, GRANULE, Pa, Range, Table};
+use crate::mapping::{Address, AddressError, GRANULE, Pa, Range, Table};
 
 use super::percpu::BLOCK_SIZE;
 
@@ -78,7 +78,7 @@ pub fn table_memory(layout: &Layout, cpus: usize) -> Result<Range<Pa>, TooManyCp
     let available = layout.arena.size() - (BOOT_TABLES + FEWEST_TABLES) * GRANULE;
     let room = (available / BLOCK_SIZE) as usize;
     let blocks = cpus as u64 * BLOCK_SIZE;
-    let start = layout.arena.end() - layout.arena.size() + blocks;
+    let start = layout.arena.start().get() + blocks;
     let tables = layout.arena.size().saturating_sub(blocks + BOOT_TABLES * GRANULE);
     if cpus > room {
         return Err(TooManyCpus { cpus, room });
@@ -91,7 +91,6 @@ pub fn table_memory(layout: &Layout, cpus: usize) -> Result<Range<Pa>, TooManyCp
 /// # Safety
 /// `memory` came from [`table_memory`], and this is called once.
 pub unsafe fn tables(memory: Range<Pa>) -> &'static [Table] {
-    use crate::mapping::Address;
     let count = (memory.size() / GRANULE) as usize;
     // SAFETY: the range is page-aligned, mapped read-write at its own address for as long as the hypervisor runs, and
     // nothing else refers to it (the caller's part). A table is made of atomics, valid with any contents.

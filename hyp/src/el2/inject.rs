@@ -4,12 +4,9 @@
 //! Invariant: pure. From the interrupted state and the EL1 registers that steer exception entry it gives the values to
 //! write; whoever calls it writes them.
 
-use super::syndrome::{Abort, Access, IL};
+use super::syndrome::{Abort, Access, EC_DATA_ABORT, EC_INSTRUCTION_ABORT, EC_SHIFT, IL};
 
-const EC_SHIFT: u32 = 26;
 const EC_UNKNOWN: u64 = 0x00;
-const EC_INSTRUCTION_ABORT: u64 = 0x20;
-const EC_DATA_ABORT: u64 = 0x24;
 /// Added to the class of an abort that did not change the exception level.
 const SAME_LEVEL: u64 = 1;
 

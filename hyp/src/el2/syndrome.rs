@@ -2,14 +2,16 @@
 
 /// `ESR_ELx.IL`: the trapped instruction has 32 bits.
 pub const IL: u64 = 1 << 25;
-const EC_SHIFT: u32 = 26;
+pub(super) const EC_SHIFT: u32 = 26;
 const ISS_MASK: u64 = 0x1ff_ffff;
 
 const EC_HVC64: u64 = 0x16;
 const EC_SMC64: u64 = 0x17;
 const EC_SYSTEM_REGISTER: u64 = 0x18;
-const EC_INSTRUCTION_ABORT_LOWER: u64 = 0x20;
-const EC_DATA_ABORT_LOWER: u64 = 0x24;
+/// From a lower exception level; from the same one it is the next number.
+pub(super) const EC_INSTRUCTION_ABORT: u64 = 0x20;
+/// As [`EC_INSTRUCTION_ABORT`].
+pub(super) const EC_DATA_ABORT: u64 = 0x24;
 
 const ISS_WNR: u64 = 1 << 6;
 const ISS_S1PTW: u64 = 1 << 7;
@@ -42,7 +44,7 @@ impl Abort {
     /// What the access was.
     pub fn access(self) -> Access {
         match self.esr >> EC_SHIFT {
-            EC_INSTRUCTION_ABORT_LOWER => Access::Fetch,
+            EC_INSTRUCTION_ABORT => Access::Fetch,
             _ if self.esr & ISS_WNR != 0 => Access::Store,
             _ => Access::Load,
         }
@@ -104,7 +106,7 @@ impl Cause {
         match (esr >> EC_SHIFT) & 0x3f {
             EC_HVC64 => Self::Hvc,
             EC_SMC64 => Self::Smc,
-            EC_INSTRUCTION_ABORT_LOWER | EC_DATA_ABORT_LOWER => Self::Abort(Abort { esr: esr & 0xffff_ffff }),
+            EC_INSTRUCTION_ABORT | EC_DATA_ABORT => Self::Abort(Abort { esr: esr & 0xffff_ffff }),
             EC_SYSTEM_REGISTER => Self::SystemRegister { iss: esr & ISS_MASK },
             ec => Self::Other { ec },
         }

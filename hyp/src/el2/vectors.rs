@@ -37,11 +37,8 @@ const _: () = assert!(size_of::<FaultFrame>() == FAULT_FRAME_SIZE);
 
 global_asm!(
     r#"
-    // An exception from below, answered.
-    .macro from_below
-    .p2align 7
-    sub     sp, sp, #{frame_size}
-    stp     x0, x1, [sp, #0]
+    // Both frames begin with x0 to x17.
+    .macro save_x2_to_x17
     stp     x2, x3, [sp, #16]
     stp     x4, x5, [sp, #32]
     stp     x6, x7, [sp, #48]
@@ -50,6 +47,14 @@ global_asm!(
     stp     x12, x13, [sp, #96]
     stp     x14, x15, [sp, #112]
     stp     x16, x17, [sp, #128]
+    .endm
+
+    // An exception from below, answered.
+    .macro from_below
+    .p2align 7
+    sub     sp, sp, #{frame_size}
+    stp     x0, x1, [sp, #0]
+    save_x2_to_x17
     stp     x18, x29, [sp, #144]
     str     x30, [sp, #160]
     b       .Lanswer
@@ -114,14 +119,7 @@ vectors:
     isb
 
 .Lown_fault:
-    stp     x2, x3, [sp, #16]
-    stp     x4, x5, [sp, #32]
-    stp     x6, x7, [sp, #48]
-    stp     x8, x9, [sp, #64]
-    stp     x10, x11, [sp, #80]
-    stp     x12, x13, [sp, #96]
-    stp     x14, x15, [sp, #112]
-    stp     x16, x17, [sp, #128]
+    save_x2_to_x17
     stp     x18, x19, [sp, #144]
     stp     x20, x21, [sp, #160]
     stp     x22, x23, [sp, #176]

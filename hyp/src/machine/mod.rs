@@ -31,7 +31,7 @@ pub const MAX_TREE_SIZE: u32 = 2 << 20;
 /// Magic number at the start of a device tree (Devicetree Specification, 5.2).
 const MAGIC: u32 = 0xd00d_feed;
 /// The affinity fields of `MPIDR_EL1`, which is what a CPU's `reg` holds.
-const AFFINITY: u64 = 0xff_00ff_ffff;
+pub const AFFINITY: u64 = 0xff_00ff_ffff;
 
 /// A list of ranges of physical addresses.
 pub type Ranges = ArrayVec<Range<Pa>, MAX_RANGES>;

@@ -44,7 +44,6 @@ const UXN: u64 = 1 << 54;
 
 // Stage 2 (D8.3.1.2, D8.4.2, D8.6.6 with HCR_EL2.FWB = 0).
 const S2_MEMATTR_NORMAL_WB: u64 = 0b1111 << 2;
-const S2_MEMATTR_DEVICE_NGNRE: u64 = 0b0001 << 2;
 const S2AP_READ: u64 = 1 << 6;
 const S2AP_WRITE: u64 = 1 << 7;
 /// XN\[1:0\] = 0b10: execution at neither EL1 nor EL0.
@@ -136,8 +135,6 @@ impl Attributes<Stage2> {
     /// Everything that is not RAM, for a host that knows its devices: type left to stage 1, read and write.
     pub const IO: Self =
         Self::from_bits(S2_MEMATTR_NORMAL_WB | SH_INNER | AF | S2AP_READ | S2AP_WRITE | S2_XN);
-    /// Registers of a device whatever stage 1 says: Device-nGnRE, read and write.
-    pub const DEVICE: Self = Self::from_bits(S2_MEMATTR_DEVICE_NGNRE | AF | S2AP_READ | S2AP_WRITE | S2_XN);
 }
 
 impl<R: Regime> fmt::Debug for Attributes<R> {
