@@ -8,7 +8,10 @@
 //! The linker script gives `image_start`, `image_relocations`, `image_relocations_end`, `image_bss` and `image_arena`; the
 //! arena follows the variables, and `more` bytes of it are cleared with them.
 
-/// The macros `range`, `each_line`, `zero`, `self_relocate` and `drop_cached` as text for `global_asm!`.
+/// Tables of a boot map that has blocks in four places: a root, and a table of level 1 and 2 for each.
+pub const BOOT_TABLES: u64 = 9;
+
+/// The macros `range`, `each_line`, `zero`, `self_relocate`, `drop_cached` and those of a boot map as text for `global_asm!`.
 #[macro_export]
 macro_rules! start_macros {
     () => {
@@ -62,6 +65,42 @@ macro_rules! start_macros {
     b       1b
 2:
     range   image_bss, image_arena, \more
+    zero
+    .endm
+
+    // x3 = the table below entry number (address >> \shift) of the table x3; x22 is the next free table.
+    .macro descend shift
+    ubfx    x2, x0, #\shift, #9
+    add     x2, x3, x2, lsl #3
+    ldr     x3, [x2]
+    cbnz    x3, 1f
+    orr     x3, x22, #3
+    str     x3, [x2]
+    add     x22, x22, #4096
+1:  and     x3, x3, #~3
+    .endm
+
+    // A subroutine that maps the 2 MiB block at x0 to itself with the attributes x1, in tables of 48 bits at x21.
+    .macro map_block_routine
+    mov     x3, x21
+    descend 39
+    descend 30
+    ubfx    x2, x0, #21, #9
+    orr     x4, x0, x1
+    str     x4, [x3, x2, lsl #3]
+    ret
+    .endm
+
+    // Makes x21 to x21 + \tables pages an empty boot map. Changes x0 to x4 and x22.
+    .macro clear_boot_map tables
+    add     x22, x21, #4096
+    mov     x0, x21
+    add     x1, x21, #(\tables * 4096)
+    mov     x4, x1
+    each_line civac
+    dsb     sy
+    mov     x0, x21
+    mov     x1, x4
     zero
     .endm
 

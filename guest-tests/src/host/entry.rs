@@ -8,6 +8,10 @@ use core::sync::atomic::{AtomicU64, AtomicUsize};
 
 use arm_sysregs::el1::accessors::read_tpidr_el1;
 use hyp::stage1::{Registers, SCTLR_EL1_OFF};
+use hyp::start::BOOT_TABLES;
+
+use crate::memory::MAX_CPUS;
+use crate::report::UART;
 
 /// Bytes of the stack of each CPU.
 pub const STACK_SIZE: usize = 16 << 10;
@@ -83,13 +87,68 @@ _start:
     isb
     .endm
 
+    // Runs on the tables of x5 with MAIR x6, TCR x7 and SCTLR x8.
+    .macro mmu_on
+    msr     mair_el1, x6
+    msr     tcr_el1, x7
+    msr     ttbr0_el1, x5
+    isb
+    tlbi    vmalle1
+    ic      iallu
+    dsb     nsh
+    isb
+    msr     sctlr_el1, x8
+    isb
+    .endm
+
     .section .text.entry, "ax"
+.Lmap_block:
+    map_block_routine
+
 primary:
     mov     x20, x0
     quiet_el1
     adrp    x23, image_start
     self_relocate {stack_size}
+    // The boot map: the image, the device tree read-only, the UART.
+    adrp    x21, image_arena
+    mov     x0, #({stacks_size} & 0xffff)
+    movk    x0, #({stacks_size} >> 16), lsl #16
+    add     x21, x21, x0
+    clear_boot_map {boot_tables}
+    mov     x1, #0x785                  // Normal, inner shareable, accessed, read-only
+    orr     x1, x1, #(3 << 53)
+    bic     x0, x20, #0x1fffff
+    bl      .Lmap_block
+    add     x0, x0, #0x200000
+    bl      .Lmap_block
+    movz    x0, #({uart} >> 16), lsl #16
+    mov     x1, #0x701                  // Device-nGnRE
+    orr     x1, x1, #(3 << 53)
+    bl      .Lmap_block
+    mov     x0, x23
+    mov     x1, #0x705                  // Normal, inner shareable, accessed, read, write and execute
+    orr     x1, x1, #(1 << 54)
+    bl      .Lmap_block
     drop_cached {stack_size}
+    mov     x0, x21
+    add     x1, x21, #({boot_tables} * 4096)
+    each_line ivac
+    dsb     sy
+    mrs     x1, id_aa64mmfr0_el1
+    and     x1, x1, #0xf
+    mov     x3, #5
+    cmp     x1, x3
+    csel    x1, x1, x3, lo
+    movz    x7, #0x3510                 // write-back, inner shareable walks; 48 bits of input
+    movk    x7, #0x80, lsl #16          // EPD1
+    orr     x7, x7, x1, lsl #32
+    mov     x6, #0xff04                 // hyp::mapping::descriptor::MAIR
+    mov     x5, x21
+    mrs     x8, sctlr_el1
+    mov     x1, #0x100d                 // I, SA, C, M
+    orr     x8, x8, x1
+    mmu_on
     // The boot CPU's stack is the start of the arena.
     adrp    x1, image_arena
     mov     x2, #{stack_size}
@@ -109,16 +168,7 @@ secondary_entry:
     ldp     x6, x7, [x20]
     ldp     x5, x8, [x20, #16]
     ldr     x9, [x20, #32]
-    msr     mair_el1, x6
-    msr     tcr_el1, x7
-    msr     ttbr0_el1, x5
-    isb
-    tlbi    vmalle1
-    ic      iallu
-    dsb     nsh
-    isb
-    msr     sctlr_el1, x8
-    isb
+    mmu_on
     msr     tpidr_el1, x20
     mov     sp, x9
     mov     x29, xzr
@@ -247,6 +297,9 @@ user_end:
     "#,
     sctlr_off = const SCTLR_EL1_OFF,
     stack_size = const STACK_SIZE,
+    stacks_size = const STACK_SIZE * MAX_CPUS,
+    boot_tables = const BOOT_TABLES,
+    uart = const UART,
 );
 
 unsafe extern "C" {

@@ -18,7 +18,7 @@ use hyp::machine::Machine;
 
 use report::{Report, say};
 
-/// The entry code comes here on the boot CPU, with the MMU off.
+/// The entry code comes here on the boot CPU, on the boot map.
 #[unsafe(no_mangle)]
 extern "C" fn payload_main(device_tree: u64) -> ! {
     // SAFETY: the boot protocol: the tree is there, and nobody writes it.
@@ -29,7 +29,7 @@ extern "C" fn payload_main(device_tree: u64) -> ! {
     };
     let fdt = Fdt::new(tree).unwrap_or_else(|error| panic!("device tree: {error}"));
     let machine = Machine::read(fdt).unwrap_or_else(|error| panic!("device tree {error}"));
-    // SAFETY: the boot CPU, once, before any other runs.
+    // SAFETY: the boot CPU, on the boot map, once, before any other runs.
     let memory = cpus::init(&machine, unsafe { memory::enable_mmu(&machine, tree) });
 
     say!("payload: {} CPUs, hypervisor at {}", machine.cpus.len(), memory.hypervisor);

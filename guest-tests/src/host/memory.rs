@@ -4,9 +4,13 @@
 //! each [`View`], with the permissions of that view: so what refuses an access there is stage 2.
 
 use hyp::machine::Machine;
-use hyp::mapping::{Address, Attributes, El1And0, Geometry, Leaves, Map, Pa, Pool, Range, Table, Va};
+use hyp::mapping::{
+    Address, Attributes, Capabilities, El1And0, Leaves, Linear, Map, Options, Pa, Pool, Range, Slot, Va,
+};
+use hyp::stage1::install::{CpuMmu, IDENTITY};
 use hyp::stage1::{self, Registers};
 use hyp::stage2::CpuLimits;
+use hyp::start::BOOT_TABLES;
 
 use crate::entry::{self, STACK_SIZE};
 use crate::report::UART;
@@ -57,7 +61,15 @@ pub struct Memory {
     pub beyond: Option<u64>,
     /// Turns the MMU on.
     pub registers: Registers,
+    /// What it runs on.
+    pub map: OwnMap,
 }
+
+/// The payload's own stage 1.
+pub type OwnMap = Map<El1And0, CpuMmu<El1And0>>;
+
+static POOL: Pool<Linear> = Pool::new(IDENTITY);
+static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 
 fn symbol(address: *const u8) -> u64 {
     address as u64
@@ -73,10 +85,19 @@ pub fn stack_end(number: usize) -> u64 {
     symbol(&raw const entry::image_arena) + ((number + 1) * STACK_SIZE) as u64
 }
 
-/// Makes the map and turns the MMU of the boot CPU on.
+/// How the payload's translations may change: as the hypervisor was told (`cloven.bbm`), or as the CPU says.
+fn capabilities(machine: &Machine<'_>) -> Capabilities {
+    let told = machine.bootargs.and_then(|text| {
+        text.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("cloven.bbm="))?.parse().ok()
+    });
+    let own = arm_sysregs::el1::accessors::read_id_aa64mmfr2_el1().bbm();
+    Capabilities::LEAST | Capabilities::bbm(told.unwrap_or(own))
+}
+
+/// Makes the map and runs the boot CPU on it.
 ///
 /// # Safety
-/// Runs once, on the boot CPU, with the MMU off.
+/// Runs once, on the boot CPU, on the boot map.
 pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
     let start = symbol(&raw const entry::image_start);
     let rodata = symbol(&raw const entry::image_rodata);
@@ -86,18 +107,18 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
     let hypervisor =
         *machine.no_map.first().unwrap_or_else(|| panic!("no memory is reserved for a hypervisor"));
 
-    let tables_start = stack_end(MAX_CPUS - 1);
-    let count = ((end - tables_start) / PAGE) as usize;
-    // SAFETY: the rest of the image behind the stacks: aligned, ours, and used for nothing else.
-    let tables = unsafe { core::slice::from_raw_parts(tables_start as *const Table, count) };
-    let base = Pa::new(tables_start).unwrap_or_else(|error| panic!("{error}"));
-    let mut pool = Pool::new(tables, base).unwrap_or_else(|error| panic!("{error}"));
-    let geometry = Geometry::stage1(48).unwrap_or_else(|error| panic!("{error}"));
-    let mut map = Map::<El1And0>::new(&mut pool, geometry).unwrap_or_else(|error| panic!("{error}"));
+    let tables = range(stack_end(MAX_CPUS - 1) + BOOT_TABLES * PAGE, end - PAGE);
+    // SAFETY: the image behind the stacks and the boot map, but for the last page, which EL0 gets: ours, and used for nothing else.
+    unsafe { POOL.refill(tables) }.unwrap_or_else(|error| panic!("{error}"));
+    let options = Options::new(capabilities(machine));
+    let mut map =
+        stage1::linear_map(CpuMmu::new(&POOL, &SLOTS), options).unwrap_or_else(|error| panic!("{error}"));
+    let mut writer = map.get_mut();
     let mut add = |part: Range<Pa>, view: View, attributes| {
         let input = Range::<Va>::new(view.of(part.start().get()), part.size());
         let input = input.unwrap_or_else(|error| panic!("{error}"));
-        map.map(&mut pool, input, part.start(), attributes, Leaves::Largest)
+        writer
+            .map(input, part.start(), attributes, Leaves::LARGEST)
             .unwrap_or_else(|error| panic!("{part}: {error}"));
     };
 
@@ -133,14 +154,15 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
     let beyond = Some(machine.top.next_multiple_of(1 << 30)).filter(|&top| top < 1 << bits);
     if let Some(pa) = beyond {
         let input = Range::<Va>::new(BEYOND, PAGE).unwrap_or_else(|error| panic!("{error}"));
-        map.map(&mut pool, input, range(pa, pa + PAGE).start(), A::DATA, Leaves::Pages)
+        writer
+            .map(input, range(pa, pa + PAGE).start(), A::DATA, Leaves::PAGES)
             .unwrap_or_else(|error| panic!("{error}"));
     }
+    drop(writer);
 
     let registers = Registers::el1(&map, pa_range);
-    // SAFETY: the map has this code, the stack and all references at their own addresses; only this image was written
-    // since the entry code cleaned it.
-    unsafe { stage1::install::el1(&registers, start as usize, end as usize) };
+    // SAFETY: the map is whole, never freed, and has this code, the stack and all references at their own addresses.
+    unsafe { stage1::install::el1(&registers) };
     let tree = Range::new(tree.as_ptr() as u64, tree.len() as u64).unwrap_or_else(|error| panic!("{error}"));
-    Memory { hypervisor, image, tree, beyond, registers }
+    Memory { hypervisor, image, tree, beyond, registers, map }
 }

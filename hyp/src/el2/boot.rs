@@ -22,8 +22,11 @@ use crate::machine::host_tree::{self, Changes, HostTreeError};
 use crate::machine::image::{HEADER_SIZE, Image, ImageError};
 use crate::machine::layout::{self, LayoutError, Named};
 use crate::machine::{self, MAX_CPUS, Machine, MachineError, Ranges};
-use crate::mapping::{Address, AddressError, Attributes, El2, GRANULE, Leaves, Pa, Pool, Range, Stage2};
-use crate::stage1::{self, LinearMap, LinearMapError};
+use crate::mapping::{
+    Address, AddressError, Attributes, El2, GRANULE, Leaves, Linear, Map, Options, Pa, Pool, Range, Slot, Stage2,
+};
+use crate::stage1::install::{CpuMmu, IDENTITY};
+use crate::stage1::{self, LinearMapError};
 use crate::stage2::{self, HOST_VMID, HostMapError};
 
 /// Where an image or a device tree goes: at a multiple of 2 MiB (Linux `booting.rst`).
@@ -113,7 +116,7 @@ pub unsafe fn device_tree(address: u64) -> Result<&'static [u8], Error> {
     let pa =
         Pa::new(address).map_err(|error| MachineError::Address { node: "address of the tree", error })?;
     // The boot map has nothing above what the CPU addresses, and no boot loader puts a tree at 0.
-    if address == 0 || !address.is_multiple_of(8) || address >> Features::read().limits.pa_bits() != 0 {
+    if address == 0 || !address.is_multiple_of(8) || address >> Features::read(None).limits.pa_bits() != 0 {
         return Err(MachineError::Place(address).into());
     }
     // SAFETY: the boot map has, read-only, the 2 MiB block of the address, and unless it begins there the next one too: room
@@ -139,17 +142,29 @@ pub fn announce(machine: &Machine<'_>) {
     }
 }
 
+/// The tables of both maps.
+static POOL: Pool<Linear> = Pool::new(IDENTITY);
+/// Where each CPU says that it walks one of them.
+static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
+
+/// The map that EL2 runs on.
+pub type El2Map = Map<El2, CpuMmu<El2>>;
+/// The host's stage 2.
+pub type HostMap = Map<Stage2, CpuMmu<Stage2>>;
+
 /// The machine with the EL2 map on.
 pub struct Booted {
     layout: Layout,
-    pool: Pool<'static>,
+    map: El2Map,
     cpus: &'static [CpuPower],
     ram: &'static Ranges,
     features: Features,
+    bbm: Option<u8>,
 }
 
 /// Makes the EL2 map and runs the boot CPU on it: RAM in blocks, the hypervisor's own memory by page with the least
-/// permissions, the page of the console, and nothing else.
+/// permissions, the page of the console, and nothing else. `bbm` is the level of FEAT_BBM that CPUs are believed to have, if it is
+/// not to be theirs.
 ///
 /// # Safety
 /// Runs on the boot CPU, on the boot map, once. `tree` came from [`device_tree`]; nobody holds references to memory
@@ -157,7 +172,12 @@ pub struct Booted {
 ///
 /// # Errors
 /// [`Error`].
-pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8], console: u64) -> Result<Booted, Error> {
+pub unsafe fn enable_mmu(
+    machine: &Machine<'_>,
+    tree: &[u8],
+    console: u64,
+    bbm: Option<u8>,
+) -> Result<Booted, Error> {
     static CPUS: Once<ArrayVec<CpuPower, MAX_CPUS>> = Once::new();
     static RAM: Once<Ranges> = Once::new();
 
@@ -178,14 +198,16 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8], console: u64) -> Re
     let ram = RAM.call_once(|| machine.memory.clone());
 
     let memory = image::table_memory(&layout, cpus.len())?;
-    // SAFETY: called once, by the caller's word.
-    let mut pool = Pool::new(unsafe { image::tables(memory) }, memory.start())?;
-    let features = Features::read();
+    // SAFETY: the arena behind the CPUs' blocks, once, by the caller's word: used for nothing else, and at its own address in the
+    // boot map and in the one that is made here.
+    unsafe { POOL.refill(memory)? };
+    let features = Features::read(bbm);
 
-    let mut map = LinearMap::<El2>::new(&mut pool)?;
+    let mut map = stage1::linear_map(CpuMmu::<El2>::new(&POOL, &SLOTS), Options::new(features.capabilities))?;
+    let mut writer = map.get_mut();
     let mut holes = machine.no_map.clone();
     holes.try_push(layout.whole).map_err(|_| MachineError::TooMany("reserved ranges"))?;
-    map.add_ram(&mut pool, ram, &holes, Attributes::<El2>::DATA)?;
+    stage1::add_ram(&mut writer, ram, &holes, Attributes::<El2>::DATA)?;
     let pinned = [
         (layout.text, Attributes::<El2>::CODE),
         (layout.rodata, Attributes::<El2>::CONSTANTS),
@@ -193,13 +215,13 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8], console: u64) -> Re
         (memory, Attributes::<El2>::DATA),
     ];
     for (range, attributes) in pinned {
-        map.add(&mut pool, range, attributes, Leaves::Pages)?;
+        stage1::add(&mut writer, range, attributes, Leaves::PAGES)?;
     }
     for number in 0..cpus.len() {
-        map.add(&mut pool, percpu::mapped(&layout, number)?, Attributes::<El2>::DATA, Leaves::Pages)?;
+        stage1::add(&mut writer, percpu::mapped(&layout, number)?, Attributes::<El2>::DATA, Leaves::PAGES)?;
     }
-    map.add(&mut pool, Range::new(console, GRANULE)?, Attributes::<El2>::DEVICE, Leaves::Pages)?;
-    let map = map.freeze();
+    stage1::add(&mut writer, Range::new(console, GRANULE)?, Attributes::<El2>::DEVICE, Leaves::PAGES)?;
+    drop(writer);
 
     let registers = stage1::Registers::el2(&map, features.limits.pa_range);
     for number in 0..cpus.len() {
@@ -211,8 +233,11 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8], console: u64) -> Re
     // caller vouches for, each at the address it has.
     unsafe { stage1::install::el2(&registers) };
 
-    info!("EL2 map: {}", map.census(&pool));
-    Ok(Booted { layout, pool, cpus, ram, features })
+    if let Some(mut cpu) = map.cpu(0) {
+        info!("EL2 map: {}", cpu.read().census());
+    }
+    info!("break before make: level {}", features.capabilities.bbm_level());
+    Ok(Booted { layout, map, cpus, ram, features, bbm })
 }
 
 /// The host's kernel.
@@ -251,7 +276,7 @@ impl Booted {
     /// # Errors
     /// [`Error`].
     pub fn prepare_host(
-        &mut self,
+        self,
         machine: &Machine<'_>,
         tree: &[u8],
         kernel: Kernel<'_>,
@@ -278,7 +303,9 @@ impl Booted {
 
         let hidden = [self.layout.whole];
         let hidden = if expose { &[][..] } else { &hidden[..] };
-        let map = stage2::host_map(&mut self.pool, self.features.limits, self.ram, machine.top, hidden)?;
+        let mmu = CpuMmu::<Stage2>::new(&POOL, &SLOTS);
+        let options = Options::new(self.features.capabilities);
+        let map = stage2::host_map(mmu, options, self.features.limits, self.ram, machine.top, hidden)?;
         self.report(&map);
         let host = Host {
             layout: self.layout,
@@ -287,6 +314,9 @@ impl Booted {
             services: Host::services(self.cpus, machine.psci),
             stage2: stage2::Registers::new(&map, HOST_VMID, self.features.limits),
             features: self.features,
+            el2_map: self.map,
+            map,
+            bbm: self.bbm,
         };
         let entry = HostEntry { pc: place.start().get(), context: room.start().get() };
         info!("host kernel at {place}, device tree at {}", room.start());
@@ -340,15 +370,17 @@ impl Booted {
     }
 
     /// Figures about the hypervisor's memory.
-    fn report(&self, map: &crate::mapping::Map<Stage2>) {
-        info!("host stage 2: {}", map.census(&self.pool));
+    fn report(&self, map: &HostMap) {
+        if let Some(mut cpu) = map.cpu(0) {
+            info!("host stage 2: {}", cpu.read().census());
+        }
         let figure = |name: &str, value: u64| info!("@cloven figure {name} {value} bytes");
         let Layout { whole, arena, .. } = self.layout;
         figure("memory.reserved", whole.size());
         figure("memory.image", whole.size() - arena.size());
         figure("memory.stacks", self.cpus.len() as u64 * percpu::BLOCK_SIZE);
-        figure("memory.tables_reserved", self.pool.capacity() as u64 * GRANULE);
-        figure("memory.tables_used", self.pool.used() as u64 * GRANULE);
+        figure("memory.tables_reserved", POOL.capacity() as u64 * GRANULE);
+        figure("memory.tables_used", POOL.used() as u64 * GRANULE);
     }
 }
 

@@ -14,8 +14,11 @@ use arm_sysregs::el1::{accessors::*, registers::*};
 use arm_sysregs::el2::{accessors::*, registers::*};
 use arm_sysregs::{read_sysreg, write_sysreg};
 
+use log::warn;
+
 use super::inject::EntryFeatures;
 use crate::machine::AFFINITY;
+use crate::mapping::Capabilities;
 use crate::stage1::SCTLR_EL1_OFF;
 use crate::stage2::CpuLimits;
 
@@ -60,11 +63,13 @@ pub struct Features {
     pub sctlr2: bool,
     /// FEAT_GCS: `GCSCR_EL1` exists.
     pub gcs: bool,
+    /// How its translations may change.
+    pub capabilities: Capabilities,
 }
 
 impl Features {
-    /// The running CPU's.
-    pub fn read() -> Self {
+    /// The running CPU's, but for the level of FEAT_BBM if `bbm` gives one.
+    pub fn read(bbm: Option<u8>) -> Self {
         let (mmfr0, mmfr1, mmfr3) =
             (read_id_aa64mmfr0_el1(), read_id_aa64mmfr1_el1(), read_id_aa64mmfr3_el1());
         let pfr1 = read_id_aa64pfr1_el1();
@@ -78,6 +83,61 @@ impl Features {
             },
             sctlr2: mmfr3.sctlrx() != 0,
             gcs: pfr1.gcs() != 0,
+            capabilities: capabilities(bbm),
+        }
+    }
+}
+
+/// `ID_AA64ISAR0_EL1.TLB` of FEAT_TLBIRANGE.
+const TLB_RANGE: u8 = 0b0010;
+
+/// Parts on which a TLB invalidation must be repeated, by implementer and part number of `MIDR_EL1` (revisions are not told apart: to
+/// repeat is always right): Cortex-A76 1286807, Cortex-A55 2441007, Cortex-A510 2441009, Falkor v1 1009.
+const REPEATS_TLBI: [(u64, u64); 4] = [(0x41, 0xd0b), (0x41, 0xd05), (0x41, 0xd46), (0x51, 0x800)];
+
+/// How the running CPU's translations may change.
+fn capabilities(bbm: Option<u8>) -> Capabilities {
+    let mmfr2 = read_id_aa64mmfr2_el1();
+    let midr = read_midr_el1().bits();
+    let part = (midr >> 24 & 0xff, midr >> 4 & 0xfff);
+    let mut set = Capabilities::LEAST | Capabilities::bbm(bbm.unwrap_or(mmfr2.bbm()));
+    set.set(Capabilities::TLB_RANGE, read_id_aa64isar0_el1().tlb() >= TLB_RANGE);
+    set.set(Capabilities::TLB_LEVEL, mmfr2.ttl() != 0);
+    set.set(Capabilities::TLBI_ONCE, !REPEATS_TLBI.contains(&part));
+    set
+}
+
+/// The IPA of the page at virtual address `far` of EL1, for a fault that leaves `HPFAR_EL2` unknown; nothing if EL1's walk
+/// does not get that far now.
+pub fn ipa_of_page(far: u64) -> Option<u64> {
+    const FAILED: u64 = 1;
+    const PAGE: u64 = 0x0000_ffff_ffff_f000;
+    let kept = read_par_el1().bits();
+    // SAFETY: translates as EL1 does (its context is the one installed) and writes PAR_EL1 only, which EL1 gets back.
+    let par = unsafe {
+        asm!("at s1e1r, {}", "isb", in(reg) far, options(nostack));
+        let par = read_par_el1().bits();
+        write_par_el1(ParEl1::from_bits_retain(kept));
+        par
+    };
+    (par & FAILED == 0).then_some(par & PAGE)
+}
+
+/// The level of FEAT_BBM that `cloven.bbm=LEVEL` on the command line gives, if it does: at most the running CPU's own, unless
+/// `raise`, which is for tests on an emulator that raises no conflict aborts.
+pub fn believed_bbm(bootargs: &str, raise: bool) -> Option<u8> {
+    let text = bootargs.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("cloven.bbm="))?;
+    let level = text.parse().ok().filter(|&level| level <= 3);
+    let own = read_id_aa64mmfr2_el1().bbm();
+    match level {
+        Some(level) if raise || level <= own => Some(level),
+        Some(level) => {
+            warn!("cloven.bbm={level} is more than this CPU has: {own} it is");
+            None
+        }
+        None => {
+            warn!("cloven.bbm={text} is no level: 0, 1, 2 and 3 are");
+            None
         }
     }
 }
@@ -85,7 +145,9 @@ impl Features {
 impl Features {
     /// Whether a CPU with these can do what was prepared for one with `others`.
     pub fn suffice(&self, others: &Self) -> bool {
-        self.limits.pa_bits() >= others.limits.pa_bits() && *self == Self { limits: self.limits, ..*others }
+        self.limits.pa_bits() >= others.limits.pa_bits()
+            && self.capabilities.contains(others.capabilities)
+            && *self == Self { limits: self.limits, capabilities: self.capabilities, ..*others }
     }
 }
 

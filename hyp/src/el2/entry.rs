@@ -11,9 +11,9 @@
 
 use core::arch::global_asm;
 
-use super::image::BOOT_TABLES;
 use super::percpu::{BLOCK_SIZE, DATA_OFFSET};
 use crate::stage1::SCTLR_EL2_OFF;
+use crate::start::BOOT_TABLES;
 
 /// Makes the image start here. `main` is the platform's `fn(device_tree: u64) -> !`; it runs on the boot CPU at EL2
 /// with the boot map. `console` is the page of the early console, 0 for none. `handler` is the platform's
@@ -40,18 +40,6 @@ macro_rules! el2_entry {
 global_asm!(
     crate::start_macros!(),
     r#"
-    // x3 = the table below entry number (address >> \shift) of the table x3; x22 is the next free table.
-    .macro descend shift
-    ubfx    x2, x0, #\shift, #9
-    add     x2, x3, x2, lsl #3
-    ldr     x3, [x2]
-    cbnz    x3, 1f
-    orr     x3, x22, #3
-    str     x3, [x2]
-    add     x22, x22, #4096
-1:  and     x3, x3, #~3
-    .endm
-
     // EL2 with everything off: little-endian, one privilege level. Changes x1 and x19.
     .macro quiet_el2
     msr     daifset, #0xf
@@ -131,13 +119,7 @@ primary:
     range   image_end, image_end, 0
     sub     x0, x0, #({boot_tables} * 4096)
     mov     x21, x0                     // root of the boot map
-    add     x22, x0, #4096
-    mov     x4, x1
-    each_line civac
-    dsb     sy
-    mov     x0, x21
-    mov     x1, x4
-    zero
+    clear_boot_map {boot_tables}
 
     // The device tree first: it may lie in the block before the image's, and its second block is then the image's.
     lsr     x0, x20, #48
@@ -213,15 +195,9 @@ secondary_entry:
     mov     x29, xzr
     ret
 
-    // Maps the 2 MiB block at x0 to itself with the attributes x1.
+    // The 2 MiB block at x0, to itself, with the attributes x1.
 .Lmap_block:
-    mov     x3, x21
-    descend 39
-    descend 30
-    ubfx    x2, x0, #21, #9
-    orr     x4, x0, x1
-    str     x4, [x3, x2, lsl #3]
-    ret
+    map_block_routine
 
     // Prints the text at x19 and stops.
 .Lstop:

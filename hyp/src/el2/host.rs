@@ -12,6 +12,7 @@ use log::{debug, error, warn};
 use smccc::Smc;
 use spin::Once;
 
+use super::boot::{El2Map, HostMap};
 use super::cache;
 use super::cpu::{self, Features};
 use super::entry::secondary_address;
@@ -20,10 +21,10 @@ use super::inject::{Exception, Interrupted};
 use super::percpu::PerCpu;
 use super::psci::{CpuPower, FirmwareEntry, HostEntry, Power, Psci};
 use super::smccc::{Services, SmcHandler};
-use super::syndrome::Cause;
+use super::syndrome::{Abort, Access, Cause};
 use super::vectors;
 pub use super::vectors::Frame;
-use crate::mapping::{Pa, Range};
+use crate::mapping::{Address, Ipa, Pa, Range};
 use crate::stage2;
 
 /// Bytes of an A64 instruction.
@@ -46,6 +47,12 @@ pub struct Host {
     pub stage2: stage2::Registers,
     /// What the boot CPU has; the others must have as much.
     pub features: Features,
+    /// What EL2 runs on.
+    pub el2_map: El2Map,
+    /// What `stage2` puts under the host.
+    pub map: HostMap,
+    /// The level of FEAT_BBM that CPUs are believed to have, if not their own.
+    pub bbm: Option<u8>,
 }
 
 static HOST: Once<Host> = Once::new();
@@ -54,6 +61,46 @@ impl Host {
     /// The services for `cpus`: with PSCI if the machine's firmware speaks it.
     pub fn services(cpus: &'static [CpuPower], has_psci: bool) -> Services<'static, Smc> {
         Services { psci: has_psci.then(|| Psci::new(cpus)) }
+    }
+}
+
+/// The page that `HPFAR_EL2` names: FIPA is bits 47:12 of the address, at bit 4.
+fn faulting_page() -> u64 {
+    (read_hpfar_el2().bits() & 0xfff_ffff_fff0) << 8
+}
+
+impl Host {
+    /// Whether the access that was refused would not be now: another CPU was changing its translation, or is, or this CPU still held
+    /// what it was before.
+    fn is_to_try_again(&self, abort: Abort) -> bool {
+        if !abort.is_of_stage_2() {
+            return false;
+        }
+        let ipa = if abort.has_ipa() {
+            faulting_page()
+        } else {
+            // A walk that does not end now ends in a fault of its own.
+            let Some(ipa) = cpu::ipa_of_page(read_far_el2().bits()) else { return true };
+            ipa
+        };
+        let Some((ipa, mut cpu)) = Ipa::new(ipa).ok().zip(self.map.cpu(PerCpu::this().number())) else {
+            return false;
+        };
+        let reader = cpu.read();
+        if reader.is_changing(ipa) {
+            return true;
+        }
+        let allowed = reader.translate(ipa).is_some_and(|now| match abort.access() {
+            Access::Load => now.attributes.is_readable(),
+            Access::Store if abort.is_on_walk() => now.attributes.is_readable() && now.attributes.is_writable(),
+            Access::Store => now.attributes.is_writable(),
+            Access::Fetch if abort.is_on_walk() => now.attributes.is_readable(),
+            Access::Fetch => now.attributes.is_executable(),
+        });
+        if allowed {
+            stage2::install::forget_all();
+        }
+        allowed
     }
 }
 
@@ -89,7 +136,7 @@ pub unsafe fn start(host: Host, entry: HostEntry) -> ! {
 extern "C" fn cloven_secondary() -> ! {
     let Some(host) = HOST.get() else { super::fault::refuse(format_args!("a CPU came before the host")) };
     let percpu = PerCpu::this();
-    let features = Features::read();
+    let features = Features::read(host.bbm);
     if !features.suffice(&host.features) {
         error!(
             "cpu {:#x} is turned off: it has {features:?}, the boot CPU {:?}",
@@ -135,16 +182,16 @@ pub fn exit(handler: &impl SmcHandler, frame: &mut Frame) {
             stage2::install::forget_all();
             limited(|| warn!("TLB conflict below, syndrome {esr:#x}: all entries of this CPU forgotten"));
         }
+        Cause::Abort(abort) if host.is_to_try_again(abort) => {}
         Cause::Abort(abort) => {
             let far = read_far_el2().bits();
             let pc = read_elr_el2().bits();
             limited(|| {
                 let access = abort.access();
                 if abort.has_ipa() {
-                    // HPFAR_EL2.FIPA is bits 47:12 of the address, at bit 4.
-                    let ipa = (read_hpfar_el2().bits() & 0xfff_ffff_fff0) << 8;
                     let offset = if abort.is_on_walk() { 0 } else { far & 0xfff };
-                    warn!("host: {access:?} at IPA {:#x} refused (PC {pc:#x}, VA {far:#x})", ipa | offset);
+                    let ipa = faulting_page() | offset;
+                    warn!("host: {access:?} at IPA {ipa:#x} refused (PC {pc:#x}, VA {far:#x})");
                 } else {
                     warn!("host: {access:?} at VA {far:#x} refused (PC {pc:#x}), syndrome {esr:#x}");
                 }

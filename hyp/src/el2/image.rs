@@ -4,13 +4,10 @@
 //! outside. The arena holds, in this order, a block for each CPU (`percpu`), the tables, and the tables of the
 //! boot map, which only the entry code uses.
 
-use crate::mapping::{Address, AddressError, GRANULE, Pa, Range, Table};
+use crate::mapping::{Address, AddressError, GRANULE, Pa, Range};
 
 use super::percpu::BLOCK_SIZE;
-
-/// Tables at the end of the arena that the entry code uses: one root, and a table of level 1 and 2 for each of the
-/// four places that it maps.
-pub const BOOT_TABLES: u64 = 9;
+use crate::start::BOOT_TABLES;
 
 unsafe extern "C" {
     static image_start: u8;
@@ -84,15 +81,4 @@ pub fn table_memory(layout: &Layout, cpus: usize) -> Result<Range<Pa>, TooManyCp
         return Err(TooManyCpus { cpus, room });
     }
     Range::of_granules(start, tables).map_err(|_| TooManyCpus { cpus, room })
-}
-
-/// The tables in `memory`.
-///
-/// # Safety
-/// `memory` came from [`table_memory`], and this is called once.
-pub unsafe fn tables(memory: Range<Pa>) -> &'static [Table] {
-    let count = (memory.size() / GRANULE) as usize;
-    // SAFETY: the range is page-aligned, mapped read-write at its own address for as long as the hypervisor runs, and
-    // nothing else refers to it (the caller's part). A table is made of atomics, valid with any contents.
-    unsafe { core::slice::from_raw_parts(memory.start().get() as *const Table, count) }
 }

@@ -55,6 +55,11 @@ impl Abort {
         self.esr & FSC_MASK == FSC_TLB_CONFLICT
     }
 
+    /// Whether stage 2 refused it: a translation, access flag or permission fault (Arm ARM D24.2.40, DFSC and IFSC).
+    pub fn is_of_stage_2(self) -> bool {
+        (0b00_0100..=0b00_1111).contains(&(self.esr & FSC_MASK))
+    }
+
     /// Whether the access was one of the stage 1 table walk.
     pub fn is_on_walk(self) -> bool {
         self.esr & ISS_S1PTW != 0
@@ -165,6 +170,8 @@ mod tests {
         assert!(abort(0x24 << 26 | 0x30).is_tlb_conflict());
         assert!(abort(0x20 << 26 | 0x30).is_tlb_conflict());
         assert!(!abort(0x24 << 26 | 0x06).is_tlb_conflict());
+        assert!(abort(0x24 << 26 | 0x06).is_of_stage_2() && abort(0x20 << 26 | 0x0f).is_of_stage_2());
+        assert!(!abort(0x24 << 26 | 0x10).is_of_stage_2() && !abort(0x24 << 26 | 0x30).is_of_stage_2());
     }
 
     #[test]

@@ -67,9 +67,11 @@ macro_rules! address {
         pub struct $name(u64);
 
         impl Address for $name {
+            #[inline]
             fn new(value: u64) -> Result<Self, AddressError> {
                 if value < LIMIT { Ok(Self(value)) } else { Err(AddressError::TooLarge(value)) }
             }
+            #[inline(always)]
             fn get(self) -> u64 {
                 self.0
             }
@@ -93,6 +95,20 @@ address!(
     /// A physical address: the output of stage 2, and of the EL2 regime.
     Pa
 );
+
+impl Pa {
+    /// The address in a descriptor field of 48 bits.
+    #[inline(always)]
+    pub(super) const fn from_field(bits: u64) -> Self {
+        debug_assert!(bits < LIMIT);
+        Self(bits)
+    }
+    #[inline(always)]
+    pub(super) const fn bits(self) -> u64 {
+        self.0
+    }
+}
+
 address!(
     /// An intermediate physical address: the output of a guest's stage 1 and the input of stage 2.
     Ipa

@@ -1,53 +1,75 @@
 //! Regimes, leaf attributes and decoded entries (Arm ARM D8.3: translation table descriptor formats).
 //!
-//! Invariant: only this file knows which bit of an entry means what, and no stage 1 attribute value that can be
+//! Invariant: only this file knows which bit of an entry means what, and no stage 1 attribute value or change of one that can be
 //! written here is both writable and executable.
+//!
+//! An entry whose valid bit is clear is the engine's to define; hardware looks at no other bit of it:
+//!
+//! | bits 1:0 | the others | is |
+//! |---|---|---|
+//! | `00` | all clear | nothing |
+//! | `00` | not all clear | a leaf that does not translate for now: output and attributes as in a valid one |
+//! | `10` | bits 3:2 `00` | software state, 60 bits from bit 4 on, for all that the entry spans |
+//! | `10` | bits 3:2 `01` | a leaf being broken and made: ask again |
+//! | `10` | bits 3:2 `10` | a table that was unlinked and waits for its last users, in bits 47:12 |
 
 use core::fmt;
 use core::marker::PhantomData;
 
 use super::addr::{Address, Ipa, Pa, Va};
+use super::geometry::{LAST_LEVEL, Shape, level_size};
+use super::rule::Stage;
 
-/// Number of the last level, where every leaf is a page.
-pub const LAST_LEVEL: u8 = 3;
-/// Adjacent leaves that the Contiguous bit joins, at every level (Arm ARM D8.7.1, 4 KiB granule).
-pub const RUN: usize = 16;
-/// Entries in one table.
-pub const ENTRIES: usize = 512;
-
-/// log2 of the bytes that one entry of `level` (0 to 3) spans.
-pub const fn level_shift(level: u8) -> u32 {
-    12 + 9 * (LAST_LEVEL - level) as u32
-}
-
-/// Bytes that one entry of `level` (0 to 3) spans.
-pub const fn level_size(level: u8) -> u64 {
-    1 << level_shift(level)
-}
-
-const VALID: u64 = 1 << 0;
-/// In a valid entry: a table at levels 0 to 2, a page at level 3.
-const TABLE_OR_PAGE: u64 = 1 << 1;
+pub(super) const VALID: u64 = 1 << 0;
+/// In a valid entry: a table at levels 0 to 2, a page at level 3. In an invalid one: no leaf.
+const TYPE: u64 = 1 << 1;
 const OUTPUT: u64 = 0x0000_ffff_ffff_f000;
 
 const SH_INNER: u64 = 0b11 << 8;
+const SH: u64 = 0b11 << 8;
 const AF: u64 = 1 << 10;
-const CONTIGUOUS: u64 = 1 << 52;
+const DBM: u64 = 1 << 51;
+pub(super) const CONTIGUOUS: u64 = 1 << 52;
+/// For software in leaves; the engine's lock of the table below in tables (D8.3.1: ignored in both).
+pub(super) const LOCK: u64 = 1 << 55;
+/// For the embedder, in leaves: bits 58:56.
+const SOFTWARE_SHIFT: u32 = 56;
+const SOFTWARE: u64 = 0b111 << SOFTWARE_SHIFT;
+/// Page-based hardware attributes, the NSE and AMEC bits: not ours to change.
+const UPPER: u64 = 0b1111_1 << 59;
+
+// Hierarchical attributes in a table descriptor of stage 1 (D8.3.1.1): what the tables below cannot give back.
+const TABLE_PXN: u64 = 1 << 59;
+const TABLE_UXN: u64 = 1 << 60;
+const TABLE_NO_EL0: u64 = 1 << 61;
+const TABLE_READ_ONLY: u64 = 1 << 62;
 
 // Stage 1 (D8.3.1.1, D8.4.1).
 const ATTR_INDEX_SHIFT: u32 = 2;
+const ATTR_INDEX: u64 = 0b111 << ATTR_INDEX_SHIFT;
+const NS: u64 = 1 << 5;
 const AP_EL0: u64 = 1 << 6;
 const AP_READ_ONLY: u64 = 1 << 7;
 const NG: u64 = 1 << 11;
+const GUARDED: u64 = 1 << 50;
 const PXN: u64 = 1 << 53;
 const UXN: u64 = 1 << 54;
 
 // Stage 2 (D8.3.1.2, D8.4.2, D8.6.6 with HCR_EL2.FWB = 0).
+const S2_MEMATTR: u64 = 0b1111 << 2;
 const S2_MEMATTR_NORMAL_WB: u64 = 0b1111 << 2;
 const S2AP_READ: u64 = 1 << 6;
 const S2AP_WRITE: u64 = 1 << 7;
-/// XN\[1:0\] = 0b10: execution at neither EL1 nor EL0.
-const S2_XN: u64 = 1 << 54;
+const S2_FNXS: u64 = 1 << 11;
+/// XN\[1:0\], of which 0b10 is execution at neither EL1 nor EL0, 0b00 at both.
+const S2_XN_FIELD: u64 = 0b11 << 53;
+const S2_XN: u64 = 0b10 << 53;
+
+const STATE: u64 = TYPE;
+const STATE_SHIFT: u32 = 4;
+const KIND: u64 = 0b1111;
+const CHANGING: u64 = TYPE | 1 << 2;
+const UNLINKED: u64 = TYPE | 1 << 3;
 
 /// The `MAIR_ELx` that stage 1 attributes index: 0 Device-nGnRE, 1 Normal Write-Back, read and write allocate.
 pub const MAIR: u64 = 0xff04;
@@ -55,11 +77,23 @@ const MAIR_DEVICE: u64 = 0;
 const MAIR_NORMAL: u64 = 1;
 
 /// A translation regime, or the stage of one, as a type.
-pub trait Regime: Copy + fmt::Debug + PartialEq + 'static {
+pub trait Regime: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// What its tables translate.
     type Input: Address;
     /// How the regime is called in messages.
     const NAME: &'static str;
+    /// Who translates with it.
+    const STAGE: Stage;
+    /// Whether its entries can be of one address space.
+    const HAS_ASID: bool;
+    /// Bits of a leaf that say who may do what, the access flag included: changed in place.
+    const PERMISSIONS: u64;
+    /// Bits of a leaf that say what memory it is: changed by a break only.
+    const MEMORY: u64;
+    /// Clear to make a leaf under DBM writable-dirty, or set.
+    const DIRTY_CLEAR: u64;
+    /// See [`Regime::DIRTY_CLEAR`].
+    const DIRTY_SET: u64;
 }
 
 /// The EL2 regime with `HCR_EL2.E2H` = 0: one privilege level, one table root.
@@ -72,17 +106,43 @@ pub struct El1And0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stage2;
 
+const STAGE_1_PERMISSIONS: u64 = AP_EL0 | AP_READ_ONLY | AF | GUARDED | DBM | PXN | UXN;
+const STAGE_1_MEMORY: u64 = ATTR_INDEX | NS | SH | NG | UPPER;
+
 impl Regime for El2 {
     type Input = Va;
     const NAME: &'static str = "EL2 stage 1";
+    const STAGE: Stage = Stage::One;
+    const HAS_ASID: bool = false;
+    const PERMISSIONS: u64 = STAGE_1_PERMISSIONS;
+    const MEMORY: u64 = STAGE_1_MEMORY;
+    const DIRTY_CLEAR: u64 = AP_READ_ONLY;
+    const DIRTY_SET: u64 = 0;
 }
 impl Regime for El1And0 {
     type Input = Va;
     const NAME: &'static str = "EL1&0 stage 1";
+    const STAGE: Stage = Stage::One;
+    const HAS_ASID: bool = true;
+    const PERMISSIONS: u64 = STAGE_1_PERMISSIONS;
+    const MEMORY: u64 = STAGE_1_MEMORY;
+    const DIRTY_CLEAR: u64 = AP_READ_ONLY;
+    const DIRTY_SET: u64 = 0;
 }
 impl Regime for Stage2 {
     type Input = Ipa;
     const NAME: &'static str = "stage 2";
+    const STAGE: Stage = Stage::Two;
+    const HAS_ASID: bool = false;
+    const PERMISSIONS: u64 = S2AP_READ | S2AP_WRITE | AF | DBM | S2_XN_FIELD;
+    const MEMORY: u64 = S2_MEMATTR | SH | S2_FNXS | UPPER;
+    const DIRTY_CLEAR: u64 = 0;
+    const DIRTY_SET: u64 = S2AP_WRITE;
+}
+
+/// Bits of a leaf that are its attributes: all but output, type, Contiguous and the engine's.
+pub(super) const fn attribute_mask<R: Regime>() -> u64 {
+    R::PERMISSIONS | R::MEMORY | SOFTWARE
 }
 
 /// The attribute bits of a leaf of regime `R`: memory type, shareability, permissions, access flag (set).
@@ -96,9 +156,21 @@ impl<R> Attributes<R> {
     const fn stage1(index: u64, bits: u64) -> Self {
         Self::from_bits(index << ATTR_INDEX_SHIFT | SH_INNER | AF | bits)
     }
+    /// Those of a raw leaf.
+    #[inline(always)]
+    pub(super) const fn of_leaf(raw: u64) -> Self
+    where
+        R: Regime,
+    {
+        Self::from_bits(raw & attribute_mask::<R>())
+    }
     /// The bits as they stand in a leaf.
     pub const fn bits(self) -> u64 {
         self.0
+    }
+    /// Whether leaves of it are of one address space (nG); never at stage 2 and EL2.
+    pub(super) const fn is_non_global(self) -> bool {
+        self.0 & NG != 0
     }
 }
 
@@ -137,17 +209,142 @@ impl Attributes<Stage2> {
         Self::from_bits(S2_MEMATTR_NORMAL_WB | SH_INNER | AF | S2AP_READ | S2AP_WRITE | S2_XN);
 }
 
+impl Attributes<Stage2> {
+    /// Whether reads go through.
+    pub const fn is_readable(self) -> bool {
+        self.0 & S2AP_READ != 0
+    }
+    /// Whether writes go through.
+    pub const fn is_writable(self) -> bool {
+        self.0 & S2AP_WRITE != 0
+    }
+    /// Whether EL1 and EL0 may execute.
+    pub const fn is_executable(self) -> bool {
+        self.0 & S2_XN_FIELD == 0
+    }
+}
+
 impl<R: Regime> fmt::Debug for Attributes<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:#x}", R::NAME, self.0)
     }
 }
 
+/// What [`Map::protect`](super::Map::protect) does to each leaf: bits to clear, then bits to set.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Change<R> {
+    set: u64,
+    clear: u64,
+    regime: PhantomData<R>,
+}
+
+impl<R: Regime> fmt::Debug for Change<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} +{:#x} -{:#x}", R::NAME, self.set, self.clear)
+    }
+}
+
+impl<R: Regime> Change<R> {
+    const fn bits(set: u64, clear: u64) -> Self {
+        Self { set, clear, regime: PhantomData }
+    }
+    /// Stop translating; output, attributes and size stay with the entry.
+    pub const INVALIDATE: Self = Self::bits(0, VALID);
+    /// Translate again.
+    pub const VALIDATE: Self = Self::bits(VALID, 0);
+    /// The attributes become these, software bits included.
+    pub const fn to(attributes: Attributes<R>) -> Self {
+        Self::bits(attributes.bits(), attribute_mask::<R>() & !attributes.bits())
+    }
+    /// The embedder's three bits become `value` (0 to 7; more is cut).
+    pub const fn software(value: u8) -> Self {
+        let bits = ((value & 7) as u64) << SOFTWARE_SHIFT;
+        Self::bits(bits, SOFTWARE & !bits)
+    }
+    /// This one, then `next`.
+    pub const fn then(self, next: Self) -> Self {
+        Self::bits(self.set & !next.clear | next.set, self.clear & !next.set | next.clear)
+    }
+    /// Whether it touches what memory a leaf is.
+    pub(super) const fn changes_memory(self) -> bool {
+        (self.set | self.clear) & R::MEMORY != 0
+    }
+    pub(super) const fn validates(self) -> bool {
+        self.set & VALID != 0
+    }
+    pub(super) const fn invalidates(self) -> bool {
+        self.clear & VALID != 0
+    }
+    /// Whether a leaf could become global by it, or be validated so.
+    pub(super) const fn makes_global(self) -> bool {
+        self.clear & NG != 0
+    }
+    /// The masks for leaves of `level`: bits to clear, bits to set.
+    #[inline(always)]
+    pub(super) const fn masks(self, level: u8) -> (u64, u64) {
+        let page = if level == LAST_LEVEL { TYPE } else { 0 };
+        let clear = if self.invalidates() { self.clear | page } else { self.clear };
+        let set = if self.validates() { self.set | page } else { self.set };
+        (clear, set)
+    }
+}
+
+// What makes writable takes execution away, and the other way round.
+impl Change<El2> {
+    /// No writes, nor hardware's leave to make a leaf writable (DBM).
+    pub const READ_ONLY: Self = Self::bits(AP_READ_ONLY, DBM);
+    /// Writes, and no execution.
+    pub const WRITABLE: Self = Self::bits(UXN, AP_READ_ONLY);
+    /// Execution, and no writes.
+    pub const EXECUTABLE: Self = Self::bits(AP_READ_ONLY, UXN | DBM);
+    /// No execution.
+    pub const NO_EXECUTE: Self = Self::bits(UXN, 0);
+}
+
+impl Change<El1And0> {
+    /// No writes, nor hardware's leave to make a leaf writable (DBM).
+    pub const READ_ONLY: Self = Self::bits(AP_READ_ONLY, DBM);
+    /// Writes, and no execution.
+    pub const WRITABLE: Self = Self::bits(PXN | UXN, AP_READ_ONLY);
+    /// Execution at EL1, and no writes.
+    pub const EXECUTABLE: Self = Self::bits(AP_READ_ONLY, PXN | DBM);
+    /// No execution.
+    pub const NO_EXECUTE: Self = Self::bits(PXN | UXN, 0);
+}
+
+impl Change<Stage2> {
+    /// No writes, nor hardware's leave to make a leaf writable (DBM).
+    pub const READ_ONLY: Self = Self::bits(0, S2AP_WRITE | DBM);
+    /// Writes.
+    pub const WRITABLE: Self = Self::bits(S2AP_WRITE, 0);
+    /// Execution at EL1 and EL0.
+    pub const EXECUTABLE: Self = Self::bits(0, S2_XN_FIELD);
+    /// No execution.
+    pub const NO_EXECUTE: Self = Self::bits(S2_XN, S2_XN_FIELD & !S2_XN);
+}
+
+/// What software says of addresses that do not translate: 60 bits of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State(u64);
+
+impl State {
+    /// The state of this value, if it has at most 60 bits.
+    pub const fn new(value: u64) -> Option<Self> {
+        if value >> (64 - STATE_SHIFT) == 0 { Some(Self(value)) } else { None }
+    }
+    /// The value.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// What one raw entry says, decoded once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Entry<R: Regime> {
-    /// No translation.
-    Invalid,
+    /// No translation, and nothing known.
+    Empty,
+    /// No translation, and what software says of it.
+    State(State),
     /// The next level's table.
     Table(Pa),
     /// A block or a page.
@@ -156,66 +353,165 @@ pub enum Entry<R: Regime> {
         output: Pa,
         /// What may be done with it.
         attributes: Attributes<R>,
-        /// Whether it is one of an aligned run of [`RUN`] leaves that run on, which a TLB may hold as one.
+        /// Whether it is one of an aligned run of leaves that run on, which a TLB may hold as one.
         contiguous: bool,
+        /// Whether it translates. One that does not keeps the rest for when it does again.
+        valid: bool,
     },
+    /// A leaf that is being broken and made: it will be one again in a moment.
+    Changing,
+    /// A table that translates no more and was not reused yet.
+    Unlinked(Pa),
+}
+
+/// A 48-bit field as an address.
+#[inline(always)]
+pub(super) fn pa(bits: u64) -> Pa {
+    Pa::from_field(bits & OUTPUT)
 }
 
 impl<R: Regime> Entry<R> {
     /// Decodes the raw entry of a table of `level` (0 to 3). A reserved encoding (a block at level 0 or 3) is
-    /// [`Entry::Invalid`], as it is to the hardware.
-    pub fn decode(raw: u64, level: u8) -> Self {
-        // The field has 48 bits, as an address has, so the fallback is never taken.
-        let Ok(output) = Pa::new(raw & OUTPUT) else { return Self::Invalid };
-        let is_table_or_page = raw & TABLE_OR_PAGE != 0;
-        match (raw & VALID != 0, is_table_or_page, level) {
-            (true, true, 0..LAST_LEVEL) => Self::Table(output),
-            (true, true, LAST_LEVEL) | (true, false, 1 | 2) => {
-                let attributes = Attributes::from_bits(raw & !(OUTPUT | VALID | TABLE_OR_PAGE | CONTIGUOUS));
-                Self::Leaf { output, attributes, contiguous: raw & CONTIGUOUS != 0 }
-            }
-            _ => Self::Invalid,
+    /// [`Entry::Empty`], as it translates nothing for the hardware.
+    pub fn decode<S: Shape>(raw: u64, level: u8) -> Self {
+        if is_table(raw, level) {
+            return Self::Table(pa(raw));
+        }
+        if is_leaf(raw, level) {
+            return Self::Leaf {
+                output: pa(raw & !(level_size::<S>(level) - 1)),
+                attributes: Attributes::of_leaf(raw),
+                contiguous: raw & CONTIGUOUS != 0,
+                valid: raw & VALID != 0,
+            };
+        }
+        match raw & KIND {
+            STATE => Self::State(State(raw >> STATE_SHIFT)),
+            CHANGING => Self::Changing,
+            UNLINKED => Self::Unlinked(pa(raw)),
+            _ => Self::Empty,
         }
     }
 
     /// The raw entry for a table of `level` (0 to 3).
-    pub fn encode(self, level: u8) -> u64 {
+    pub const fn encode(self, level: u8) -> u64 {
         match self {
-            Self::Invalid => 0,
-            Self::Table(table) => table.get() | VALID | TABLE_OR_PAGE,
-            Self::Leaf { output, attributes, contiguous } => {
-                let page = if level == LAST_LEVEL { TABLE_OR_PAGE } else { 0 };
+            Self::Empty => 0,
+            Self::State(state) => state.0 << STATE_SHIFT | STATE,
+            Self::Table(table) => table.bits() | VALID | TYPE,
+            Self::Leaf { output, attributes, contiguous, valid } => {
+                let low = if valid { leaf_type(level) } else { 0 };
                 let contiguous = if contiguous { CONTIGUOUS } else { 0 };
-                output.get() | attributes.bits() | VALID | page | contiguous
+                output.bits() | attributes.bits() | low | contiguous
             }
+            Self::Changing => CHANGING,
+            Self::Unlinked(table) => table.bits() | UNLINKED,
         }
     }
+}
+
+// The same decisions on raw words, for loops over many.
+
+/// The low bits of a valid leaf.
+#[inline(always)]
+const fn leaf_type(level: u8) -> u64 {
+    if level == LAST_LEVEL { VALID | TYPE } else { VALID }
+}
+
+#[inline(always)]
+pub(super) const fn is_table(raw: u64, level: u8) -> bool {
+    raw & (VALID | TYPE) == VALID | TYPE && level < LAST_LEVEL
+}
+
+/// A leaf, translating or not.
+#[inline(always)]
+pub(super) const fn is_leaf(raw: u64, level: u8) -> bool {
+    let low = raw & (VALID | TYPE);
+    (low == leaf_type(level) || low == 0 && raw != 0) && level > 0
+}
+
+#[inline(always)]
+pub(super) const fn is_changing(raw: u64) -> bool {
+    raw & KIND == CHANGING
+}
+
+#[inline(always)]
+pub(super) const fn is_unlinked(raw: u64) -> bool {
+    raw & KIND == UNLINKED
+}
+
+/// A leaf of an embedder's that hardware may be marking: what it may have marked is set (D8.17.1, I_GXGZY, R_RTBRL: reporting too
+/// much is allowed, losing is not).
+pub(super) const fn marked<R: Regime>(raw: u64) -> u64 {
+    if raw & DBM == 0 { raw | AF } else { (raw | AF) & !R::DIRTY_CLEAR | R::DIRTY_SET }
+}
+
+/// The first entry of a table that takes the place of `raw`, which is no table, of `level`; and what each next one adds. The Contiguous
+/// bit is clear.
+pub(super) const fn first_below<S: Shape>(raw: u64, level: u8) -> (u64, u64) {
+    if !is_leaf(raw, level) {
+        return (raw, 0);
+    }
+    let below = level + 1;
+    let low = if raw & VALID != 0 { leaf_type(below) } else { 0 };
+    // Below the block's own alignment the field holds nT and zeros, no address (D8.3.1).
+    let not_output = OUTPUT & (level_size::<S>(level) - 1);
+    (raw & !(not_output | VALID | TYPE | CONTIGUOUS) | low, level_size::<S>(below))
+}
+
+/// What attributes a leaf has below tables whose entries have the bits `tables` (D8.3.1.1, hierarchical attributes).
+pub(super) const fn below_tables<R: Regime>(leaf: u64, tables: u64) -> u64 {
+    if matches!(R::STAGE, Stage::Two) || tables & (TABLE_PXN | TABLE_UXN | TABLE_NO_EL0 | TABLE_READ_ONLY) == 0 {
+        return leaf;
+    }
+    let mut leaf = leaf;
+    if tables & TABLE_READ_ONLY != 0 {
+        leaf |= AP_READ_ONLY;
+    }
+    if tables & TABLE_NO_EL0 != 0 && R::HAS_ASID {
+        leaf &= !AP_EL0;
+    }
+    if tables & TABLE_UXN != 0 {
+        leaf |= UXN;
+    }
+    if tables & TABLE_PXN != 0 && R::HAS_ASID {
+        leaf |= PXN;
+    }
+    leaf
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mapping::geometry::Granule4K;
 
     #[test]
     fn entries_decode_to_what_was_encoded_at_each_level() {
         let output = Pa::new(0x1234_4000_0000).unwrap();
         for level in 1..=3 {
             for contiguous in [false, true] {
-                let leaf = Entry::Leaf { output, attributes: Attributes::<El2>::DATA, contiguous };
-                assert_eq!(Entry::decode(leaf.encode(level), level), leaf);
+                for valid in [false, true] {
+                    let leaf = Entry::Leaf { output, attributes: Attributes::<El2>::DATA, contiguous, valid };
+                    assert_eq!(Entry::decode::<Granule4K>(leaf.encode(level), level), leaf);
+                }
             }
         }
         for level in 0..=2 {
             let table = Entry::<Stage2>::Table(output);
-            assert_eq!(Entry::decode(table.encode(level), level), table);
+            assert_eq!(Entry::decode::<Granule4K>(table.encode(level), level), table);
         }
-        assert_eq!(Entry::<El2>::decode(0, 2), Entry::Invalid);
+        assert_eq!(Entry::<El2>::decode::<Granule4K>(0, 2), Entry::Empty);
+        let state = Entry::<El2>::State(State::new((1 << 60) - 1).unwrap());
+        assert_eq!(State::new(1 << 60), None);
+        for entry in [state, Entry::Changing, Entry::Unlinked(output)] {
+            assert_eq!(Entry::decode::<Granule4K>(entry.encode(0), 0), entry);
+        }
     }
 
     #[test]
     fn reserved_encodings_translate_nothing() {
-        assert_eq!(Entry::<El2>::decode(VALID, 0), Entry::Invalid);
-        assert_eq!(Entry::<El2>::decode(VALID, 3), Entry::Invalid);
+        assert_eq!(Entry::<El2>::decode::<Granule4K>(VALID, 0), Entry::Empty);
+        assert_eq!(Entry::<El2>::decode::<Granule4K>(VALID, 3), Entry::Empty);
     }
 
     #[test]

@@ -1,73 +1,42 @@
 //! A map: one root and what hangs from it.
 //!
-//! Invariant: [`Map::map`] looks at all that it is about to change and counts the tables it needs before it
-//! stores the first entry; the stores that follow cannot fail.
+//! Invariants:
+//! - A call that fails has stored nothing: it looks at all that it is about to change, and sets aside the tables that takes, before
+//!   it stores the first word.
+//! - An address that translates anew was owed nothing: before a word that did not translate becomes one that does, what
+//!   TLBs may hold of it from before is invalidated.
+//! - A table is given back when it was unlinked, the invalidation after that is complete, and every walk that began before
+//!   has ended.
 
 use core::fmt;
 use core::marker::PhantomData;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use super::addr::{Address, GRANULE, Pa, Range};
-use super::descriptor::{Attributes, ENTRIES, Entry, LAST_LEVEL, RUN, Regime, level_shift, level_size};
-use super::pool::Pool;
+use spin::Mutex;
 
-/// Most tables that may be concatenated at the root of stage 2 (Arm ARM D8.2.2).
-const MAX_CONCATENATED: u64 = 16;
+use super::addr::{ADDRESS_BITS, Address, GRANULE, Pa, Range};
+use super::descriptor::{Attributes, Change, Entry, Regime, State, is_table, is_unlinked, pa};
+use super::edit::{Clear, Cut, Edit, Needs, Operation, Reservation, ToPages};
+use super::geometry::{Geometry, Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
+use super::mmu::{Mmu, Quiesce, Scope, TablePool};
+use super::rule::Capabilities;
+use super::tlb::{self, Debt, Span, Spans, Tag};
+use super::update::{Gate, Words};
 
-/// Where the tables of a map begin and how far they reach.
+/// The leaves that a call may use. Pages it always may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
-    start_level: u8,
-    input_bits: u32,
+pub struct Leaves {
+    /// Blocks of 1 GiB and 2 MiB.
+    pub blocks: bool,
+    /// At each level, contiguous runs of 16, where the map's capabilities have them.
+    pub runs: bool,
 }
 
-impl Geometry {
-    /// Stage 1 for inputs of `input_bits` (25 to 48): starts where one table suffices (Arm ARM D8.2.1).
-    ///
-    /// # Errors
-    /// [`MapError::InputBits`] outside those bounds.
-    pub fn stage1(input_bits: u32) -> Result<Self, MapError> {
-        match input_bits {
-            25..=48 => Ok(Self { start_level: ((47 - (input_bits - 1)) / 9) as u8, input_bits }),
-            _ => Err(MapError::InputBits(input_bits)),
-        }
-    }
-
-    /// Stage 2 for inputs of `input_bits` (32 to 48) on a CPU that outputs as many. A start at level 0 is an
-    /// option only from 44 bits on; below, up to 16 level 1 tables are concatenated (Arm ARM D8.2.2).
-    ///
-    /// # Errors
-    /// [`MapError::InputBits`] outside those bounds.
-    pub fn stage2(input_bits: u32) -> Result<Self, MapError> {
-        match input_bits {
-            32..=43 => Ok(Self { start_level: 1, input_bits }),
-            44..=48 => Ok(Self { start_level: 0, input_bits }),
-            _ => Err(MapError::InputBits(input_bits)),
-        }
-    }
-
-    /// Level of the root, 0 to 3.
-    pub fn start_level(self) -> u8 {
-        self.start_level
-    }
-    /// Bits of the input address.
-    pub fn input_bits(self) -> u32 {
-        self.input_bits
-    }
-    /// Tables at the root: more than one where they are concatenated.
-    pub fn root_tables(self) -> usize {
-        let entries = 1u64 << (self.input_bits.saturating_sub(level_shift(self.start_level)));
-        debug_assert!(entries <= MAX_CONCATENATED * ENTRIES as u64);
-        entries.div_ceil(ENTRIES as u64) as usize
-    }
-}
-
-/// The largest leaf that a call may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leaves {
-    /// Blocks of 1 GiB and 2 MiB, and at each level contiguous runs of 16, where input and output allow them.
-    Largest,
+impl Leaves {
+    /// The largest that input and output allow.
+    pub const LARGEST: Self = Self { blocks: true, runs: true };
     /// Pages of 4 KiB only, in no runs: for what must never be split.
-    Pages,
+    pub const PAGES: Self = Self { blocks: false, runs: false };
 }
 
 /// Why a map could not be made or changed. Nothing was stored.
@@ -93,6 +62,8 @@ pub enum MapError {
     },
     /// This input address is mapped already.
     Mapped(u64),
+    /// This input address has a software state.
+    HasState(u64),
     /// The pool has fewer tables than the call needs.
     OutOfTables {
         /// Tables needed.
@@ -100,6 +71,17 @@ pub enum MapError {
         /// Tables left.
         free: usize,
     },
+    /// The call was to split nothing, and an end of its range cuts a leaf or its run.
+    WouldSplit {
+        /// First address of the leaf.
+        address: u64,
+        /// Its level, 1 to 3.
+        level: u8,
+    },
+    /// What is at this address can only change while other CPUs stand still, and [`Quiesce`] could not make them.
+    NotQuiet(u64),
+    /// A map of one ASID was to get a global leaf.
+    Global,
 }
 
 impl fmt::Display for MapError {
@@ -116,516 +98,851 @@ impl fmt::Display for MapError {
                 write!(f, "a range that ends at {end:#x} does not fit in {bits} bits")
             }
             Self::Mapped(address) => write!(f, "address {address:#x} is mapped already"),
+            Self::HasState(address) => write!(f, "address {address:#x} has a software state"),
             Self::OutOfTables { needed, free } => write!(f, "{needed} tables are needed and {free} are left"),
+            Self::WouldSplit { address, level } => {
+                write!(f, "the leaf of level {level} at {address:#x} would have to be split")
+            }
+            Self::NotQuiet(address) => {
+                write!(f, "the translation of {address:#x} cannot be broken: other CPUs may be using it")
+            }
+            Self::Global => write!(f, "a map of one ASID holds only non-global leaves"),
         }
     }
 }
 
 impl core::error::Error for MapError {}
 
-/// One step of a walk over a range: the part of it that one entry covers.
+/// How a map is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// What every CPU that translates through it can do.
+    pub capabilities: Capabilities,
+    /// Whose entries its are.
+    pub tag: Tag,
+    /// Who translates through it.
+    pub scope: Scope,
+    /// Hardware sets access flags and dirty state in it (`TCR_ELx.HA`, `HD`; `VTCR_EL2`).
+    pub hardware_updates: bool,
+}
+
+impl Options {
+    /// A map that several CPUs use, of no ASID, with flags that software sets.
+    pub const fn new(capabilities: Capabilities) -> Self {
+        Self { capabilities, tag: Tag::All, scope: Scope::Broadcast, hardware_updates: false }
+    }
+}
+
+/// What is owed to TLBs for the whole of a map.
+pub(super) struct Owed {
+    /// Debts that are not paid, and changes that are being made.
+    pub(super) outstanding: AtomicU32,
+    /// A debt was dropped.
+    whole: AtomicBool,
+    cleared: Mutex<Cleared>,
+}
+
+/// Ranges in which something stopped translating.
+struct Cleared {
+    records: [Option<Record>; RECORDS],
+    last_id: u64,
+}
+
+const RECORDS: usize = 8;
+
 #[derive(Clone, Copy)]
-struct Part {
-    index: usize,
-    input: u64,
-    output: u64,
-    size: u64,
+struct Record {
+    id: u64,
+    start: u64,
+    end: u64,
+    /// There are tables in it that wait to be given back.
+    unlinked: bool,
+    /// The invalidation is complete, and walks of this epoch no longer see the tables.
+    paid: Option<u64>,
 }
 
-/// The request of one call, as its two walks see it.
-#[derive(Clone, Copy)]
-struct Request {
-    level: u8,
-    input: u64,
-    output: u64,
-    size: u64,
-    leaves: Leaves,
-}
-
-impl Request {
-    /// The parts of the request, one for each entry of a table of its level.
-    fn parts(self) -> impl Iterator<Item = Part> {
-        let span = level_size(self.level);
-        let mut done = 0;
-        core::iter::from_fn(move || {
-            let input = self.input + done;
-            let size =
-                (span - (input & (span - 1))).min(self.size.checked_sub(done).filter(|&left| left > 0)?);
-            let part = Part {
-                index: (input >> level_shift(self.level)) as usize,
-                input,
-                output: self.output + done,
-                size,
-            };
-            done += size;
-            Some(part)
-        })
-    }
-
-    /// Whether one leaf of the request's level can hold all of `part`.
-    fn fits_leaf(self, part: Part) -> bool {
-        let allowed = match self.leaves {
-            Leaves::Largest => self.level >= 1,
-            Leaves::Pages => self.level == LAST_LEVEL,
-        };
-        let span = level_size(self.level);
-        allowed && part.size == span && (part.input | part.output) & (span - 1) == 0
-    }
-
-    /// Whether the request covers all of the run that `part` is of, with an output that is aligned alike.
-    fn covers_run(self, part: Part) -> bool {
-        let span = level_size(self.level) * RUN as u64;
-        let first = part.input & !(span - 1);
-        self.leaves == Leaves::Largest
-            && self.input <= first
-            && first + span <= self.input + self.size
-            && (part.input ^ part.output) & (span - 1) == 0
-    }
-
-    /// The request for what `part` covers, one level down.
-    fn below(self, part: Part) -> Self {
-        Self {
-            level: self.level + 1,
-            input: part.input,
-            output: part.output,
-            size: part.size,
-            leaves: self.leaves,
-        }
+impl Record {
+    fn overlaps(&self, start: u64, end: u64) -> bool {
+        self.start < end && start < self.end
     }
 }
 
-/// How many leaves and contiguous runs a map has at each level, 0 to 3.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
-    /// Leaves, those in runs included.
-    pub leaves: [usize; 4],
-    /// Runs of [`RUN`] leaves.
-    pub runs: [usize; 4],
-}
-
-impl fmt::Display for Census {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = [(1, "blocks of 1 GiB"), (2, "blocks of 2 MiB"), (3, "pages")];
-        for (separator, (level, name)) in ["", ", ", ", "].into_iter().zip(names) {
-            write!(f, "{separator}{} {name}", self.leaves[level])?;
-            if self.runs[level] > 0 {
-                write!(f, " ({} runs of {RUN})", self.runs[level])?;
+impl Cleared {
+    /// Remembers a range; the number that its debt is to say when it is paid.
+    fn add(&mut self, start: u64, end: u64) -> u64 {
+        self.last_id += 1;
+        let id = self.last_id;
+        let record = Record { id, start, end, unlinked: false, paid: None };
+        match self.records.iter_mut().find(|slot| slot.is_none()) {
+            Some(slot) => *slot = Some(record),
+            None => {
+                // One of them takes it in. Whoever pays for less than all of it does not pay for it.
+                let last = self.records[RECORDS - 1].get_or_insert(record);
+                last.id = id;
+                last.start = last.start.min(start);
+                last.end = last.end.max(end);
+                last.paid = None;
             }
         }
-        Ok(())
+        id
+    }
+
+    /// Tables that translated `unlinked` wait to be given back.
+    fn unlink(&mut self, id: u64, unlinked: (u64, u64)) {
+        if let Some(record) = self.records.iter_mut().flatten().find(|record| record.id == id) {
+            record.start = record.start.min(unlinked.0);
+            record.end = record.end.max(unlinked.1);
+            record.unlinked = true;
+        }
+    }
+
+    /// The records that `ids` names were paid; only those with tables stay.
+    fn pay(&mut self, ids: &[u64], epoch: u64) {
+        for slot in &mut self.records {
+            if let Some(record) = slot
+                && ids.contains(&record.id)
+            {
+                record.paid = Some(epoch);
+                if !record.unlinked {
+                    *slot = None;
+                }
+            }
+        }
+    }
+
+    fn ids(&self, start: u64, end: u64) -> [u64; RECORDS] {
+        self.records.map(|slot| match slot {
+            Some(record) if record.paid.is_none() && record.overlaps(start, end) => record.id,
+            _ => 0,
+        })
     }
 }
 
-/// A tree of tables of regime `R` in one pool.
-#[derive(Debug)]
-pub struct Map<R> {
+/// A tree of tables of regime `R`.
+pub struct Map<R: Regime, M: Mmu, S: Shape = Granule4K> {
+    mmu: M,
     root: Pa,
-    geometry: Geometry,
+    geometry: Geometry<S>,
+    options: Options,
+    gate: Gate,
+    root_lock: AtomicBool,
+    writer: AtomicBool,
+    epoch: AtomicU64,
+    owed: Owed,
     regime: PhantomData<R>,
 }
 
-impl<R: Regime> Map<R> {
+impl<R: Regime, M: Mmu, S: Shape> fmt::Debug for Map<R, M, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {} of {} bits", R::NAME, self.root, self.geometry.input_bits())
+    }
+}
+
+// What the rooms beside this one need of a map.
+impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
+    #[inline(always)]
+    pub(super) fn mmu(&self) -> &M {
+        &self.mmu
+    }
+    pub(super) fn owed(&self) -> &Owed {
+        &self.owed
+    }
+    pub(super) fn root_lock(&self) -> &AtomicBool {
+        &self.root_lock
+    }
+    pub(super) fn scope(&self) -> Scope {
+        self.options.scope
+    }
+    pub(super) fn tag(&self) -> Tag {
+        self.options.tag
+    }
+    pub(super) fn hardware_updates(&self) -> bool {
+        self.options.hardware_updates
+    }
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(SeqCst)
+    }
+    /// Whether somebody else is owed something, so that a TLB may hold entries that this change knows nothing of.
+    pub(super) fn is_others_owed(&self) -> bool {
+        self.owed.outstanding.load(SeqCst) > 1 || self.owed.whole.load(SeqCst)
+    }
+
+    /// A debt is paid by an invalidation that is complete.
+    pub(super) fn paid(&self, ids: &[u64]) {
+        if ids.iter().any(|&id| id != 0) {
+            let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
+            self.owed.cleared.lock().pay(ids, epoch);
+        }
+        self.owed.outstanding.fetch_sub(1, SeqCst);
+    }
+
+    /// Gives back the tables of debts that are paid, if no walk sees them any more.
+    pub(super) fn give_back(&self, ids: &[u64]) {
+        let records = self.owed.cleared.lock().records;
+        let unlinked = |record: &&Record| record.unlinked && ids.contains(&record.id);
+        if let Some(record) = records.iter().flatten().find(unlinked) {
+            let _gate = self.gate.exclude(|| self.mmu.relax());
+            self.reclaim(record.start, record.end, None, false);
+        }
+    }
+
+    /// A debt is never paid by who had it.
+    pub(super) fn forgotten(&self) {
+        self.owed.whole.store(true, SeqCst);
+        self.owed.outstanding.fetch_sub(1, SeqCst);
+    }
+}
+
+impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// An empty map.
     ///
     /// # Errors
-    /// [`MapError::OutOfTables`] if the root does not fit in the pool.
-    pub fn new(pool: &mut Pool<'_>, geometry: Geometry) -> Result<Self, MapError> {
+    /// [`MapError::OutOfTables`] if the pool has no room for the root.
+    pub fn new(mmu: M, geometry: Geometry<S>, options: Options) -> Result<Self, MapError> {
         let needed = geometry.root_tables();
-        let root = pool.take(needed).ok_or(MapError::OutOfTables { needed, free: pool.free() })?;
-        Ok(Self { root, geometry, regime: PhantomData })
+        let root = mmu.pool().take_root(needed).ok_or(MapError::OutOfTables { needed, free: 0 })?;
+        Words::new(&mmu).fill(root, 0, needed * S::ENTRIES, 0, 0);
+        Ok(Self::with_root(mmu, root, geometry, options))
+    }
+
+    /// The map whose root, of [`Geometry::root_tables`] tables, lies at `root` already; CPUs may be translating through it.
+    ///
+    /// # Safety
+    /// The root and every table below it, at 4 KiB granule, with output addresses below 2^48, are memory that the [`Mmu`]'s tables reach,
+    /// and nobody else changes them from now on (hardware that sets access and dirty flags may, if `options` says so). Tables that
+    /// an unmap leaves are given to the pool. Bit 55 of table entries is clear.
+    pub unsafe fn adopt(mmu: M, root: Pa, geometry: Geometry<S>, options: Options) -> Self {
+        Self::with_root(mmu, root, geometry, options)
+    }
+
+    fn with_root(mmu: M, root: Pa, geometry: Geometry<S>, options: Options) -> Self {
+        Self {
+            mmu,
+            root,
+            geometry,
+            options,
+            gate: Gate::new(),
+            root_lock: AtomicBool::new(false),
+            writer: AtomicBool::new(false),
+            epoch: AtomicU64::new(0),
+            owed: Owed {
+                outstanding: AtomicU32::new(0),
+                whole: AtomicBool::new(false),
+                cleared: Mutex::new(Cleared { records: [None; RECORDS], last_id: 0 }),
+            },
+            regime: PhantomData,
+        }
+    }
+
+    /// The one writer, of a map that nobody else uses yet.
+    pub fn get_mut(&mut self) -> Writer<'_, '_, R, M, S> {
+        Writer::new(self)
+    }
+
+    /// Gives all tables back to the pool, after invalidating everything.
+    ///
+    /// # Safety
+    /// No CPU translates through the map any more, nor will.
+    pub unsafe fn destroy(self) {
+        tlb::invalidate_all(&self);
+        for number in 0..self.geometry.root_tables() as u64 {
+            // The first root's address is below 2^48, and so are those after it.
+            let root = Pa::from_field(self.root.get() + number * GRANULE);
+            self.give_tree(root, self.geometry.start_level());
+        }
     }
 
     /// Physical address of the root, as the translation table base register takes it.
+    #[inline(always)]
     pub fn root(&self) -> Pa {
         self.root
     }
     /// Its geometry.
-    pub fn geometry(&self) -> Geometry {
+    #[inline(always)]
+    pub fn geometry(&self) -> Geometry<S> {
         self.geometry
     }
+    /// What its CPUs can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.options.capabilities
+    }
 
-    /// Maps `input` to as many bytes from `output` on, in the largest leaves that `leaves` and the alignment of
-    /// both allow. An empty range maps nothing.
+    /// Changes every leaf in `range`, translating or not, as `change` says. Leaves wholly inside change where they are; what an end
+    /// of the range cuts is split first, no further than needed. What is no leaf stays as it is.
+    ///
+    /// From several CPUs at once, also in the same leaf: each leaf ends as if one call had come after the other.
     ///
     /// # Errors
-    /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::Mapped`] if any of it is mapped,
-    /// [`MapError::OutOfTables`].
+    /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::OutOfTables`], [`MapError::NotQuiet`], [`MapError::Global`].
+    pub fn protect(&self, range: Range<R::Input>, change: Change<R>) -> Result<Debt<'_, R, M, S>, MapError> {
+        self.change(range, change, false)
+    }
+
+    /// As [`Map::protect`], but splits nothing.
+    ///
+    /// # Errors
+    /// As [`Map::protect`], and [`MapError::WouldSplit`].
+    pub fn protect_whole(
+        &self,
+        range: Range<R::Input>,
+        change: Change<R>,
+    ) -> Result<Debt<'_, R, M, S>, MapError> {
+        self.change(range, change, true)
+    }
+
+    fn change(
+        &self,
+        range: Range<R::Input>,
+        change: Change<R>,
+        whole: bool,
+    ) -> Result<Debt<'_, R, M, S>, MapError> {
+        let (start, end) = self.checked(range)?;
+        if change.makes_global() && self.options.tag != Tag::All {
+            return Err(MapError::Global);
+        }
+        self.shared(change, (start, end), whole, |map| {
+            if change.validates() {
+                map.settle_owed(start, end);
+            }
+            // Recorded before it is so.
+            change.invalidates().then(|| map.owed.cleared.lock().add(start, end))
+        })
+    }
+
+    /// Splits so that no leaf and no run lies across either end of `range`, no further than that takes.
+    ///
+    /// # Errors
+    /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::OutOfTables`], [`MapError::NotQuiet`].
+    pub fn split_edges(&self, range: Range<R::Input>) -> Result<Debt<'_, R, M, S>, MapError> {
+        let ends = self.checked(range)?;
+        self.shared(Cut, ends, false, |_| None)
+    }
+
+    /// Splits so that no leaf and no run lies across `address`: a run of 1 GiB blocks to those blocks, a block to runs of the next smaller
+    /// ones, and so on, until its size divides the address.
+    ///
+    /// # Errors
+    /// As [`Map::split_edges`].
+    pub fn split_at(&self, address: R::Input) -> Result<Debt<'_, R, M, S>, MapError> {
+        let start = address.get();
+        // Nothing lies across a multiple of the largest run.
+        let largest = 1u64 << (level_shift::<S>(1) + S::RUN_BITS);
+        let end = (start / largest + 1) * largest;
+        let end = end.min(1 << self.geometry.input_bits()).max(start + GRANULE);
+        let range = Range::new(start, end - start).map_err(|_| self.too_far(end))?;
+        self.split_edges(range)
+    }
+
+    /// Splits everything in `range`, and what its ends cut, to pages in no runs.
+    ///
+    /// # Errors
+    /// As [`Map::split_edges`].
+    pub fn split_to_pages(&self, range: Range<R::Input>) -> Result<Debt<'_, R, M, S>, MapError> {
+        let ends = self.checked(range)?;
+        self.shared(ToPages, ends, false, |_| None)
+    }
+
+    /// Pays whatever is owed for the map, by whomever, and gives back the tables that nobody uses any more.
+    pub fn settle(&self) {
+        let ids = self.owed.cleared.lock().ids(0, u64::MAX);
+        if self.owed.whole.swap(false, SeqCst) || self.owed.outstanding.load(SeqCst) > 0 || ids != [0; RECORDS] {
+            tlb::invalidate_all(self);
+            let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
+            self.owed.cleared.lock().pay(&ids, epoch);
+        }
+        let _gate = self.gate.exclude(|| self.mmu.relax());
+        self.reclaim(0, u64::MAX, None, false);
+    }
+
+    fn too_far(&self, end: u64) -> MapError {
+        MapError::OutOfReach { end, bits: self.geometry.input_bits() }
+    }
+
+    /// The ends of a range that can be changed.
+    fn checked(&self, range: Range<R::Input>) -> Result<(u64, u64), MapError> {
+        let (start, end) = (range.start().get(), range.end());
+        if !(start | end).is_multiple_of(GRANULE) {
+            return Err(MapError::Misaligned { input: start, size: range.size(), output: 0 });
+        }
+        if end > 1 << self.geometry.input_bits() {
+            return Err(self.too_far(end));
+        }
+        Ok((start, end))
+    }
+
+    /// Makes a change beside others like it. `before` runs before the first store, and names what the change clears.
+    fn shared<O: Operation<R>>(
+        &self,
+        operation: O,
+        (start, end): (u64, u64),
+        whole: bool,
+        before: impl Fn(&Self) -> Option<u64>,
+    ) -> Result<Debt<'_, R, M, S>, MapError> {
+        if start == end {
+            return Ok(Debt::new(self, Spans::new(), &[]));
+        }
+        let mut held: Option<((u64, u64), <M::Quiesce as Quiesce>::Held)> = None;
+        let mut retried = false;
+        loop {
+            let gate = self.gate.share(|| self.mmu.relax());
+            let mut edit = Edit::new(self, operation, (start, end), false);
+            let needs = edit.prepare(whole)?;
+            if !is_quiet(&needs, &held) {
+                drop(gate);
+                held = Some(self.quiesce(&needs, held)?);
+                continue;
+            }
+            let mut tables = match Reservation::new(self.mmu.pool(), needs.tables) {
+                Ok(tables) => tables,
+                Err(_) if !retried => {
+                    // Some may only wait for being given back.
+                    drop(gate);
+                    self.settle();
+                    retried = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            edit.quiet = held.as_ref().map(|(quiet, _)| *quiet);
+            let id = before(self);
+            let debt = self.commit(edit, &mut tables, id);
+            drop(gate);
+            return Ok(debt);
+        }
+    }
+
+    /// Others are made to stand still, with nothing of the map locked.
+    fn quiesce<H>(
+        &self,
+        needs: &Needs,
+        held: Option<((u64, u64), H)>,
+    ) -> Result<((u64, u64), <M::Quiesce as Quiesce>::Held), MapError>
+    where
+        M::Quiesce: Quiesce<Held = H>,
+    {
+        drop(held);
+        let (start, end) = needs.quiet.unwrap_or((0, 0));
+        let held = self.mmu.quiesce().begin(start, end - start).ok_or(MapError::NotQuiet(start))?;
+        Ok(((start, end), held))
+    }
+
+    fn commit<O: Operation<R>>(
+        &self,
+        mut edit: Edit<'_, R, M, S, O>,
+        tables: &mut Reservation<'_, M::Pool>,
+        id: Option<u64>,
+    ) -> Debt<'_, R, M, S> {
+        self.owed.outstanding.fetch_add(1, SeqCst);
+        edit.commit(tables);
+        if let (Some(id), Some(unlinked)) = (id, edit.unlinked) {
+            self.owed.cleared.lock().unlink(id, unlinked);
+        }
+        let ids = id.as_slice();
+        if edit.spans.is_empty() {
+            // What stopped translating did not translate before.
+            self.paid(ids);
+            if edit.stored {
+                tlb::publish(self);
+            }
+        }
+        Debt::new(self, edit.spans, ids)
+    }
+
+    /// Pays what is owed for addresses of a range that stopped translating.
+    fn settle_owed(&self, start: u64, end: u64) {
+        let ids = self.owed.cleared.lock().ids(start, end);
+        if ids != [0; RECORDS] {
+            let mut spans = Spans::new();
+            for record in self.owed.cleared.lock().records.iter().flatten().filter(|r| ids.contains(&r.id)) {
+                let (start, end) = (record.start, record.end);
+                spans.add(Span { start, end, level: LAST_LEVEL, same_size: false, last_level: false });
+            }
+            tlb::invalidate(self, &spans);
+            let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
+            self.owed.cleared.lock().pay(&ids, epoch);
+        }
+    }
+
+    /// Gives back the tables that were unlinked in records that overlap a range and are paid; `word` takes their place. The gate is
+    /// closed to others. If `wait`, walks that see them are waited for, else they stay.
+    fn reclaim(&self, start: u64, end: u64, word: Option<State>, wait: bool) {
+        loop {
+            let ready = |record: &Record| {
+                record.overlaps(start, end)
+                    && record.paid.is_some_and(|epoch| {
+                        let busy = || self.mmu.slots().iter().any(|slot| slot.is_before(epoch));
+                        while wait && busy() {
+                            self.mmu.relax();
+                        }
+                        !busy()
+                    })
+            };
+            let record = self.owed.cleared.lock().records.iter().flatten().copied().find(ready);
+            let Some(record) = record else { return };
+            let root = (self.root, self.geometry.start_level(), 0);
+            self.reclaim_in(root, (record.start, record.end), (start, end), word);
+            for slot in &mut self.owed.cleared.lock().records {
+                if slot.is_some_and(|other| other.id == record.id) {
+                    *slot = None;
+                }
+            }
+        }
+    }
+
+    fn reclaim_in(
+        &self,
+        (table, level, base): (Pa, u8, u64),
+        (start, end): (u64, u64),
+        of_word: (u64, u64),
+        word: Option<State>,
+    ) {
+        let (words, shift) = (Words::new(&self.mmu), level_shift::<S>(level));
+        let end = end.min(1 << self.geometry.input_bits());
+        for index in ((start.max(base) - base) >> shift)..=((end - 1 - base) >> shift) {
+            let at = base + (index << shift);
+            let raw = words.load(table, index as usize);
+            if is_unlinked(raw) {
+                self.give_tree(pa(raw), level + 1);
+                let inside = of_word.0 <= at && at + level_size::<S>(level) <= of_word.1;
+                let entry = match word {
+                    Some(state) if inside => Entry::<R>::State(state),
+                    _ => Entry::Empty,
+                };
+                words.store(table, index as usize, entry.encode(level));
+            } else if is_table(raw, level) {
+                let part = (start.max(at), end.min(at + level_size::<S>(level)));
+                self.reclaim_in((pa(raw), level + 1, at), part, of_word, word);
+            }
+        }
+    }
+
+    /// Gives back a table of `level` and all below it.
+    fn give_tree(&self, table: Pa, level: u8) {
+        if level < LAST_LEVEL {
+            let words = Words::new(&self.mmu);
+            for index in 0..S::ENTRIES {
+                let raw = words.load(table, index);
+                if is_table(raw, level) || is_unlinked(raw) {
+                    self.give_tree(pa(raw), level + 1);
+                }
+            }
+        }
+        self.mmu.pool().give(table);
+    }
+}
+
+/// Whether what must be quiet is.
+fn is_quiet<H>(needs: &Needs, held: &Option<((u64, u64), H)>) -> bool {
+    match (needs.quiet, held) {
+        (None, _) => true,
+        (Some((start, end)), Some(((from, to), _))) => *from <= start && end <= *to,
+        (Some(_), None) => false,
+    }
+}
+
+/// The one who may map and unmap. It keeps its CPU from reading meanwhile.
+pub struct Writer<'c, 'm, R: Regime, M: Mmu, S: Shape = Granule4K> {
+    map: &'m Map<R, M, S>,
+    cpu: PhantomData<&'c mut ()>,
+}
+
+impl<R: Regime, M: Mmu, S: Shape> Drop for Writer<'_, '_, R, M, S> {
+    fn drop(&mut self) {
+        self.map.writer.store(false, SeqCst);
+    }
+}
+
+/// What [`Writer::map`] is asked for.
+#[derive(Clone, Copy)]
+struct Request {
+    start: u64,
+    end: u64,
+    /// Output minus input, wrapping.
+    shift: u64,
+    leaf: u64,
+    leaves: Leaves,
+}
+
+impl Request {
+    fn is_aligned(&self, size: u64) -> bool {
+        self.shift & (size - 1) == 0
+    }
+    /// Whether leaves of `level` can be used.
+    fn has_leaves<S: Shape>(&self, level: u8) -> bool {
+        level == LAST_LEVEL || level > 0 && self.leaves.blocks && self.is_aligned(level_size::<S>(level))
+    }
+    fn has_runs<S: Shape>(&self, level: u8) -> bool {
+        self.leaves.runs && self.is_aligned(level_size::<S>(level) << S::RUN_BITS)
+    }
+}
+
+impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
+    pub(super) fn new(map: &'m Map<R, M, S>) -> Self {
+        while map.writer.swap(true, SeqCst) {
+            map.mmu.relax();
+        }
+        Self { map, cpu: PhantomData }
+    }
+
+    /// Maps `input` to as many bytes from `output` on, in the largest leaves that `leaves` and the alignment of both allow. An empty range
+    /// maps nothing. Nothing is owed to TLBs for what did not translate before.
+    ///
+    /// # Errors
+    /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::Mapped`] or [`MapError::HasState`] if any of it is,
+    /// [`MapError::OutOfTables`], [`MapError::Global`].
     pub fn map(
         &mut self,
-        pool: &mut Pool<'_>,
         input: Range<R::Input>,
         output: Pa,
         attributes: Attributes<R>,
         leaves: Leaves,
     ) -> Result<(), MapError> {
+        let map = self.map;
         let (start, size) = (input.start().get(), input.size());
         if !(start | size | output.get()).is_multiple_of(GRANULE) {
             return Err(MapError::Misaligned { input: start, size, output: output.get() });
         }
-        let bits = self.geometry.input_bits;
-        if input.end() > 1 << bits {
-            return Err(MapError::OutOfReach { end: input.end(), bits });
-        }
+        let (start, end) = map.checked(input)?;
         if Range::<Pa>::new(output.get(), size).is_err() {
-            let end = output.get().saturating_add(size);
-            return Err(MapError::OutOfReach { end, bits: super::addr::ADDRESS_BITS });
+            return Err(MapError::OutOfReach { end: output.get().saturating_add(size), bits: ADDRESS_BITS });
         }
-        let request =
-            Request { level: self.geometry.start_level, input: start, output: output.get(), size, leaves };
-        let needed = Self::prepare(pool, Some(self.root), request, 0)?;
-        if needed > pool.free() {
-            return Err(MapError::OutOfTables { needed, free: pool.free() });
+        if map.options.tag != Tag::All && !attributes.is_non_global() {
+            return Err(MapError::Global);
         }
-        Self::commit(pool, self.root, request, 0, attributes);
+        if start == end {
+            return Ok(());
+        }
+        let runs = leaves.runs && map.options.capabilities.contains(Capabilities::CONTIGUOUS);
+        let request = Request {
+            start,
+            end,
+            shift: output.get().wrapping_sub(start),
+            leaf: attributes.bits(),
+            leaves: Leaves { runs, ..leaves },
+        };
+        let _gate = map.gate.exclude(|| map.mmu.relax());
+        map.settle_owed(start, end);
+        map.reclaim(start, end, None, true);
+        let needed = self.prepare(map.root, map.geometry.start_level(), 0, &request)?;
+        let mut tables = self.reserve(needed)?;
+        self.commit(map.root, map.geometry.start_level(), 0, &request, &mut tables);
+        tlb::publish(map);
         Ok(())
     }
 
-    /// Tables that `request` needs below `table` (none yet if `None`), whose first entry translates `base`.
-    fn prepare(pool: &Pool<'_>, table: Option<Pa>, request: Request, base: usize) -> Result<usize, MapError> {
+    fn reserve(&self, needed: usize) -> Result<Reservation<'m, M::Pool>, MapError> {
+        let pool = self.map.mmu.pool();
+        Reservation::new(pool, needed).or_else(|_| {
+            // Some may only wait for being given back.
+            self.map.settle_owed(0, u64::MAX);
+            self.map.reclaim(0, u64::MAX, None, true);
+            Reservation::new(pool, needed)
+        })
+    }
+
+    /// The entries of a table that the request touches: first, after the last.
+    fn entries(&self, level: u8, base: u64, request: &Request) -> (usize, usize) {
+        let shift = level_shift::<S>(level);
+        let entries = if level == self.map.geometry.start_level() {
+            S::ENTRIES * self.map.geometry.root_tables()
+        } else {
+            S::ENTRIES
+        };
+        let first = (request.start.max(base) - base) >> shift;
+        let last = (request.end - 1 - base) >> shift;
+        (first as usize, (last as usize).min(entries - 1) + 1)
+    }
+
+    /// Tables that the request needs below `table`.
+    fn prepare(&self, table: Pa, level: u8, base: u64, request: &Request) -> Result<usize, MapError> {
+        let words = Words::new(&self.map.mmu);
+        let (first, last) = self.entries(level, base, request);
         let mut needed = 0;
-        for part in request.parts() {
-            let raw = table.map_or(0, |t| pool.load(t, part.index - base));
-            needed += match Entry::<R>::decode(raw, request.level) {
-                Entry::Leaf { .. } => return Err(MapError::Mapped(part.input)),
-                Entry::Invalid if request.fits_leaf(part) => 0,
-                Entry::Invalid => 1 + Self::prepare(pool, None, request.below(part), part.index * ENTRIES)?,
-                // Also where a leaf would fit: what the table maps must be found.
-                Entry::Table(t) => Self::prepare(pool, Some(t), request.below(part), part.index * ENTRIES)?,
-            };
+        let mut index = first;
+        while index < last {
+            let at = base + ((index as u64) << level_shift::<S>(level));
+            let raw = words.load(table, index);
+            if is_table(raw, level) {
+                needed += self.prepare(pa(raw), level + 1, at, request)?;
+            } else if raw != 0 {
+                let found = at.max(request.start);
+                return Err(match Entry::<R>::decode::<S>(raw, level) {
+                    Entry::State(_) => MapError::HasState(found),
+                    _ => MapError::Mapped(found),
+                });
+            } else {
+                needed += Self::tables_at(level, at, request);
+            }
+            index += 1;
         }
         Ok(needed)
     }
 
-    /// Stores what [`Self::prepare`] has found possible.
-    fn commit(pool: &mut Pool<'_>, table: Pa, request: Request, base: usize, attributes: Attributes<R>) {
-        let mut contiguous = false;
-        for part in request.parts() {
-            let index = part.index - base;
-            if index.is_multiple_of(RUN) {
+    /// Tables that the request needs in the place of an empty entry of `level` at `at`.
+    fn tables_at(level: u8, at: u64, request: &Request) -> usize {
+        let (start, end) = (request.start.max(at), request.end.min(at + level_size::<S>(level)));
+        if request.has_leaves::<S>(level) && end - start == level_size::<S>(level) {
+            return 0;
+        }
+        let below = level + 1;
+        if below == LAST_LEVEL {
+            return 1;
+        }
+        let size = level_size::<S>(below);
+        let (from, to) = (start.next_multiple_of(size), end & !(size - 1));
+        let mut tables = 1;
+        if from >= to {
+            // It lies in one entry below, or across the border of two.
+            let first = start & !(size - 1);
+            let last = (end - 1) & !(size - 1);
+            tables += Self::tables_at(below, first, request);
+            return if last == first { tables } else { tables + Self::tables_at(below, last, request) };
+        }
+        if start < from {
+            tables += Self::tables_at(below, from - size, request);
+        }
+        if to < end {
+            tables += Self::tables_at(below, to, request);
+        }
+        tables + ((to - from) / size) as usize * Self::tables_at(below, from, request)
+    }
+
+    /// Stores what [`Self::prepare`] has found possible, in a table that may be live.
+    fn commit(
+        &self,
+        table: Pa,
+        level: u8,
+        base: u64,
+        request: &Request,
+        tables: &mut Reservation<'_, M::Pool>,
+    ) {
+        let (words, shift) = (Words::new(&self.map.mmu), level_shift::<S>(level));
+        let (first, last) = self.entries(level, base, request);
+        let covers = |index: usize| {
+            let at = base + ((index as u64) << shift);
+            request.start <= at && at + (1 << shift) <= request.end
+        };
+        let leaf = Self::first_leaf(level, request);
+        let mut index = first;
+        while index < last {
+            let at = base + ((index as u64) << shift);
+            let raw = words.load(table, index);
+            if is_table(raw, level) {
+                self.commit(pa(raw), level + 1, at, request, tables);
+            } else if request.has_leaves::<S>(level) && covers(index) {
+                let run = index & !(S::RUN - 1);
                 // A table among them, which an earlier call has left, keeps them apart.
-                let is_leaf =
-                    |i| !matches!(Entry::<R>::decode(pool.load(table, i), request.level), Entry::Table(_));
-                contiguous =
-                    request.fits_leaf(part) && request.covers_run(part) && (index..index + RUN).all(is_leaf);
-            }
-            let below = match Entry::<R>::decode(pool.load(table, index), request.level) {
-                Entry::Table(t) => t,
-                _ if request.fits_leaf(part) => {
-                    if let Ok(output) = Pa::new(part.output) {
-                        let leaf = Entry::Leaf { output, attributes, contiguous };
-                        pool.store(table, index, leaf.encode(request.level));
-                    }
-                    continue;
+                let is_run = request.has_runs::<S>(level)
+                    && covers(run)
+                    && covers(run + S::RUN - 1)
+                    && (run..run + S::RUN).all(|i| !is_table(words.load(table, i), level));
+                let contiguous = if is_run { super::descriptor::CONTIGUOUS } else { 0 };
+                let upto = if is_run { run + S::RUN } else { index + 1 };
+                for index in index..upto {
+                    let at = base + ((index as u64) << shift);
+                    words.store(table, index, (leaf | contiguous).wrapping_add(at.wrapping_add(request.shift)));
                 }
-                _ => {
-                    let Some(t) = pool.take(1) else {
-                        debug_assert!(false, "a table that `prepare` counted is missing");
-                        return;
-                    };
-                    pool.store(table, index, Entry::<R>::Table(t).encode(request.level));
-                    t
-                }
-            };
-            Self::commit(pool, below, request.below(part), part.index * ENTRIES, attributes);
-        }
-    }
-
-    /// The leaf that translates `input`: where `input` goes, the leaf's attributes and its level; `None` if there
-    /// is no translation.
-    pub fn translate(&self, pool: &Pool<'_>, input: R::Input) -> Option<(Pa, Attributes<R>, u8)> {
-        let input = input.get();
-        if input >> self.geometry.input_bits != 0 {
-            return None;
-        }
-        let (mut table, mut level) = (self.root, self.geometry.start_level);
-        let mut index = (input >> level_shift(level)) as usize;
-        loop {
-            match Entry::<R>::decode(pool.load(table, index), level) {
-                Entry::Invalid => return None,
-                Entry::Table(t) => {
-                    (table, level) = (t, level + 1);
-                    index = (input >> level_shift(level)) as usize % ENTRIES;
-                }
-                Entry::Leaf { output, attributes, .. } => {
-                    let output = Pa::new(output.get() | (input & (level_size(level) - 1))).ok()?;
-                    return Some((output, attributes, level));
-                }
-            }
-        }
-    }
-
-    /// What the map consists of.
-    pub fn census(&self, pool: &Pool<'_>) -> Census {
-        let mut census = Census::default();
-        let entries = self.geometry.root_tables() * ENTRIES;
-        Self::count(pool, self.root, self.geometry.start_level, entries, &mut census);
-        census
-    }
-
-    fn count(pool: &Pool<'_>, table: Pa, level: u8, entries: usize, census: &mut Census) {
-        for index in 0..entries {
-            match Entry::<R>::decode(pool.load(table, index), level) {
-                Entry::Invalid => {}
-                Entry::Table(t) => Self::count(pool, t, level + 1, ENTRIES, census),
-                Entry::Leaf { contiguous, .. } => {
-                    census.leaves[usize::from(level)] += 1;
-                    // A run counts by its first leaf.
-                    census.runs[usize::from(level)] += usize::from(contiguous && index.is_multiple_of(RUN));
-                }
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::mapping::{El2, Ipa, Stage2, Table};
-
-    const GIB: u64 = 1 << 30;
-    const BASE: u64 = 0x7000_0000;
-
-    fn tables(count: usize) -> Vec<Table> {
-        (0..count).map(|_| Table::new()).collect()
-    }
-    fn pool(tables: &[Table]) -> Pool<'_> {
-        Pool::new(tables, Pa::new(BASE).unwrap()).unwrap()
-    }
-    fn pa(a: u64) -> Pa {
-        Pa::new(a).unwrap()
-    }
-    fn ipas(start: u64, size: u64) -> Range<Ipa> {
-        Range::new(start, size).unwrap()
-    }
-    fn stage2(pool: &mut Pool<'_>, bits: u32) -> Map<Stage2> {
-        Map::new(pool, Geometry::stage2(bits).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn a_range_is_mapped_in_the_largest_leaves_that_fit() {
-        let tables = tables(8);
-        let mut pool = pool(&tables);
-        let mut map = stage2(&mut pool, 40);
-        // A page and a 2 MiB block on either side of a 1 GiB block.
-        let start = GIB - (2 << 20) - 4096;
-        let size = GIB + (4 << 20) + 8192;
-        map.map(&mut pool, ipas(start, size), pa(start), Attributes::<Stage2>::RAM, Leaves::Largest).unwrap();
-        assert_eq!(map.census(&pool).leaves, [0, 1, 2, 2]);
-        // Two root tables, and a table of level 2 and 3 on either side.
-        assert_eq!(pool.used(), 2 + 4);
-    }
-
-    #[test]
-    fn an_output_that_is_less_aligned_than_the_input_decides_the_leaf() {
-        let tables = tables(4);
-        let mut pool = pool(&tables);
-        let mut map = stage2(&mut pool, 40);
-        let output = pa(5 << 21);
-        map.map(&mut pool, ipas(0, GIB), output, Attributes::<Stage2>::RAM, Leaves::Largest).unwrap();
-        assert_eq!(map.census(&pool).leaves, [0, 0, 512, 0]);
-        let (to, _, level) = map.translate(&pool, Ipa::new(0x1234_5678).unwrap()).unwrap();
-        assert_eq!((to.get(), level), ((5 << 21) + 0x1234_5678, 2));
-    }
-
-    /// Checks that contiguous leaves stand in whole aligned runs whose outputs run on and whose attributes agree.
-    fn check_runs(pool: &Pool<'_>, map: &Map<Stage2>) {
-        let mut tables =
-            vec![(map.root(), map.geometry().start_level(), map.geometry().root_tables() * ENTRIES)];
-        while let Some((table, level, entries)) = tables.pop() {
-            let decoded: Vec<_> =
-                (0..entries).map(|i| Entry::<Stage2>::decode(pool.load(table, i), level)).collect();
-            for run in decoded.chunks(RUN) {
-                let is_contiguous = |e: &Entry<Stage2>| matches!(e, Entry::Leaf { contiguous: true, .. });
-                let Entry::Leaf { output, attributes, contiguous: true } = run[0] else {
-                    assert!(!run.iter().any(is_contiguous), "part of a run at level {level}");
-                    continue;
-                };
-                assert!(output.get().is_multiple_of(level_size(level) * RUN as u64));
-                for (number, entry) in run.iter().enumerate() {
-                    let output = pa(output.get() + number as u64 * level_size(level));
-                    assert_eq!(*entry, Entry::Leaf { output, attributes, contiguous: true });
-                }
-            }
-            let below = decoded.iter().filter_map(|e| if let Entry::Table(t) = e { Some(*t) } else { None });
-            tables.extend(below.map(|t| (t, level + 1, ENTRIES)));
-        }
-    }
-
-    #[test]
-    fn runs_of_16_are_joined_at_each_level_where_input_and_output_are_aligned_alike() {
-        const MIB: u64 = 1 << 20;
-        // Start, size, difference of the output; runs of 1 GiB, of 2 MiB and of pages.
-        let cases = [
-            (0, 16 * GIB, 0, [1, 0, 0]),
-            (0, 16 * GIB, GIB, [0, 0, 0]),
-            (0, 16 * GIB, 16 * GIB, [1, 0, 0]),
-            (GIB, 16 * GIB, 0, [0, 0, 0]),
-            (GIB, 31 * GIB, 0, [1, 0, 0]),
-            (32 * MIB, 32 * MIB, 0, [0, 1, 0]),
-            (32 * MIB, 32 * MIB, 2 * MIB, [0, 0, 0]),
-            (34 * MIB, 62 * MIB, 0, [0, 1, 0]),
-            (0x1_0000, 0x1_0000, 0, [0, 0, 1]),
-            (0x1_0000, 0x1_0000, 0x1000, [0, 0, 0]),
-            (0xf000, 0x1_2000, 0, [0, 0, 1]),
-        ];
-        for (start, size, shift, runs) in cases {
-            let tables = tables(8);
-            let mut pool = pool(&tables);
-            let mut map = stage2(&mut pool, 40);
-            let input = ipas(start, size);
-            map.map(&mut pool, input, pa(start + shift), Attributes::<Stage2>::RAM, Leaves::Largest).unwrap();
-            assert_eq!(map.census(&pool).runs[1..], runs, "{input} to {:#x}", start + shift);
-            check_runs(&pool, &map);
-        }
-    }
-
-    #[test]
-    fn pages_are_used_where_blocks_are_forbidden() {
-        let tables = tables(8);
-        let mut pool = pool(&tables);
-        let mut map = Map::<El2>::new(&mut pool, Geometry::stage1(48).unwrap()).unwrap();
-        let range = Range::new(4 << 20, 2 << 20).unwrap();
-        map.map(&mut pool, range, pa(4 << 20), Attributes::<El2>::DATA, Leaves::Pages).unwrap();
-        assert_eq!(map.census(&pool).leaves, [0, 0, 0, 512]);
-    }
-
-    #[test]
-    fn concatenated_roots_translate_beyond_the_first_table() {
-        for (bits, roots, level) in
-            [(32, 1, 1), (39, 1, 1), (40, 2, 1), (42, 8, 1), (43, 16, 1), (44, 1, 0), (48, 1, 0)]
-        {
-            let tables = tables(64);
-            let mut pool = pool(&tables);
-            let map_geometry = Geometry::stage2(bits).unwrap();
-            assert_eq!(
-                (map_geometry.root_tables(), map_geometry.start_level()),
-                (roots, level),
-                "{bits} bits"
-            );
-            let mut map = stage2(&mut pool, bits);
-            assert_eq!(map.root().get() % (roots as u64 * GRANULE), 0);
-            let last = (1u64 << bits) - GIB;
-            map.map(&mut pool, ipas(last, GIB), pa(last), Attributes::<Stage2>::RAM, Leaves::Largest)
-                .unwrap();
-            let top = (1u64 << bits) - 1;
-            assert_eq!(map.translate(&pool, Ipa::new(top).unwrap()).map(|t| t.0.get()), Some(top));
-            assert_eq!(map.translate(&pool, Ipa::new(last - 1).unwrap()), None);
-            let beyond =
-                map.map(&mut pool, ipas(0, 1 << bits), pa(4096), Attributes::<Stage2>::RAM, Leaves::Largest);
-            assert!(beyond.is_err());
-        }
-        assert_eq!(Geometry::stage2(31), Err(MapError::InputBits(31)));
-        assert_eq!(Geometry::stage1(49), Err(MapError::InputBits(49)));
-    }
-
-    #[test]
-    fn an_overlap_is_named_and_changes_nothing() {
-        let tables = tables(8);
-        let mut pool = pool(&tables);
-        let mut map = stage2(&mut pool, 40);
-        let page = ipas(3 * GIB + 0x5000, 4096);
-        map.map(&mut pool, page, pa(0), Attributes::<Stage2>::RAM, Leaves::Largest).unwrap();
-        let (used, leaves) = (pool.used(), map.census(&pool));
-        let all = map.map(&mut pool, ipas(0, 4 * GIB), pa(0), Attributes::<Stage2>::RAM, Leaves::Largest);
-        assert_eq!(all, Err(MapError::Mapped(3 * GIB + 0x5000)));
-        assert_eq!((pool.used(), map.census(&pool)), (used, leaves));
-    }
-
-    #[test]
-    fn too_few_tables_are_counted_and_change_nothing() {
-        for count in 2..8 {
-            let tables = tables(count);
-            let mut pool = pool(&tables);
-            let mut map = stage2(&mut pool, 40);
-            let range = ipas(GIB - 4096, GIB + 8192);
-            let result =
-                map.map(&mut pool, range, pa(GIB - 4096), Attributes::<Stage2>::RAM, Leaves::Largest);
-            if count < 6 {
-                assert_eq!(result, Err(MapError::OutOfTables { needed: 4, free: count - 2 }));
-                assert_eq!((pool.used(), map.census(&pool)), (2, Census::default()));
+                index = upto;
+                continue;
             } else {
-                assert_eq!(result, Ok(()));
-                assert_eq!(pool.used(), 6);
+                words.link(table, index, self.build(level + 1, at, request, tables));
             }
+            index += 1;
         }
     }
 
-    #[test]
-    fn misaligned_and_distant_ranges_are_refused() {
-        let tables = tables(2);
-        let mut pool = pool(&tables);
-        let mut map = stage2(&mut pool, 40);
-        let mut map =
-            |input, output| map.map(&mut pool, input, pa(output), Attributes::<Stage2>::RAM, Leaves::Largest);
-        assert!(matches!(map(ipas(0x800, 4096), 0), Err(MapError::Misaligned { .. })));
-        assert!(matches!(map(ipas(0, 4096), 0x10), Err(MapError::Misaligned { .. })));
-        assert!(matches!(map(ipas(1 << 40, 4096), 0), Err(MapError::OutOfReach { bits: 40, .. })));
-        assert!(matches!(map(ipas(0, 8192), (1 << 48) - 4096), Err(MapError::OutOfReach { bits: 48, .. })));
-        assert_eq!(map(ipas(0, 0), 0), Ok(()));
+    /// A leaf of `level` without its output.
+    fn first_leaf(level: u8, request: &Request) -> u64 {
+        let attributes = Attributes::<R>::of_leaf(request.leaf);
+        let zero = Pa::from_field(0);
+        Entry::<R>::Leaf { output: zero, attributes, contiguous: false, valid: true }.encode(level)
     }
 
-    /// Page numbers in a space of 4 GiB, close to the edges of blocks more often than not.
-    fn page_number() -> impl Strategy<Value = u64> {
-        let edge = prop_oneof![Just(512u64), Just(512 * 512)];
-        let near = (edge, 0u64..4, -2i64..3).prop_map(|(unit, n, d)| (unit * n).saturating_add_signed(d));
-        prop_oneof![0u64..(1 << 20), near]
-    }
-
-    /// Pages in a range: from none to a little over 1 GiB.
-    fn page_count() -> impl Strategy<Value = u64> {
-        // A page of output that is off by one makes 1 GiB of pages: rare, and too slow for Miri.
-        let large = if cfg!(miri) { 512u64 } else { 512 * 512 };
-        prop_oneof![9 => 0u64..if cfg!(miri) { 40 } else { 2000 }, 1 => (large - 2)..(large + 3)]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 256 }))]
-
-        #[test]
-        fn a_map_translates_as_a_flat_list_of_its_ranges_does(
-            requests in prop::collection::vec((page_number(), page_count(), any::<u8>(), any::<bool>()), 1..if cfg!(miri) { 4 } else { 12 }),
-            probes in prop::collection::vec(page_number(), 32),
-            budget in 2usize..if cfg!(miri) { 10 } else { 80 },
-        ) {
-            let tables = tables(budget);
-            let mut pool = pool(&tables);
-            let mut map = stage2(&mut pool, 40);
-            // First page of each mapped range: pages, first output page, attributes.
-            let mut flat: BTreeMap<u64, (u64, u64, Attributes<Stage2>)> = BTreeMap::new();
-            for (first, count, shift, io) in requests {
-                // Outputs that run with the input, or are off by a page or a 2 MiB block.
-                let output = first + [0, 1, 512][usize::from(shift % 3)];
-                let attributes = if io { Attributes::<Stage2>::IO } else { Attributes::<Stage2>::RAM };
-                let overlaps = count > 0
-                    && flat.iter().any(|(&f, &(c, ..))| first < f + c && f < first + count);
-                let before = (pool.used(), map.census(&pool));
-                let result = map.map(&mut pool, ipas(first << 12, count << 12), pa(output << 12), attributes, Leaves::Largest);
-                match result {
-                    Ok(()) => {
-                        prop_assert!(!overlaps);
-                        if count > 0 { flat.insert(first, (count, output, attributes)); }
-                    }
-                    Err(MapError::Mapped(_)) => prop_assert!(overlaps),
-                    Err(MapError::OutOfTables { needed, free }) => prop_assert!(!overlaps && needed > free),
-                    Err(other) => prop_assert!(false, "{other}"),
-                }
-                check_runs(&pool, &map);
-                if result.is_err() {
-                    prop_assert_eq!(before, (pool.used(), map.census(&pool)));
-                }
+    /// A table of `level` for what is at `base`, with the request in it; not linked.
+    fn build(&self, level: u8, base: u64, request: &Request, tables: &mut Reservation<'_, M::Pool>) -> u64 {
+        let (words, shift) = (Words::new(&self.map.mmu), level_shift::<S>(level));
+        let table = tables.take();
+        let size = 1u64 << shift;
+        let end = base + (S::ENTRIES as u64) * size;
+        let (start, end) = (request.start.max(base), request.end.min(end));
+        let (first, last) = (((start - base) >> shift) as usize, ((end - 1 - base) >> shift) as usize + 1);
+        // Those that the request has whole.
+        let (from, to) = ((start - base).div_ceil(size) as usize, ((end - base) >> shift) as usize);
+        words.fill(table, 0, first, 0, 0);
+        let at = |index: usize| base + ((index as u64) << shift);
+        let mut below = |index: usize| {
+            let built = self.build(level + 1, at(index), request, tables);
+            words.fill(table, index, index + 1, built, 0);
+        };
+        if from <= to && request.has_leaves::<S>(level) {
+            (first..from).for_each(&mut below);
+            let leaf = Self::first_leaf(level, request).wrapping_add(at(from).wrapping_add(request.shift));
+            if from < to {
+                words.fill_leaves::<S>(table, (from, to), leaf, size, request.has_runs::<S>(level));
             }
-            let edges = flat.iter().flat_map(|(&f, &(c, ..))| [f, f + c - 1, f + c, f.saturating_sub(1)]);
-            for page in edges.chain(probes) {
-                let expected = flat.range(..=page).next_back()
-                    .filter(|(f, (count, ..))| page - **f < *count)
-                    .map(|(f, (_, output, attributes))| (((output + page - f) << 12) + 7, *attributes));
-                let actual = map.translate(&pool, Ipa::new((page << 12) + 7).unwrap());
-                prop_assert_eq!(actual.map(|(to, attributes, _)| (to.get(), attributes)), expected);
+            (to..last).for_each(&mut below);
+        } else {
+            (first..last).for_each(&mut below);
+        }
+        words.fill(table, last, S::ENTRIES, 0, 0);
+        Entry::<R>::Table(table).encode(level - 1)
+    }
+
+    /// Removes all that is in `range`, leaves, tables and software states; what an end of the range cuts is split first.
+    ///
+    /// # Errors
+    /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::OutOfTables`], [`MapError::NotQuiet`].
+    pub fn unmap(&mut self, range: Range<R::Input>) -> Result<Debt<'m, R, M, S>, MapError> {
+        let ends = self.map.checked(range)?;
+        self.clear(ends, None)
+    }
+
+    /// Makes `state` all that is known of `range`, whatever was there. Nothing is owed afterwards: what translated there
+    /// was invalidated.
+    ///
+    /// # Errors
+    /// As [`Writer::unmap`].
+    pub fn set_state(&mut self, range: Range<R::Input>, state: State) -> Result<(), MapError> {
+        let (start, end) = self.map.checked(range)?;
+        self.clear((start, end), Some(state)).map(Debt::flush)?;
+        if start < end {
+            let _gate = self.map.gate.exclude(|| self.map.mmu.relax());
+            self.map.settle_owed(start, end);
+            self.map.reclaim(start, end, Some(state), true);
+        }
+        Ok(())
+    }
+
+    fn clear(
+        &mut self,
+        (start, end): (u64, u64),
+        state: Option<State>,
+    ) -> Result<Debt<'m, R, M, S>, MapError> {
+        let map = self.map;
+        if start == end {
+            return Ok(Debt::new(map, Spans::new(), &[]));
+        }
+        let mut held: Option<((u64, u64), <M::Quiesce as Quiesce>::Held)> = None;
+        loop {
+            let gate = map.gate.exclude(|| map.mmu.relax());
+            if state.is_some() {
+                // A state needs the place of a table that waits there.
+                map.settle_owed(start, end);
+                map.reclaim(start, end, None, true);
             }
+            let mut edit = Edit::new(map, Clear(state), (start, end), true);
+            let needs = edit.prepare(false)?;
+            if !is_quiet(&needs, &held) {
+                drop(gate);
+                held = Some(map.quiesce(&needs, held)?);
+                continue;
+            }
+            let mut tables = self.reserve(needs.tables)?;
+            edit.quiet = held.as_ref().map(|(quiet, _)| *quiet);
+            let id = map.owed.cleared.lock().add(start, end);
+            let debt = map.commit(edit, &mut tables, Some(id));
+            drop(gate);
+            return Ok(debt);
         }
     }
 }

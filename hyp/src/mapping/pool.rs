@@ -1,120 +1,152 @@
-//! Table memory: a fixed number of granules, handed out until there are none.
+//! Table memory: a finite number of granules, counted, handed out and taken back.
 //!
-//! Invariant: every table that was handed out lies in the pool's own slice, so an entry is reached by a checked
-//! index and never by a raw pointer; a table is all invalid entries when it is handed out.
+//! Invariant: a table is in exactly one of three places: never used, returned (chained through its first entry), or out.
+//! Reservations never exceed what is not out, so a reserved table is always there to be taken.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use spin::Mutex;
 
-use super::addr::{Address, GRANULE, Pa, Range};
-use super::descriptor::ENTRIES;
+use super::addr::{Address, AddressError, GRANULE, Pa, Range};
+use super::mmu::{TableMemory, TablePool};
 
-/// One granule of table memory. Walkers of other CPUs read it, hence the atomics.
-#[repr(C, align(4096))]
-pub struct Table([AtomicU64; ENTRIES]);
+struct Inner {
+    /// Tables that were never handed out: first byte, byte after the last.
+    fresh: (u64, u64),
+    /// The last table that was returned; its first entry is the address of the one before, or 0.
+    returned: Option<Pa>,
+    /// Tables in `fresh` and `returned`.
+    free: usize,
+    /// Of those, promised to somebody.
+    reserved: usize,
+    capacity: usize,
+}
 
-impl Table {
-    /// A table of invalid entries.
-    pub const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; ENTRIES])
+/// A pool that any number of maps share.
+pub struct Pool<T> {
+    tables: T,
+    inner: Mutex<Inner>,
+}
+
+impl<T: TableMemory> Pool<T> {
+    /// A pool without tables, for memory that `tables` reaches.
+    pub const fn new(tables: T) -> Self {
+        let inner = Inner { fresh: (0, 0), returned: None, free: 0, reserved: 0, capacity: 0 };
+        Self { tables, inner: Mutex::new(inner) }
     }
-}
 
-impl Default for Table {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// The tables of one hypervisor or kernel.
-pub struct Pool<'a> {
-    tables: &'a [Table],
-    range: Range<Pa>,
-    used: usize,
-}
-
-impl<'a> Pool<'a> {
-    /// A pool of `tables`, whose first lies at physical address `base`.
+    /// Adds the granules of `range`.
+    ///
+    /// # Safety
+    /// `range` is memory that the pool's [`TableMemory`] reaches, that nothing else uses, and that outlives every map that has
+    /// tables of this pool.
     ///
     /// # Errors
-    /// [`AddressError`](super::AddressError) if `base` is misaligned or the pool ends above 2^48.
-    pub fn new(tables: &'a [Table], base: Pa) -> Result<Self, super::AddressError> {
-        let range = Range::of_granules(base.get(), tables.len() as u64 * GRANULE)?;
-        Ok(Self { tables, range, used: 0 })
+    /// [`AddressError::Misaligned`] if it is not made of granules.
+    pub unsafe fn refill(&self, range: Range<Pa>) -> Result<(), AddressError> {
+        let range = Range::<Pa>::of_granules(range.start().get(), range.size())?;
+        let mut inner = self.inner.lock();
+        let count = (range.size() / GRANULE) as usize;
+        if inner.fresh.0 == inner.fresh.1 {
+            inner.fresh = (range.start().get(), range.end());
+            inner.free += count;
+        } else {
+            for number in 0..count as u64 {
+                // The range ends below 2^48.
+                self.chain(&mut inner, Pa::from_field(range.start().get() + number * GRANULE));
+            }
+        }
+        inner.capacity += count;
+        Ok(())
     }
 
     /// Tables there are in all.
     pub fn capacity(&self) -> usize {
-        self.tables.len()
+        self.inner.lock().capacity
     }
-    /// Tables that were handed out, those skipped for alignment included.
+    /// Tables that are out.
     pub fn used(&self) -> usize {
-        self.used
+        let inner = self.inner.lock();
+        inner.capacity - inner.free
     }
-    /// Tables that are left.
+    /// Tables that can be reserved.
     pub fn free(&self) -> usize {
-        self.tables.len() - self.used
+        let inner = self.inner.lock();
+        inner.free - inner.reserved
     }
 
-    /// `count` adjacent tables (a power of two) aligned to their size, or nothing if the pool has not so many.
-    pub(super) fn take(&mut self, count: usize) -> Option<Pa> {
-        let align = count as u64 * GRANULE;
-        let first = self.range.start().get() + self.used as u64 * GRANULE;
-        let start = first.checked_next_multiple_of(align)?;
-        let end = start.checked_add(align)?;
-        if end > self.range.end() {
-            return None;
-        }
-        self.used = ((end - self.range.start().get()) / GRANULE) as usize;
-        for entry in &self.tables[self.used - count..self.used] {
-            entry.0.iter().for_each(|e| e.store(0, Relaxed));
-        }
-        Pa::new(start).ok()
+    fn chain(&self, inner: &mut Inner, table: Pa) {
+        // SAFETY: the table is memory of this pool, and nobody has it.
+        unsafe { self.tables.store(table, 0, inner.returned.map_or(0, Pa::bits)) };
+        inner.returned = Some(table);
+        inner.free += 1;
     }
 
-    /// The entry of number `index` of the table, or run of adjacent tables, at `table`.
-    fn entry(&self, table: Pa, index: usize) -> Option<&AtomicU64> {
-        let offset = table.get().checked_sub(self.range.start().get())?;
-        let number = (offset / GRANULE) as usize + index / ENTRIES;
-        self.tables.get(number).map(|t| &t.0[index % ENTRIES])
-    }
-
-    /// The raw entry; an invalid one outside the pool's tables.
-    pub(super) fn load(&self, table: Pa, index: usize) -> u64 {
-        self.entry(table, index).map_or(0, |e| e.load(Relaxed))
-    }
-
-    /// Stores a raw entry of a table of this pool.
-    pub(super) fn store(&self, table: Pa, index: usize, raw: u64) {
-        debug_assert!(self.entry(table, index).is_some(), "table {table} is not of this pool");
-        if let Some(entry) = self.entry(table, index) {
-            entry.store(raw, Relaxed);
-        }
+    fn unchain(&self, inner: &mut Inner) -> Option<Pa> {
+        let table = inner.returned?;
+        // SAFETY: as for `chain`.
+        let next = unsafe { self.tables.load(table, 0) };
+        inner.returned = (next != 0).then(|| Pa::from_field(next));
+        inner.free -= 1;
+        Some(table)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pool_hands_out_each_table_once_aligned_and_clear() {
-        let tables: Vec<Table> = (0..5).map(|_| Table::new()).collect();
-        tables[2].0[7].store(1, Relaxed);
-        let mut pool = Pool::new(&tables, Pa::new(0x5000).unwrap()).unwrap();
-        assert_eq!(pool.take(1).map(Pa::get), Some(0x5000));
-        assert_eq!(pool.take(2).map(Pa::get), Some(0x6000));
-        assert_eq!(pool.load(Pa::new(0x7000).unwrap(), 7), 0);
-        assert_eq!(pool.take(2).map(Pa::get), Some(0x8000));
-        assert_eq!((pool.used(), pool.free(), pool.take(1)), (5, 0, None));
+// SAFETY: a table leaves `fresh` and `returned` when it is handed out, under the lock; what is in them is memory that
+// `tables` reaches, by the word of who called `refill` and `give`.
+unsafe impl<T: TableMemory> TablePool for Pool<T> {
+    #[inline]
+    fn reserve(&self, count: usize) -> Result<(), usize> {
+        if count == 0 {
+            return Ok(());
+        }
+        let mut inner = self.inner.lock();
+        let free = inner.free - inner.reserved;
+        if count > free {
+            return Err(free);
+        }
+        inner.reserved += count;
+        Ok(())
     }
 
-    #[test]
-    fn a_run_that_must_be_aligned_skips_and_the_pool_counts_it() {
-        let tables: Vec<Table> = (0..4).map(|_| Table::new()).collect();
-        let mut pool = Pool::new(&tables, Pa::new(0x1000).unwrap()).unwrap();
-        assert_eq!(pool.take(2).map(Pa::get), Some(0x2000));
-        assert_eq!(pool.used(), 3);
-        assert_eq!(pool.take(2), None);
-        assert_eq!(pool.used(), 3);
+    fn cancel(&self, count: usize) {
+        self.inner.lock().reserved -= count;
+    }
+
+    #[inline]
+    fn take(&self) -> Pa {
+        let mut inner = self.inner.lock();
+        assert!(inner.reserved > 0, "a table is taken that was not reserved");
+        inner.reserved -= 1;
+        if let Some(table) = self.unchain(&mut inner) {
+            return table;
+        }
+        // Reserved, and not among the returned ones: so there is a fresh one.
+        let table = Pa::from_field(inner.fresh.0);
+        inner.fresh.0 += GRANULE;
+        inner.free -= 1;
+        table
+    }
+
+    fn take_root(&self, count: usize) -> Option<Pa> {
+        let mut inner = self.inner.lock();
+        let size = count as u64 * GRANULE;
+        let start = inner.fresh.0.checked_next_multiple_of(size)?;
+        let end = start.checked_add(size)?;
+        if count > inner.free - inner.reserved {
+            return None;
+        }
+        if end > inner.fresh.1 {
+            return if count == 1 { self.unchain(&mut inner) } else { None };
+        }
+        // What alignment skips is as good as any other table.
+        let (first, last) = (inner.fresh.0, start);
+        inner.fresh.0 = end;
+        inner.free -= ((end - first) / GRANULE) as usize;
+        (first..last).step_by(GRANULE as usize).for_each(|gap| self.chain(&mut inner, Pa::from_field(gap)));
+        Some(Pa::from_field(start))
+    }
+
+    fn give(&self, table: Pa) {
+        let mut inner = self.inner.lock();
+        self.chain(&mut inner, table);
     }
 }

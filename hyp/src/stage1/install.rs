@@ -1,12 +1,17 @@
-//! Turning the MMU on: the one place where a stage 1 map becomes what a CPU runs on.
+//! Turning the MMU on, and keeping TLBs in step afterwards: where a stage 1 map meets the CPU.
 //!
 //! Invariant: between the old tables and the new ones the MMU is off, so no CPU holds entries of both that
 //! differ in size or attributes (break-before-make of everything, Arm ARM D8.17.1). The code runs at the same
 //! address in both, and touches no memory in between.
 
 use core::arch::asm;
+use core::marker::PhantomData;
 
-use super::{Registers, SCTLR_EL2_OFF};
+use super::{Registers, SCTLR_EL1_OFF, SCTLR_EL2_OFF};
+use crate::mapping::mmu::Reach;
+use crate::mapping::{
+    Barrier, El1And0, El2, Linear, Mmu, NoQuiesce, Pool, Quiesce, Regime, Scope, Slot, Tlbi,
+};
 
 /// Runs this CPU's EL2 on the map of `registers`, with caches on.
 ///
@@ -40,48 +45,163 @@ pub unsafe fn el2(registers: &Registers) {
     }
 }
 
-/// Turns the MMU and the caches of this CPU's EL1 on, with the map of `registers`, after a phase with the MMU off that
-/// has written in `start` to `end`: lines of it that were cached meanwhile (an exception level above may speculate there)
-/// are dropped, for they are older than memory.
+/// As [`fn@el2`], at EL1.
 ///
 /// # Safety
-/// As [`fn@el2`], at EL1, with the MMU off. Nobody has written in `start` to `end` through a cache since the MMU went off.
-pub unsafe fn el1(registers: &Registers, start: usize, end: usize) {
-    // SAFETY: as for EL2; from the first invalidation on no memory is written.
+/// As [`fn@el2`], at EL1.
+pub unsafe fn el1(registers: &Registers) {
+    // SAFETY: as for EL2.
     unsafe {
         asm!(
-            "mrs {line}, ctr_el0",
-            "ubfx {line}, {line}, #16, #4",
-            "mov {size}, #4",
-            "lsl {size}, {size}, {line}",
-            "sub {line}, {size}, #1",
-            "bic {at}, {at}, {line}",
-            "dsb sy",
-            "2: cmp {at}, {end}",
-            "b.hs 3f",
-            "dc ivac, {at}",
-            "add {at}, {at}, {size}",
-            "b 2b",
-            "3: dsb sy",
+            "dsb ish",
+            "msr sctlr_el1, {off}",
+            "isb",
             "msr mair_el1, {mair}",
             "msr tcr_el1, {tcr}",
             "msr ttbr0_el1, {ttbr0}",
             "isb",
             "tlbi vmalle1",
-            "ic iallu",
             "dsb nsh",
             "isb",
             "msr sctlr_el1, {on}",
             "isb",
-            line = out(reg) _,
-            size = out(reg) _,
-            at = inout(reg) start => _,
-            end = in(reg) end,
+            off = in(reg) SCTLR_EL1_OFF,
             mair = in(reg) registers.mair,
             tcr = in(reg) registers.tcr,
             ttbr0 = in(reg) registers.ttbr0,
             on = in(reg) registers.sctlr,
             options(nostack),
         );
+    }
+}
+
+/// The TLB maintenance instructions of a regime.
+pub trait Instructions: Regime {
+    /// Issues the one that `operation` names.
+    fn tlbi(operation: Tlbi, scope: Scope, operand: u64);
+}
+
+/// The CPU's own MMU for maps of regime `R`: tables at their physical addresses, from a pool that maps share. It is used at
+/// the exception level that the regime's instructions are for.
+pub struct CpuMmu<R, Q: 'static = NoQuiesce> {
+    pool: &'static Pool<Linear>,
+    slots: &'static [Slot],
+    quiesce: &'static Q,
+    regime: PhantomData<R>,
+}
+
+/// Tables lie at their physical addresses.
+pub const IDENTITY: Linear = Linear::new(0);
+
+impl<R> CpuMmu<R> {
+    /// With tables of `pool`, which lie at their physical addresses, and a slot for each CPU. Nobody can be made to wait.
+    pub const fn new(pool: &'static Pool<Linear>, slots: &'static [Slot]) -> Self {
+        Self { pool, slots, quiesce: &NoQuiesce, regime: PhantomData }
+    }
+}
+
+impl<R: Instructions, Q: Quiesce> Mmu for CpuMmu<R, Q> {
+    type Tables = Linear;
+    type Pool = Pool<Linear>;
+    type Quiesce = Q;
+    fn tables(&self) -> &Linear {
+        &IDENTITY
+    }
+    fn pool(&self) -> &Pool<Linear> {
+        self.pool
+    }
+    fn quiesce(&self) -> &Q {
+        self.quiesce
+    }
+    fn slots(&self) -> &[Slot] {
+        self.slots
+    }
+    fn tlbi(&self, operation: Tlbi, scope: Scope, operand: u64) {
+        R::tlbi(operation, scope, operand);
+    }
+    fn barrier(&self, barrier: Barrier, scope: Scope) {
+        // SAFETY: barriers change no state.
+        unsafe {
+            match (barrier, scope) {
+                (Barrier::StoresVisible, Scope::Broadcast) => asm!("dsb ishst", options(nostack)),
+                (Barrier::StoresVisible, Scope::Local) => asm!("dsb nshst", options(nostack)),
+                (Barrier::Complete, Scope::Broadcast) => asm!("dsb ish", options(nostack)),
+                (Barrier::Complete, Scope::Local) => asm!("dsb nsh", options(nostack)),
+                (Barrier::Synchronize, _) => asm!("isb", options(nostack)),
+            }
+        }
+    }
+}
+
+/// A TLBI instruction, by name.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! tlbi {
+    ($name:literal) => {
+        // SAFETY: invalidation only costs the walks that follow.
+        unsafe { ::core::arch::asm!(concat!("tlbi ", $name), options(nostack)) }
+    };
+    ($name:literal, $operand:expr) => {
+        // SAFETY: as above.
+        unsafe {
+            ::core::arch::asm!(
+                ".arch_extension tlb-rmi",
+                concat!("tlbi ", $name, ", {}"),
+                in(reg) $operand,
+                options(nostack),
+            )
+        }
+    };
+}
+
+impl Instructions for El2 {
+    fn tlbi(operation: Tlbi, scope: Scope, operand: u64) {
+        use Scope::{Broadcast, Local};
+        let last_level = matches!(operation, Tlbi::Address(Reach { last_level: true, .. }))
+            || matches!(operation, Tlbi::Range(Reach { last_level: true, .. }));
+        match (operation, last_level, scope) {
+            (Tlbi::All | Tlbi::Asid | Tlbi::Combined, _, Broadcast) => tlbi!("alle2is"),
+            (Tlbi::All | Tlbi::Asid | Tlbi::Combined, _, Local) => tlbi!("alle2"),
+            (Tlbi::Address(_), false, Broadcast) => tlbi!("vae2is", operand),
+            (Tlbi::Address(_), false, Local) => tlbi!("vae2", operand),
+            (Tlbi::Address(_), true, Broadcast) => tlbi!("vale2is", operand),
+            (Tlbi::Address(_), true, Local) => tlbi!("vale2", operand),
+            (Tlbi::Range(_), false, Broadcast) => tlbi!("rvae2is", operand),
+            (Tlbi::Range(_), false, Local) => tlbi!("rvae2", operand),
+            (Tlbi::Range(_), true, Broadcast) => tlbi!("rvale2is", operand),
+            (Tlbi::Range(_), true, Local) => tlbi!("rvale2", operand),
+        }
+    }
+}
+
+impl Instructions for El1And0 {
+    fn tlbi(operation: Tlbi, scope: Scope, operand: u64) {
+        use Scope::{Broadcast, Local};
+        match (operation, scope) {
+            (Tlbi::All | Tlbi::Combined, Broadcast) => tlbi!("vmalle1is"),
+            (Tlbi::All | Tlbi::Combined, Local) => tlbi!("vmalle1"),
+            (Tlbi::Asid, Broadcast) => tlbi!("aside1is", operand),
+            (Tlbi::Asid, Local) => tlbi!("aside1", operand),
+            (Tlbi::Address(reach), scope) => match (reach.one_asid, reach.last_level, scope) {
+                (true, false, Broadcast) => tlbi!("vae1is", operand),
+                (true, false, Local) => tlbi!("vae1", operand),
+                (true, true, Broadcast) => tlbi!("vale1is", operand),
+                (true, true, Local) => tlbi!("vale1", operand),
+                (false, false, Broadcast) => tlbi!("vaae1is", operand),
+                (false, false, Local) => tlbi!("vaae1", operand),
+                (false, true, Broadcast) => tlbi!("vaale1is", operand),
+                (false, true, Local) => tlbi!("vaale1", operand),
+            },
+            (Tlbi::Range(reach), scope) => match (reach.one_asid, reach.last_level, scope) {
+                (true, false, Broadcast) => tlbi!("rvae1is", operand),
+                (true, false, Local) => tlbi!("rvae1", operand),
+                (true, true, Broadcast) => tlbi!("rvale1is", operand),
+                (true, true, Local) => tlbi!("rvale1", operand),
+                (false, false, Broadcast) => tlbi!("rvaae1is", operand),
+                (false, false, Local) => tlbi!("rvaae1", operand),
+                (false, true, Broadcast) => tlbi!("rvaale1is", operand),
+                (false, true, Local) => tlbi!("rvaale1", operand),
+            },
+        }
     }
 }

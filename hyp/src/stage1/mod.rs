@@ -11,7 +11,8 @@ pub mod install;
 
 use crate::mapping::descriptor::MAIR;
 use crate::mapping::{
-    Address, AddressError, Attributes, El1And0, El2, Geometry, Leaves, Map, MapError, Pa, Pool, Range, Va,
+    Address, AddressError, Attributes, El1And0, El2, Geometry, Leaves, Map, MapError, Mmu, Options, Pa, Range,
+    Regime, Va, Writer,
 };
 
 /// Write-Back, read and write allocate, inner shareable table walks of 4 KiB granules, at bit 8 of `TCR_ELx`.
@@ -51,7 +52,7 @@ pub struct Registers {
 
 impl Registers {
     /// For the EL2 regime; `pa_range` is `ID_AA64MMFR0_EL1.PARange`.
-    pub fn el2(map: &Map<El2>, pa_range: u8) -> Self {
+    pub fn el2<M: Mmu>(map: &Map<El2, M>, pa_range: u8) -> Self {
         let t0sz = 64 - u64::from(map.geometry().input_bits());
         let ps = u64::from(pa_range.min(PA_RANGE_48)) << TCR_EL2_PS_SHIFT;
         Self {
@@ -63,7 +64,7 @@ impl Registers {
     }
 
     /// For the lower half of the EL1&0 regime, the upper half faulting; ASID 0.
-    pub fn el1(map: &Map<El1And0>, pa_range: u8) -> Self {
+    pub fn el1<M: Mmu>(map: &Map<El1And0, M>, pa_range: u8) -> Self {
         let t0sz = 64 - u64::from(map.geometry().input_bits());
         let ips = u64::from(pa_range.min(PA_RANGE_48)) << TCR_EL1_IPS_SHIFT;
         Self {
@@ -103,85 +104,75 @@ impl core::fmt::Display for LinearMapError {
 
 impl core::error::Error for LinearMapError {}
 
-/// A linear map in the making: every part lies at its own address.
-#[derive(Debug)]
-pub struct LinearMap<R: crate::mapping::Regime> {
-    map: Map<R>,
-}
-
 /// Bits of the input address of a linear map: all that an output may have.
 const INPUT_BITS: u32 = crate::mapping::addr::ADDRESS_BITS;
 
-impl<R: crate::mapping::Regime<Input = Va>> LinearMap<R> {
-    /// An empty one of 48 bits.
-    ///
-    /// # Errors
-    /// [`LinearMapError::Root`] if the pool has no table.
-    pub fn new(pool: &mut Pool<'_>) -> Result<Self, LinearMapError> {
-        let geometry = Geometry::stage1(INPUT_BITS).map_err(LinearMapError::Root)?;
-        Ok(Self { map: Map::new(pool, geometry).map_err(LinearMapError::Root)? })
-    }
+/// An empty linear map of 48 bits: every part that is added to it lies at its own address.
+///
+/// # Errors
+/// [`LinearMapError::Root`] if the pool has no table.
+pub fn linear_map<R: Regime<Input = Va>, M: Mmu>(
+    mmu: M,
+    options: Options,
+) -> Result<Map<R, M>, LinearMapError> {
+    let geometry = Geometry::stage1(INPUT_BITS).map_err(LinearMapError::Root)?;
+    Map::new(mmu, geometry, options).map_err(LinearMapError::Root)
+}
 
-    /// Adds the whole of `range` in the leaves that `leaves` allows.
-    ///
-    /// # Errors
-    /// [`LinearMapError::Map`] as [`Map::map`] gives it, [`LinearMapError::Address`].
-    pub fn add(
-        &mut self,
-        pool: &mut Pool<'_>,
-        range: Range<Pa>,
-        attributes: Attributes<R>,
-        leaves: Leaves,
-    ) -> Result<(), LinearMapError> {
-        let input = Range::new(range.start().get(), range.size()).map_err(LinearMapError::Address)?;
-        self.map
-            .map(pool, input, range.start(), attributes, leaves)
-            .map_err(|error| LinearMapError::Map { range, error })
-    }
+/// Adds the whole of `range` to a linear map, in the leaves that `leaves` allows.
+///
+/// # Errors
+/// [`LinearMapError::Map`] as [`Writer::map`] gives it, [`LinearMapError::Address`].
+pub fn add<R: Regime<Input = Va>, M: Mmu>(
+    map: &mut Writer<'_, '_, R, M>,
+    range: Range<Pa>,
+    attributes: Attributes<R>,
+    leaves: Leaves,
+) -> Result<(), LinearMapError> {
+    let input = Range::new(range.start().get(), range.size()).map_err(LinearMapError::Address)?;
+    map.map(input, range.start(), attributes, leaves).map_err(|error| LinearMapError::Map { range, error })
+}
 
-    /// Adds each of `banks` but for `holes`, as data, in the largest leaves.
-    ///
-    /// # Errors
-    /// As [`LinearMap::add`].
-    pub fn add_ram(
-        &mut self,
-        pool: &mut Pool<'_>,
-        banks: &[Range<Pa>],
-        holes: &[Range<Pa>],
-        data: Attributes<R>,
-    ) -> Result<(), LinearMapError> {
-        for part in banks.iter().flat_map(|bank| bank.minus(holes)) {
-            self.add(pool, part, data, Leaves::Largest)?;
-        }
-        Ok(())
+/// Adds each of `banks` but for `holes` to a linear map, as `data`, in the largest leaves.
+///
+/// # Errors
+/// As [`add`].
+pub fn add_ram<R: Regime<Input = Va>, M: Mmu>(
+    map: &mut Writer<'_, '_, R, M>,
+    banks: &[Range<Pa>],
+    holes: &[Range<Pa>],
+    data: Attributes<R>,
+) -> Result<(), LinearMapError> {
+    for part in banks.iter().flat_map(|bank| bank.minus(holes)) {
+        add(map, part, data, Leaves::LARGEST)?;
     }
-
-    /// The map, whole: it changes no more.
-    pub fn freeze(self) -> Map<R> {
-        self.map
-    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mapping::Table;
+    use crate::mapping::Capabilities;
+    use crate::mapping::fake::FakeMmu;
+
+    const OPTIONS: Options = Options::new(Capabilities::LEAST);
 
     #[test]
     fn ram_is_linear_in_blocks_and_its_holes_stay_unmapped() {
-        let tables: Vec<Table> = (0..8).map(|_| Table::new()).collect();
-        let mut pool = Pool::new(&tables, Pa::new(0).unwrap()).unwrap();
         let range = |start, size| Range::<Pa>::new(start, size).unwrap();
-        let mut linear = LinearMap::<El2>::new(&mut pool).unwrap();
+        let mmu = FakeMmu::new(8);
+        let mut map = linear_map::<El2, _>(&mmu, OPTIONS).unwrap();
         let hole = range(0x4020_0000, 0x20_0000);
-        linear.add_ram(&mut pool, &[range(0x4000_0000, 2 << 30)], &[hole], Attributes::<El2>::DATA).unwrap();
-        linear.add(&mut pool, hole, Attributes::<El2>::CODE, Leaves::Pages).unwrap();
-        let again = linear.add(&mut pool, hole, Attributes::<El2>::CODE, Leaves::Pages);
+        let mut writer = map.get_mut();
+        add_ram(&mut writer, &[range(0x4000_0000, 2 << 30)], &[hole], Attributes::<El2>::DATA).unwrap();
+        add(&mut writer, hole, Attributes::<El2>::CODE, Leaves::PAGES).unwrap();
+        let again = add(&mut writer, hole, Attributes::<El2>::CODE, Leaves::PAGES);
         assert_eq!(again, Err(LinearMapError::Map { range: hole, error: MapError::Mapped(0x4020_0000) }));
-        let map = linear.freeze();
-        assert_eq!(map.census(&pool).leaves, [0, 1, 511, 512]);
-        let at =
-            |a| map.translate(&pool, Va::new(a).unwrap()).map(|(to, attributes, _)| (to.get(), attributes));
+        drop(writer);
+        let mut cpu = map.cpu(0).unwrap();
+        let reader = cpu.read();
+        assert_eq!(reader.census().leaves, [0, 1, 511, 512]);
+        let at = |a| reader.translate(Va::new(a).unwrap()).map(|t| (t.output.get(), t.attributes));
         assert_eq!(at(0x4020_0123), Some((0x4020_0123, Attributes::<El2>::CODE)));
         assert_eq!(at(0x7fff_ffff), Some((0x7fff_ffff, Attributes::<El2>::DATA)));
         assert_eq!(at(0x3fff_ffff), None);
@@ -189,11 +180,10 @@ mod tests {
 
     #[test]
     fn registers_carry_the_root_and_the_sizes() {
-        let tables: Vec<Table> = (0..1).map(|_| Table::new()).collect();
-        let mut pool = Pool::new(&tables, Pa::new(0x8000).unwrap()).unwrap();
-        let map = LinearMap::<El2>::new(&mut pool).unwrap().freeze();
+        let mmu = FakeMmu::new(1);
+        let map = linear_map::<El2, _>(&mmu, OPTIONS).unwrap();
         let registers = Registers::el2(&map, 6);
-        assert_eq!(registers.ttbr0, 0x8000);
+        assert_eq!(registers.ttbr0, map.root().get());
         // 48 bits in and out, write-back inner shareable walks.
         assert_eq!(registers.tcr, 1 << 31 | 1 << 23 | 5 << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 16);
         assert_eq!(registers.sctlr & 1, 1);

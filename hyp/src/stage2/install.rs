@@ -3,6 +3,9 @@
 use core::arch::asm;
 
 use super::Registers;
+use crate::mapping::{Scope, Stage2, Tlbi};
+use crate::stage1::install::Instructions;
+use crate::tlbi;
 
 /// From the next entry to EL1 on, this CPU translates its accesses through the map of `registers` (with
 /// `HCR_EL2.VM` set). Nothing that it cached of an earlier map is used.
@@ -33,4 +36,29 @@ pub unsafe fn install(registers: &Registers) {
 pub fn forget_all() {
     // SAFETY: invalidation only costs the walks that follow.
     unsafe { asm!("dsb nshst", "tlbi vmalls12e1", "dsb nsh", "isb", options(nostack)) };
+}
+
+/// Of the VMID that is installed on this CPU: whoever keeps several maps installs the one that is meant first.
+impl Instructions for Stage2 {
+    fn tlbi(operation: Tlbi, scope: Scope, operand: u64) {
+        use Scope::{Broadcast, Local};
+        match (operation, scope) {
+            (Tlbi::All | Tlbi::Asid, Broadcast) => tlbi!("vmalls12e1is"),
+            (Tlbi::All | Tlbi::Asid, Local) => tlbi!("vmalls12e1"),
+            (Tlbi::Combined, Broadcast) => tlbi!("vmalle1is"),
+            (Tlbi::Combined, Local) => tlbi!("vmalle1"),
+            (Tlbi::Address(reach), scope) => match (reach.last_level, scope) {
+                (false, Broadcast) => tlbi!("ipas2e1is", operand),
+                (false, Local) => tlbi!("ipas2e1", operand),
+                (true, Broadcast) => tlbi!("ipas2le1is", operand),
+                (true, Local) => tlbi!("ipas2le1", operand),
+            },
+            (Tlbi::Range(reach), scope) => match (reach.last_level, scope) {
+                (false, Broadcast) => tlbi!("ripas2e1is", operand),
+                (false, Local) => tlbi!("ripas2e1", operand),
+                (true, Broadcast) => tlbi!("ripas2le1is", operand),
+                (true, Local) => tlbi!("ripas2le1", operand),
+            },
+        }
+    }
 }

@@ -11,7 +11,7 @@
 pub mod install;
 
 use crate::mapping::{
-    Address, Attributes, GRANULE, Geometry, Ipa, Leaves, Map, MapError, Pa, Pool, Range, Stage2,
+    Address, Attributes, GRANULE, Geometry, Ipa, Leaves, Map, MapError, Mmu, Options, Pa, Range, Stage2,
 };
 
 /// Write-Back, inner shareable table walks of 4 KiB granules, at bit 8 of `VTCR_EL2`.
@@ -56,7 +56,7 @@ pub struct Registers {
 
 impl Registers {
     /// For `map` under `vmid` (Arm ARM D24.2, `VTCR_EL2` and `VTTBR_EL2`).
-    pub fn new(map: &Map<Stage2>, vmid: u16, limits: CpuLimits) -> Self {
+    pub fn new<M: Mmu>(map: &Map<Stage2, M>, vmid: u16, limits: CpuLimits) -> Self {
         let geometry = map.geometry();
         let t0sz = 64 - u64::from(geometry.input_bits());
         // With the 4 KiB granule SL0 counts down: 2 starts at level 0, 1 at level 1.
@@ -111,23 +111,25 @@ const TOP_UNIT: u64 = 1 << 30;
 /// # Errors
 /// [`HostMapError::OutOfReach`] if the CPUs cannot address `top`, [`HostMapError::Map`] if the pool has too few
 /// tables or a range is not made of granules.
-pub fn host_map(
-    pool: &mut Pool<'_>,
+pub fn host_map<M: Mmu>(
+    mmu: M,
+    options: Options,
     limits: CpuLimits,
     ram: &[Range<Pa>],
     top: u64,
     hidden: &[Range<Pa>],
-) -> Result<Map<Stage2>, HostMapError> {
+) -> Result<Map<Stage2, M>, HostMapError> {
     let bits = limits.pa_bits();
     if top > 1 << bits {
         return Err(HostMapError::OutOfReach { top, bits });
     }
     let top = top.next_multiple_of(TOP_UNIT).min(1 << bits);
-    let mut map = Map::new(pool, Geometry::stage2(bits)?)?;
+    let mut map = Map::new(mmu, Geometry::stage2(bits)?, options)?;
+    let mut writer = map.get_mut();
     let too_far = |_| HostMapError::OutOfReach { top, bits };
     let mut identity = |part: Range<Pa>, attributes| {
         let input = Range::<Ipa>::new(part.start().get(), part.size()).map_err(too_far)?;
-        Ok::<_, HostMapError>(map.map(pool, input, part.start(), attributes, Leaves::Largest)?)
+        Ok::<_, HostMapError>(writer.map(input, part.start(), attributes, Leaves::LARGEST)?)
     };
     let below_top = Range::<Pa>::of_granules(0, top & !(GRANULE - 1)).map_err(too_far)?;
     for part in below_top.minus(ram).flat_map(|part| part.minus(hidden)) {
@@ -136,15 +138,18 @@ pub fn host_map(
     for part in ram.iter().flat_map(|bank| bank.minus(hidden)) {
         identity(part, Attributes::<Stage2>::RAM)?;
     }
+    drop(writer);
     Ok(map)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mapping::Table;
+    use crate::mapping::fake::FakeMmu;
+    use crate::mapping::{Capabilities, Reader};
 
     const GIB: u64 = 1 << 30;
+    const OPTIONS: Options = Options::new(Capabilities::LEAST);
 
     fn range(start: u64, size: u64) -> Range<Pa> {
         Range::new(start, size).unwrap()
@@ -155,22 +160,20 @@ mod tests {
         ram: &[Range<Pa>],
         top: u64,
         hidden: &[Range<Pa>],
-        check: impl Fn(&Pool<'_>, Map<Stage2>),
+        check: impl Fn(&FakeMmu, &Map<Stage2, &FakeMmu>, Reader<'_, Stage2, &FakeMmu>),
     ) {
-        let tables: Vec<Table> = (0..32).map(|_| Table::new()).collect();
-        let mut pool = Pool::new(&tables, Pa::new(0x4030_0000).unwrap()).unwrap();
+        let mmu = FakeMmu::new(32);
         let limits = CpuLimits { pa_range, vmid_16_bits: true };
-        let map = host_map(&mut pool, limits, ram, top, hidden).unwrap();
-        check(&pool, map);
+        let map = host_map(&mmu, OPTIONS, limits, ram, top, hidden).unwrap();
+        check(&mmu, &map, map.cpu(0).unwrap().read());
     }
 
     #[test]
     fn the_host_reaches_everything_but_the_hypervisor() {
         let hidden = range(0x4020_0000, 0x20_0000);
-        with_map(5, &[range(GIB, 4 * GIB)], 1 << 40, &[hidden], |pool, map| {
-            let at = |a: u64| {
-                map.translate(pool, Ipa::new(a).unwrap()).map(|(to, attributes, _)| (to.get(), attributes))
-            };
+        with_map(5, &[range(GIB, 4 * GIB)], 1 << 40, &[hidden], |mmu, _, reader| {
+            let at =
+                |a: u64| reader.translate(Ipa::new(a).unwrap()).map(|t| (t.output.get(), t.attributes));
             assert_eq!(at(0x0900_0000), Some((0x0900_0000, Attributes::<Stage2>::IO)));
             assert_eq!(at(0x401f_ffff), Some((0x401f_ffff, Attributes::<Stage2>::RAM)));
             assert_eq!(at(0x4020_0000), None);
@@ -179,16 +182,17 @@ mod tests {
             assert_eq!(at((1 << 40) - 1).map(|t| t.1), Some(Attributes::<Stage2>::IO));
             assert_eq!(at(1 << 40), None);
             // One hole of 2 MiB: only its own GiB is in 2 MiB blocks.
-            assert_eq!(map.census(pool).leaves, [0, 1023, 511, 0]);
-            assert_eq!(pool.used(), 1 + 2 + 1);
+            assert_eq!(reader.census().leaves, [0, 1023, 511, 0]);
+            assert_eq!(mmu.pool().used(), 1 + 2 + 1);
         });
     }
 
     #[test]
     fn banks_with_a_hole_between_them_are_ram_and_the_hole_is_not() {
-        with_map(2, &[range(GIB, GIB / 2), range(8 * GIB, GIB)], 9 * GIB, &[], |pool, map| {
-            let ram =
-                |a: u64| map.translate(pool, Ipa::new(a).unwrap()).map(|t| t.1 == Attributes::<Stage2>::RAM);
+        with_map(2, &[range(GIB, GIB / 2), range(8 * GIB, GIB)], 9 * GIB, &[], |_, _, reader| {
+            let ram = |a: u64| {
+                reader.translate(Ipa::new(a).unwrap()).map(|t| t.attributes == Attributes::<Stage2>::RAM)
+            };
             assert_eq!(
                 [ram(GIB), ram(GIB + GIB / 2), ram(4 * GIB), ram(8 * GIB)],
                 [Some(true), Some(false), Some(false), Some(true)]
@@ -200,8 +204,8 @@ mod tests {
     fn registers_start_the_walk_where_the_geometry_does() {
         let expected = [(0, 32, 1), (1, 36, 1), (2, 40, 1), (3, 42, 1), (4, 44, 2), (5, 48, 2), (6, 48, 2)];
         for (pa_range, bits, sl0) in expected {
-            with_map(pa_range, &[range(GIB, GIB)], 2 * GIB, &[], |_, map| {
-                let registers = Registers::new(&map, 3, CpuLimits { pa_range, vmid_16_bits: false });
+            with_map(pa_range, &[range(GIB, GIB)], 2 * GIB, &[], |_, map, _| {
+                let registers = Registers::new(map, 3, CpuLimits { pa_range, vmid_16_bits: false });
                 assert_eq!(registers.vtcr & 0x3f, 64 - bits);
                 assert_eq!(registers.vtcr >> 6 & 3, sl0);
                 assert_eq!(registers.vtcr >> 16 & 7, u64::from(pa_range.min(5)));
@@ -212,10 +216,8 @@ mod tests {
 
     #[test]
     fn a_machine_beyond_its_cpus_is_refused() {
-        let tables: Vec<Table> = (0..4).map(|_| Table::new()).collect();
-        let mut pool = Pool::new(&tables, Pa::new(0).unwrap()).unwrap();
         let limits = CpuLimits { pa_range: 0, vmid_16_bits: false };
-        let refused = host_map(&mut pool, limits, &[range(GIB, GIB)], 5 * GIB, &[]).unwrap_err();
+        let refused = host_map(&FakeMmu::new(4), OPTIONS, limits, &[range(GIB, GIB)], 5 * GIB, &[]).unwrap_err();
         assert_eq!(refused, HostMapError::OutOfReach { top: 5 * GIB, bits: 32 });
     }
 }

@@ -11,7 +11,7 @@ use arm_pl011_uart::{PL011Registers, Uart};
 use dtoolkit::fdt::Fdt;
 use hyp::el2::boot::{self, Kernel};
 use hyp::el2::smccc::NoCalls;
-use hyp::el2::{fault, logger};
+use hyp::el2::{cpu, fault, logger};
 use hyp::machine::Machine;
 use log::LevelFilter;
 use safe_mmio::UniqueMmioPointer;
@@ -44,8 +44,9 @@ fn boot(device_tree: u64) -> Result<core::convert::Infallible, boot::Error> {
     }
     boot::announce(&machine);
 
+    let bbm = machine.bootargs.and_then(|text| cpu::believed_bbm(text, cfg!(feature = "trial")));
     // SAFETY: this is the boot CPU, on the boot map, once; the console's registers are mapped again.
-    let mut booted = unsafe { boot::enable_mmu(&machine, tree, CONSOLE)? };
+    let booted = unsafe { boot::enable_mmu(&machine, tree, CONSOLE, bbm)? };
     let kernel = Kernel::choose(&machine, PAYLOAD)?;
     let host = booted.prepare_host(&machine, tree, kernel, cfg!(feature = "broken-stage2"))?;
     if cfg!(feature = "own-fault") {

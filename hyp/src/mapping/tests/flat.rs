@@ -1,0 +1,131 @@
+//! A map as a list of ranges: what the tables must mean.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::mapping::descriptor::CONTIGUOUS;
+use crate::mapping::geometry::level_size;
+use crate::mapping::walk::Visited;
+
+/// What is known of a range.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Known {
+    /// Output minus input (wrapping), attribute bits, whether it translates.
+    Leaf(u64, u64, bool),
+    State(u64),
+}
+
+/// First address of each range: the address after it, what is known of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Flat(pub BTreeMap<u64, (u64, Known)>);
+
+impl Flat {
+    fn cut(&mut self, at: u64) {
+        if let Some((&start, &(end, known))) = self.0.range(..at).next_back()
+            && end > at
+        {
+            self.0.insert(start, (at, known));
+            self.0.insert(at, (end, known));
+        }
+    }
+    pub fn set(&mut self, start: u64, end: u64, known: Option<Known>) {
+        if start == end {
+            return;
+        }
+        self.cut(start);
+        self.cut(end);
+        let inside: Vec<u64> = self.0.range(start..end).map(|(&s, _)| s).collect();
+        inside.iter().for_each(|s| {
+            self.0.remove(s);
+        });
+        if let Some(known) = known {
+            self.0.insert(start, (end, known));
+        }
+    }
+    pub fn is_free(&self, start: u64, end: u64) -> bool {
+        start == end || !self.0.range(..end).next_back().is_some_and(|(_, &(e, _))| e > start)
+    }
+    pub fn change(&mut self, start: u64, end: u64, change: impl Fn(u64, bool) -> (u64, bool)) {
+        if start == end {
+            return;
+        }
+        self.cut(start);
+        self.cut(end);
+        for (_, (_, known)) in self.0.range_mut(start..end) {
+            if let Known::Leaf(shift, bits, valid) = *known {
+                let (bits, valid) = change(bits, valid);
+                *known = Known::Leaf(shift, bits, valid);
+            }
+        }
+    }
+    pub fn at(&self, address: u64) -> Option<Known> {
+        self.0.range(..=address).next_back().filter(|(_, (end, _))| address < *end).map(|(_, &(_, known))| known)
+    }
+    /// With neighbours that say the same joined.
+    fn joined(&self) -> Vec<(u64, u64, Known)> {
+        let mut list: Vec<(u64, u64, Known)> = Vec::new();
+        for (&start, &(end, known)) in &self.0 {
+            match list.last_mut() {
+                Some(last) if last.1 == start && last.2 == known => last.1 = end,
+                _ => list.push((start, end, known)),
+            }
+        }
+        list
+    }
+}
+
+/// What the tables mean, and whether their runs are whole.
+pub fn read<R: Regime, S: Shape>(map: &Map<R, &FakeMmu, S>) -> Flat {
+    let mut flat = Flat::default();
+    let mut run: Option<(Visited<R>, u64)> = None;
+    let mut cpu = map.cpu(0).unwrap();
+    let all = range(0, 1 << map.geometry().input_bits());
+    let mut last: Option<(u64, u64, Known)> = None;
+    let _ = cpu.read().walk(all, |visited| {
+        let size = level_size::<S>(visited.level);
+        let known = match visited.entry {
+            Entry::Leaf { output, attributes, contiguous, valid } => {
+                assert!(run.is_none() || contiguous, "a run ends early at {:#x}", visited.start);
+                if contiguous {
+                    let (first, left) = run.unwrap_or((visited, S::RUN as u64));
+                    if left == S::RUN as u64 {
+                        assert!(visited.start.is_multiple_of(size * left), "a run begins at {:#x}", visited.start);
+                        assert!(output.get().is_multiple_of(size * left), "a run maps to {output}");
+                    }
+                    assert_eq!(first.level, visited.level);
+                    assert_eq!(attributes.bits() & CONTIGUOUS, 0);
+                    run = (left > 1).then_some((first, left - 1));
+                }
+                Some(Known::Leaf(output.get().wrapping_sub(visited.start), attributes.bits(), valid))
+            }
+            Entry::State(state) => Some(Known::State(state.get())),
+            Entry::Empty | Entry::Unlinked(_) => None,
+            Entry::Table(_) | Entry::Changing => panic!("{:?} at {:#x}", visited.entry, visited.start),
+        };
+        assert!(run.is_none() || matches!(known, Some(Known::Leaf(..))), "a run has a hole at {:#x}", visited.start);
+        // Neighbours that say the same are joined here, for a list of pages would be long.
+        match (&mut last, known) {
+            (Some((_, end, before)), Some(known)) if *end == visited.start && *before == known => *end += size,
+            _ => {
+                if let Some((start, end, known)) = last.take() {
+                    flat.0.insert(start, (end, known));
+                }
+                last = known.map(|known| (visited.start, visited.start + size, known));
+            }
+        }
+        core::ops::ControlFlow::<()>::Continue(())
+    });
+    if let Some((start, end, known)) = last {
+        flat.0.insert(start, (end, known));
+    }
+    flat
+}
+
+/// The tables mean what the list says, and none is lost.
+pub fn compare<R: Regime, S: Shape>(map: &Map<R, &FakeMmu, S>, flat: &Flat, others: usize) {
+    let (found, expected) = (read(map).joined(), flat.joined());
+    if let Some(at) = (0..found.len().max(expected.len())).find(|&i| found.get(i) != expected.get(i)) {
+        panic!("the map has {:x?}, expected {:x?}", found.get(at), expected.get(at));
+    }
+    assert_eq!(map.mmu().pool().used(), reachable(map) + others, "tables are lost");
+}

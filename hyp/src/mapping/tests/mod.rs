@@ -1,0 +1,29 @@
+//! What the engine promises, against a flat list of ranges and a fake MMU.
+
+mod behaviour;
+mod flat;
+mod random;
+mod threads;
+
+use super::descriptor::{is_table, is_unlinked, pa};
+use super::fake::FakeMmu;
+use super::update::Words;
+use super::*;
+
+/// Room, in the caller's terms: how many tables hang from the map's root, itself included, those that wait to be given back too.
+fn reachable<R: Regime, S: Shape>(map: &Map<R, &FakeMmu, S>) -> usize {
+    fn below<S: Shape>(mmu: &FakeMmu, table: Pa, level: u8, entries: usize) -> usize {
+        let words = Words::new(&mmu);
+        (0..entries)
+            .map(|index| words.load(table, index))
+            .filter(|&raw| is_table(raw, level) || is_unlinked(raw))
+            .map(|raw| 1 + below::<S>(mmu, pa(raw), level + 1, S::ENTRIES))
+            .sum()
+    }
+    let roots = map.geometry().root_tables();
+    roots + below::<S>(map.mmu(), map.root(), map.geometry().start_level(), roots * S::ENTRIES)
+}
+
+fn range<A: Address>(start: u64, size: u64) -> Range<A> {
+    Range::new(start, size).unwrap()
+}

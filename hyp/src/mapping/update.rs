@@ -1,0 +1,281 @@
+//! The one place that stores to a table.
+//!
+//! Invariants:
+//! - Every word of a linked table has one owner at a time. A word that is a table belongs to who holds the lock of the table it points
+//!   to, which is a bit of that word itself; any other word of a table belongs to who holds the table's lock (the root's is in the
+//!   map). In the [`Gate`]'s exclusive mode everything belongs to who has entered it, and no lock is taken.
+//! - Locks are taken from the root downwards, so nobody waits in a circle; nobody waits for anything else while holding one.
+//! - A table is filled while nothing points to it, then linked by one store that is ordered after the filling.
+//! - A `table` argument of this room is the root of its map, or comes from a table word below it, or from the pool: that is
+//!   what [`TableMemory`] asks for.
+
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use super::addr::Pa;
+use super::descriptor::{CONTIGUOUS, Entry, LOCK, Regime, VALID, is_changing, is_table};
+use super::geometry::{Shape, level_shift};
+use super::map::Map;
+use super::mmu::{Mmu, TableMemory};
+use super::rule::{Capabilities, Difference, Strategy, strategy};
+use super::tlb::{self, Span, Spans};
+
+/// The words of a map's tables.
+pub(super) struct Words<'m, M>(&'m M);
+
+impl<'m, M: Mmu> Words<'m, M> {
+    #[inline(always)]
+    pub(super) fn new(mmu: &'m M) -> Self {
+        Self(mmu)
+    }
+    #[inline(always)]
+    pub(super) fn load(&self, table: Pa, index: usize) -> u64 {
+        // SAFETY: `table` is of this map by this room's last invariant, and `index` was cut to a table, or is checked against the
+        // geometry of a concatenated root.
+        unsafe { self.0.tables().load(table, index) }
+    }
+    #[inline(always)]
+    pub(super) fn store(&self, table: Pa, index: usize, raw: u64) {
+        // SAFETY: as for `load`.
+        unsafe { self.0.tables().store(table, index, raw) }
+    }
+    #[inline(always)]
+    pub(super) fn link(&self, table: Pa, index: usize, raw: u64) {
+        // SAFETY: as for `load`.
+        unsafe { self.0.tables().link(table, index, raw) }
+    }
+    #[inline(always)]
+    fn compare_exchange(&self, table: Pa, index: usize, old: u64, new: u64) -> bool {
+        // SAFETY: as for `load`.
+        unsafe { self.0.tables().compare_exchange(table, index, old, new) }
+    }
+    /// Fills a part of a table that nothing points to yet.
+    #[inline(always)]
+    pub(super) fn fill(&self, table: Pa, from: usize, to: usize, raw: u64, step: u64) {
+        // SAFETY: as for `load`; the table came from the pool and is not linked, so it is the caller's alone.
+        unsafe { self.0.tables().fill(table, from, to, raw, step) }
+    }
+
+    /// Fills a part of an unlinked table with leaves from `raw` on, in runs where all of a run is among them if `runs`.
+    #[inline(always)]
+    pub(super) fn fill_leaves<S: Shape>(
+        &self,
+        table: Pa,
+        (from, to): (usize, usize),
+        raw: u64,
+        step: u64,
+        runs: bool,
+    ) {
+        let (first, last) = if runs { whole_runs::<S>(from, to) } else { (to, to) };
+        let nth = |index: usize| raw.wrapping_add((index - from) as u64 * step);
+        self.fill(table, from, first, raw, step);
+        if first < last {
+            self.fill(table, first, last, nth(first) | CONTIGUOUS, step);
+        }
+        if last < to {
+            self.fill(table, last, to, nth(last), step);
+        }
+    }
+}
+
+/// The entries of `from .. to` that are in runs wholly inside; empty ones end at `to`.
+pub(super) const fn whole_runs<S: Shape>(from: usize, to: usize) -> (usize, usize) {
+    let (first, last) = ((from + S::RUN - 1) & !(S::RUN - 1), to & !(S::RUN - 1));
+    if first < last { (first, last) } else { (to, to) }
+}
+
+/// Lets either many change leaves and split them, or one map, unmap or merge.
+#[derive(Debug)]
+pub(super) struct Gate(AtomicU32);
+
+const EXCLUSIVE: u32 = 1 << 31;
+
+pub(super) struct Shared<'m>(&'m Gate);
+pub(super) struct Exclusive<'m>(&'m Gate);
+
+impl Gate {
+    pub(super) const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+    #[inline]
+    pub(super) fn share(&self, relax: impl Fn()) -> Shared<'_> {
+        while self.0.fetch_add(1, SeqCst) & EXCLUSIVE != 0 {
+            self.0.fetch_sub(1, SeqCst);
+            while self.0.load(SeqCst) & EXCLUSIVE != 0 {
+                relax();
+            }
+        }
+        Shared(self)
+    }
+    #[inline]
+    pub(super) fn exclude(&self, relax: impl Fn()) -> Exclusive<'_> {
+        while self.0.fetch_or(EXCLUSIVE, SeqCst) & EXCLUSIVE != 0 {
+            relax();
+        }
+        while self.0.load(SeqCst) != EXCLUSIVE {
+            relax();
+        }
+        Exclusive(self)
+    }
+}
+
+impl Drop for Shared<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Drop for Exclusive<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.0.fetch_and(!EXCLUSIVE, SeqCst);
+    }
+}
+
+/// What points to a table.
+#[derive(Clone, Copy)]
+pub(super) enum Parent {
+    Root,
+    Word(Pa, usize),
+}
+
+/// The lock of one table.
+pub(super) struct TableLock<'m, R: Regime, M: Mmu, S: Shape> {
+    map: &'m Map<R, M, S>,
+    parent: Parent,
+    held: bool,
+}
+
+impl<'m, R: Regime, M: Mmu, S: Shape> TableLock<'m, R, M, S> {
+    /// Not taken yet; `owned` says that it need not be, for everything is the caller's.
+    pub(super) fn new(map: &'m Map<R, M, S>, parent: Parent, owned: bool) -> Option<Self> {
+        (!owned).then_some(Self { map, parent, held: false })
+    }
+
+    /// Takes it, and says whether it was not held before: what was read until now may have changed.
+    pub(super) fn acquire(&mut self) -> bool {
+        if self.held {
+            return false;
+        }
+        self.held = true;
+        match self.parent {
+            Parent::Root => {
+                while self.map.root_lock().swap(true, SeqCst) {
+                    self.map.mmu().relax();
+                }
+            }
+            Parent::Word(table, index) => {
+                let words = Words::new(self.map.mmu());
+                loop {
+                    let raw = words.load(table, index);
+                    if raw & LOCK == 0 && words.compare_exchange(table, index, raw, raw | LOCK) {
+                        break;
+                    }
+                    self.map.mmu().relax();
+                }
+            }
+        }
+        true
+    }
+}
+
+impl<R: Regime, M: Mmu, S: Shape> Drop for TableLock<'_, R, M, S> {
+    fn drop(&mut self) {
+        if !self.held {
+            return;
+        }
+        match self.parent {
+            Parent::Root => self.map.root_lock().store(false, SeqCst),
+            Parent::Word(table, index) => {
+                // The word is ours while we hold the lock it carries.
+                let words = Words::new(self.map.mmu());
+                words.link(table, index, words.load(table, index) & !LOCK);
+            }
+        }
+    }
+}
+
+/// Adjacent words of one table, none of them a table, that change together: a leaf or a run.
+pub(super) struct Group<'a> {
+    pub(super) table: Pa,
+    pub(super) level: u8,
+    /// Of the first word.
+    pub(super) index: usize,
+    pub(super) address: u64,
+    pub(super) old: &'a [u64],
+    pub(super) new: &'a [u64],
+}
+
+/// What `old` and `new` of one `level` differ in; a table among `new` says the same as `old`, smaller, but for `memory`.
+pub(super) fn difference<R: Regime>(old: u64, new: u64, level: u8, memory: bool) -> Difference {
+    let leaf = !is_table(new, level);
+    Difference {
+        valid_before: old & VALID != 0,
+        valid_after: new & VALID != 0,
+        size: !leaf,
+        contiguous: (old ^ new) & CONTIGUOUS != 0 && leaf,
+        memory: if leaf { (old ^ new) & R::MEMORY != 0 } else { memory },
+        permissions: leaf && (old ^ new) & R::PERMISSIONS != 0,
+    }
+}
+
+/// Makes the words of a group new, by `strategy`, and adds to `spans` what is owed. `resizes` if sizes or Contiguous bits of what
+/// translates change.
+pub(super) fn replace<R: Regime, M: Mmu, S: Shape>(
+    map: &Map<R, M, S>,
+    group: &Group<'_>,
+    strategy: Strategy,
+    resizes: bool,
+    spans: &mut Spans,
+) {
+    let words = Words::new(map.mmu());
+    let size = (group.old.len() as u64) << level_shift::<S>(group.level);
+    let span = Span {
+        start: group.address,
+        end: group.address + size,
+        level: group.level,
+        same_size: false,
+        last_level: true,
+    };
+    match strategy {
+        Strategy::Store => {}
+        Strategy::StoreThenInvalidate => {
+            spans.add(span);
+            spans.conflicts |= resizes && !map.capabilities().contains(Capabilities::NO_CONFLICT_ABORT);
+        }
+        Strategy::BreakBeforeMake | Strategy::BreakQuiescently => {
+            for (i, &old) in group.old.iter().enumerate() {
+                if old & VALID != 0 {
+                    words.store(group.table, group.index + i, Entry::<R>::Changing.encode(group.level));
+                }
+            }
+            let mut broken = Spans::new();
+            broken.add(span);
+            tlb::invalidate(map, &broken);
+        }
+    }
+    for (i, (&old, &new)) in group.old.iter().zip(group.new).enumerate() {
+        if old != new || matches!(strategy, Strategy::BreakBeforeMake | Strategy::BreakQuiescently) {
+            words.link(group.table, group.index + i, new);
+        }
+    }
+}
+
+/// Changes a word that hardware may be marking, to what `new` makes of it. `old` is what was read.
+pub(super) fn exchange<M: Mmu>(
+    words: &Words<'_, M>,
+    table: Pa,
+    index: usize,
+    mut old: u64,
+    new: impl Fn(u64) -> u64,
+) {
+    debug_assert!(!is_changing(old));
+    while !words.compare_exchange(table, index, old, new(old)) {
+        old = words.load(table, index);
+    }
+}
+
+/// The rule's answer for a map's difference.
+pub(super) fn answer<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, difference: Difference) -> Strategy {
+    strategy(difference, R::STAGE, map.capabilities())
+}

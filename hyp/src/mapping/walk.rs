@@ -1,0 +1,262 @@
+//! Reading a map while others change it.
+//!
+//! Invariant: a CPU that walks has said so in its slot before it reads the root, and a table is not used for anything else while a
+//! slot says that a walk began before it was unlinked.
+
+use core::ops::ControlFlow;
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
+
+use super::addr::{Address, Pa, Range};
+use super::descriptor::{Attributes, Entry, Regime, below_tables, is_changing, is_leaf, is_table, pa};
+use super::geometry::{Granule4K, LAST_LEVEL, PAGE_SHIFT, Shape, level_shift, level_size};
+use super::map::{Map, Writer};
+use super::mmu::Mmu;
+use super::update::Words;
+
+const FREE: u64 = 0;
+const IDLE: u64 = 1;
+/// A walk of epoch `n` is `n + FIRST`.
+const FIRST: u64 = 2;
+
+/// Where one CPU says that it walks. The embedder has one for each CPU, a cache line apart.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Slot(AtomicU64);
+
+impl Slot {
+    /// A slot that nobody uses.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(FREE))
+    }
+    /// Whether a walk of an epoch before `epoch` goes on.
+    pub(super) fn is_before(&self, epoch: u64) -> bool {
+        let value = self.0.load(SeqCst);
+        value >= FIRST && value - FIRST < epoch
+    }
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One CPU's use of a map. While it reads it cannot write: who reclaims tables waits for those who read.
+pub struct Cpu<'m, R: Regime, M: Mmu, S: Shape = Granule4K> {
+    map: &'m Map<R, M, S>,
+    slot: &'m Slot,
+}
+
+impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
+    /// The use of the map by the CPU with slot `number` of [`Mmu::slots`]; `None` if there is no such slot or it is in use.
+    pub fn cpu(&self, number: usize) -> Option<Cpu<'_, R, M, S>> {
+        let slot = self.mmu().slots().get(number)?;
+        slot.0.compare_exchange(FREE, IDLE, SeqCst, SeqCst).ok()?;
+        Some(Cpu { map: self, slot })
+    }
+}
+
+impl<'m, R: Regime, M: Mmu, S: Shape> Cpu<'m, R, M, S> {
+    /// Starts to read.
+    pub fn read(&mut self) -> Reader<'_, R, M, S> {
+        self.slot.0.store(FIRST + self.map.epoch(), SeqCst);
+        // The store is seen before the loads of the walk are made: it is one half of Dekker's bargain with who reclaims.
+        fence(SeqCst);
+        Reader { map: self.map, slot: self.slot }
+    }
+
+    /// Becomes the one writer of the map; waits until there is no other.
+    pub fn write(&mut self) -> Writer<'_, 'm, R, M, S> {
+        Writer::new(self.map)
+    }
+}
+
+impl<R: Regime, M: Mmu, S: Shape> Drop for Cpu<'_, R, M, S> {
+    fn drop(&mut self) {
+        self.slot.0.store(FREE, SeqCst);
+    }
+}
+
+/// What an address translates to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Translation<R: Regime> {
+    /// The address it translates to.
+    pub output: Pa,
+    /// What may be done there, with what the tables above the leaf take away.
+    pub attributes: Attributes<R>,
+    /// Level of the leaf, 1 to 3.
+    pub level: u8,
+    /// Whether the leaf is one of a contiguous run.
+    pub contiguous: bool,
+}
+
+/// A part of a map that one entry describes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Visited<R: Regime> {
+    /// First address.
+    pub start: u64,
+    /// Level of the entry, 0 to 3.
+    pub level: u8,
+    /// What it says; never a table.
+    pub entry: Entry<R>,
+}
+
+/// A walk, or several: as long as it lives no table that it may see is reused.
+pub struct Reader<'m, R: Regime, M: Mmu, S: Shape = Granule4K> {
+    map: &'m Map<R, M, S>,
+    slot: &'m Slot,
+}
+
+impl<R: Regime, M: Mmu, S: Shape> Drop for Reader<'_, R, M, S> {
+    fn drop(&mut self) {
+        self.slot.0.store(IDLE, SeqCst);
+    }
+}
+
+impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
+    /// What `input` translates to, if it does.
+    #[inline]
+    pub fn translate(&self, input: R::Input) -> Option<Translation<R>> {
+        let address = input.get();
+        let geometry = self.map.geometry();
+        if address >> geometry.input_bits() != 0 {
+            return None;
+        }
+        let words = Words::new(self.map.mmu());
+        let mut shift = level_shift::<S>(geometry.start_level());
+        let (mut table, mut index) = (self.map.root(), (address >> shift) as usize);
+        let mut tables = 0;
+        loop {
+            let raw = words.load(table, index);
+            if raw & 0b11 == 0b11 && shift > PAGE_SHIFT {
+                tables |= raw;
+                table = pa(raw);
+                shift -= S::INDEX_BITS;
+                index = (address >> shift) as usize & (S::ENTRIES - 1);
+                continue;
+            }
+            if raw & 1 == 0 {
+                if is_changing(raw) {
+                    self.map.mmu().relax();
+                    continue;
+                }
+                return None;
+            }
+            let level = LAST_LEVEL - ((shift - PAGE_SHIFT) / S::INDEX_BITS) as u8;
+            let Entry::Leaf { output, contiguous, .. } = Entry::<R>::decode::<S>(raw, level) else { return None };
+            let attributes = Attributes::of_leaf(below_tables::<R>(raw, tables));
+            let offset = address & ((1 << shift) - 1);
+            let output = Pa::from_field(output.bits() | offset);
+            return Some(Translation { output, attributes, level, contiguous });
+        }
+    }
+
+    /// Calls `visit` for each entry of the map that is in `range` and is no table, in ascending order, until it breaks. Addresses above
+    /// what the map reaches are not visited.
+    pub fn walk<B>(
+        &self,
+        range: Range<R::Input>,
+        mut visit: impl FnMut(Visited<R>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let geometry = self.map.geometry();
+        let (start, end) = (range.start().get(), range.end().min(1 << geometry.input_bits()));
+        if start >= end {
+            return ControlFlow::Continue(());
+        }
+        self.walk_table(self.map.root(), geometry.start_level(), 0, (start, end), &mut visit)
+    }
+
+    fn walk_table<B>(
+        &self,
+        table: Pa,
+        level: u8,
+        base: u64,
+        (start, end): (u64, u64),
+        visit: &mut impl FnMut(Visited<R>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let (words, shift) = (Words::new(self.map.mmu()), level_shift::<S>(level));
+        for index in ((start - base) >> shift)..=((end - 1 - base) >> shift) {
+            let at = base + (index << shift);
+            let raw = loop {
+                let raw = words.load(table, index as usize);
+                if !is_changing(raw) {
+                    break raw;
+                }
+                self.map.mmu().relax();
+            };
+            if is_table(raw, level) {
+                let part = (start.max(at), end.min(at + level_size::<S>(level)));
+                self.walk_table(pa(raw), level + 1, at, part, visit)?;
+            } else {
+                visit(Visited { start: at, level, entry: Entry::decode::<S>(raw, level) })?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// How many leaves and runs there are.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        let all = Range::new(0, 1 << self.map.geometry().input_bits());
+        let Ok(all) = all else { return census };
+        let _ = self.walk(all, |visited| {
+            if let Entry::Leaf { contiguous, .. } = visited.entry {
+                let level = usize::from(visited.level);
+                census.leaves[level] += 1;
+                let run = level_size::<S>(visited.level) << S::RUN_BITS;
+                census.runs[level] += usize::from(contiguous && visited.start.is_multiple_of(run));
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        census
+    }
+
+    /// The leaf that `input` lies in, or what is there in its place.
+    pub fn find(&self, input: R::Input) -> Option<Visited<R>> {
+        let one = Range::new(input.get(), 1).ok()?;
+        self.walk(one, ControlFlow::Break).break_value()
+    }
+
+    /// Whether the entry for `input` is being broken and made at this moment. The one who faulted there is to try again.
+    pub fn is_changing(&self, input: R::Input) -> bool {
+        let (geometry, address) = (self.map.geometry(), input.get());
+        if address >> geometry.input_bits() != 0 {
+            return false;
+        }
+        let words = Words::new(self.map.mmu());
+        let (mut table, mut level) = (self.map.root(), geometry.start_level());
+        let mut index = (address >> level_shift::<S>(level)) as usize;
+        loop {
+            let raw = words.load(table, index);
+            if !is_table(raw, level) {
+                debug_assert!(is_changing(raw) || !is_leaf(raw, level) || level > 0);
+                return is_changing(raw);
+            }
+            table = pa(raw);
+            level += 1;
+            index = (address >> level_shift::<S>(level)) as usize & (S::ENTRIES - 1);
+        }
+    }
+}
+
+/// How many leaves and contiguous runs a map has at each level, 0 to 3. Leaves that do not translate for now count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Leaves, those in runs included.
+    pub leaves: [usize; 4],
+    /// Runs.
+    pub runs: [usize; 4],
+}
+
+impl core::fmt::Display for Census {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let names = [(1, "blocks of 1 GiB"), (2, "blocks of 2 MiB"), (3, "pages")];
+        for (separator, (level, name)) in ["", ", ", ", "].into_iter().zip(names) {
+            write!(f, "{separator}{} {name}", self.leaves[level])?;
+            if self.runs[level] > 0 {
+                write!(f, " ({} runs of {})", self.runs[level], Granule4K::RUN)?;
+            }
+        }
+        Ok(())
+    }
+}

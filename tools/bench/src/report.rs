@@ -1,0 +1,100 @@
+//! What is printed, and the same as JSON.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::measure::{Entry, Row, Temperature};
+
+/// One measurement as the JSON file has it.
+#[derive(Serialize)]
+struct Record<'a> {
+    work: &'a str,
+    subject: &'a str,
+    ns: f64,
+    ratio_to_bound: f64,
+    stores: Option<u64>,
+    tlbis: Option<u64>,
+    barriers: Option<u64>,
+    tables: u64,
+}
+
+/// A table of ratios: works down, subjects across, the bound with its time.
+pub fn print(temperature: Temperature, rows: &[Row]) {
+    if rows.is_empty() {
+        return;
+    }
+    let title = match temperature {
+        Temperature::Warm => "warm, ratio to the bound",
+        Temperature::Cold => "cold, ratio to the bound",
+    };
+    let names = crate::subjects::ALL.iter().map(|subject| subject.name.to_owned());
+    let mut lines: Vec<Vec<String>> = vec![[title.to_owned()].into_iter().chain(names).collect()];
+    for row in rows {
+        let cells = row.entries.iter().enumerate().map(|(at, entry)| match entry {
+            None => "-".to_owned(),
+            Some(entry) if at == 0 => time(entry.ns),
+            Some(entry) => format!("{:.2}", entry.ratio),
+        });
+        lines.push([row.work.clone()].into_iter().chain(cells).collect());
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
+    for line in &lines {
+        print!("{:width$}", line[0], width = widths[0]);
+        for (cell, width) in line.iter().zip(&widths).skip(1) {
+            print!("  {cell:>width$}");
+        }
+        println!();
+    }
+    println!();
+}
+
+/// Writes all rows as JSON, if a file was asked for.
+pub fn write_json<'a>(file: Option<&Path>, rows: impl Iterator<Item = &'a Row>) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let records: Vec<Record> =
+        rows.flat_map(|row| row.entries.iter().flatten().map(|e| record(row, e))).collect();
+    let text = serde_json::to_string_pretty(&records).context("cannot form the JSON report")?;
+    fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn record<'a>(row: &'a Row, entry: &Entry) -> Record<'a> {
+    let counts = entry.counts;
+    Record {
+        work: &row.work,
+        subject: entry.subject,
+        ns: rounded(entry.ns),
+        ratio_to_bound: rounded(entry.ratio),
+        stores: counts.stores,
+        tlbis: counts.tlbis,
+        barriers: counts.barriers,
+        tables: entry.tables,
+    }
+}
+
+/// Two decimal places.
+fn rounded(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+fn time(ns: f64) -> String {
+    match ns {
+        ..1e3 => format!("{ns:.1} ns"),
+        ..1e6 => format!("{:.1} us", ns / 1e3),
+        _ => format!("{:.1} ms", ns / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_their_unit() {
+        assert_eq!(time(2.54), "2.5 ns");
+        assert_eq!(time(1500.0), "1.5 us");
+        assert_eq!(time(2_500_000.0), "2.5 ms");
+    }
+}

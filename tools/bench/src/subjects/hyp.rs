@@ -1,0 +1,304 @@
+//! This project's engine: `hyp::mapping`, as an embedder uses it, with maintenance that does nothing, or is counted.
+
+use std::cell::Cell;
+
+use hyp::mapping::{
+    Address, Attributes, Barrier, Capabilities, Change, El2, Geometry, Leaves, Linear, Map, Mmu, NoQuiesce, Options,
+    Pa, Range, Scope, Slot, TableMemory, TablePool, Tlbi, Va,
+};
+
+use crate::{
+    Peer,
+    peer::Counts,
+    pool::pool,
+    work::Work,
+};
+
+/// The engine without contiguous runs: the same end state as the bound.
+pub struct Hyp(Option<Map<El2, Host>>);
+/// As it comes, with runs.
+pub struct HypRuns(Hyp);
+
+/// The pool's tables, and slots for two CPUs.
+struct Host {
+    tables: Linear,
+    slots: [Slot; 2],
+}
+
+/// What was done since it was last asked.
+struct Tally {
+    stores: Cell<u64>,
+    tlbis: Cell<u64>,
+    barriers: Cell<u64>,
+}
+
+thread_local! {
+    static TALLY: Tally = const { Tally { stores: Cell::new(0), tlbis: Cell::new(0), barriers: Cell::new(0) } };
+}
+
+fn add(to: impl Fn(&Tally) -> &Cell<u64>, count: u64) {
+    TALLY.with(|tally| to(tally).set(to(tally).get() + count));
+}
+
+impl Mmu for Host {
+    type Tables = Linear;
+    type Pool = Self;
+    type Quiesce = NoQuiesce;
+    #[inline]
+    fn tables(&self) -> &Linear {
+        &self.tables
+    }
+    #[inline]
+    fn pool(&self) -> &Self {
+        self
+    }
+    fn quiesce(&self) -> &NoQuiesce {
+        &NoQuiesce
+    }
+    fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+    fn tlbi(&self, _: Tlbi, _: Scope, _: u64) {}
+    fn barrier(&self, _: Barrier, _: Scope) {}
+}
+
+fn address(table: usize) -> Pa {
+    Pa::new(table as u64).expect("host addresses have 48 bits")
+}
+
+// SAFETY: the bench's pool hands each table out once; roots are of one table, as every table is aligned to its size.
+unsafe impl TablePool for Host {
+    fn reserve(&self, count: usize) -> Result<(), usize> {
+        let free = pool().free();
+        if count > free { Err(free) } else { Ok(()) }
+    }
+    fn cancel(&self, _: usize) {}
+    #[inline]
+    fn take(&self) -> Pa {
+        address(pool().get())
+    }
+    fn take_root(&self, count: usize) -> Option<Pa> {
+        (count == 1).then(|| self.take())
+    }
+    #[inline]
+    fn give(&self, table: Pa) {
+        pool().put(table.get() as usize);
+    }
+}
+
+/// The same, counted.
+struct Counted(Host);
+
+impl TableMemory for Counted {
+    unsafe fn load(&self, table: Pa, index: usize) -> u64 {
+        // SAFETY: the caller's.
+        unsafe { self.0.tables.load(table, index) }
+    }
+    unsafe fn store(&self, table: Pa, index: usize, raw: u64) {
+        add(|tally| &tally.stores, 1);
+        // SAFETY: the caller's.
+        unsafe { self.0.tables.store(table, index, raw) }
+    }
+    unsafe fn link(&self, table: Pa, index: usize, raw: u64) {
+        add(|tally| &tally.stores, 1);
+        // SAFETY: the caller's.
+        unsafe { self.0.tables.link(table, index, raw) }
+    }
+    unsafe fn compare_exchange(&self, table: Pa, index: usize, old: u64, new: u64) -> bool {
+        add(|tally| &tally.stores, 1);
+        // SAFETY: the caller's.
+        unsafe { self.0.tables.compare_exchange(table, index, old, new) }
+    }
+    unsafe fn fill(&self, table: Pa, from: usize, to: usize, raw: u64, step: u64) {
+        add(|tally| &tally.stores, (to - from) as u64);
+        // SAFETY: the caller's.
+        unsafe { self.0.tables.fill(table, from, to, raw, step) }
+    }
+}
+
+impl Mmu for Counted {
+    type Tables = Self;
+    type Pool = Host;
+    type Quiesce = NoQuiesce;
+    fn tables(&self) -> &Self {
+        self
+    }
+    fn pool(&self) -> &Host {
+        &self.0
+    }
+    fn quiesce(&self) -> &NoQuiesce {
+        &NoQuiesce
+    }
+    fn slots(&self) -> &[Slot] {
+        &self.0.slots
+    }
+    fn tlbi(&self, _: Tlbi, _: Scope, _: u64) {
+        add(|tally| &tally.tlbis, 1);
+    }
+    fn barrier(&self, _: Barrier, _: Scope) {
+        add(|tally| &tally.barriers, 1);
+    }
+}
+
+fn host() -> Host {
+    Host { tables: Linear::new(0), slots: [Slot::new(), Slot::new()] }
+}
+
+fn map<M: Mmu>(mmu: M, runs: bool) -> Map<El2, M> {
+    let all = Capabilities::LEAST | Capabilities::bbm(3) | Capabilities::TLB_RANGE | Capabilities::TLB_LEVEL;
+    let set = if runs { all } else { all - Capabilities::CONTIGUOUS };
+    Map::new(mmu, Geometry::stage1(48).expect("48 bits"), Options::new(set)).expect("a root")
+}
+
+fn range(start: usize, size: usize) -> Range<Va> {
+    Range::new(start as u64, size as u64).expect("a range of 48 bits")
+}
+
+fn map_range<M: Mmu>(map: &Map<El2, M>, va: usize, pa: usize, size: usize, huge: bool) {
+    let leaves = Leaves { blocks: huge, runs: true };
+    let mut cpu = map.cpu(0).expect("nobody else is here");
+    let output = Pa::new(pa as u64).expect("an address of 48 bits");
+    cpu.write().map(range(va, size), output, Attributes::<El2>::DATA, leaves).expect("enough tables");
+}
+
+fn protect_range<M: Mmu>(map: &Map<El2, M>, va: usize, size: usize, ro: bool) -> bool {
+    let change = if ro { Change::<El2>::READ_ONLY } else { Change::<El2>::WRITABLE };
+    map.protect(range(va, size), change).expect("enough tables").flush();
+    true
+}
+
+fn unmap_range<M: Mmu>(map: &Map<El2, M>, va: usize, size: usize) {
+    let mut cpu = map.cpu(0).expect("nobody else is here");
+    cpu.write().unmap(range(va, size)).expect("enough tables").flush();
+}
+
+impl Hyp {
+    fn map(&self) -> &Map<El2, Host> {
+        self.0.as_ref().expect("it lives")
+    }
+}
+
+impl Drop for Hyp {
+    fn drop(&mut self) {
+        // SAFETY: no CPU ever translated through it.
+        self.0.take().into_iter().for_each(|map| unsafe { map.destroy() });
+    }
+}
+
+impl Peer for Hyp {
+    const NAME: &'static str = "hyp";
+
+    fn new() -> Self {
+        Self(Some(map(host(), false)))
+    }
+    fn map(&mut self, va: usize, pa: usize, size: usize, huge: bool) {
+        map_range((*self).map(), va, pa, size, huge);
+    }
+    fn protect(&mut self, va: usize, size: usize, ro: bool) -> bool {
+        protect_range((*self).map(), va, size, ro)
+    }
+    fn translate(&self, va: usize) -> Option<(usize, usize)> {
+        let mut cpu = self.map().cpu(0)?;
+        let found = cpu.read().translate(Va::new(va as u64).ok()?)?;
+        Some((found.output.get() as usize, usize::from(found.level)))
+    }
+    fn translate_all(&self, vas: &[usize]) -> usize {
+        let mut cpu = self.map().cpu(0).expect("nobody else is here");
+        let reader = cpu.read();
+        let one = |&va: &usize| {
+            let found = Va::new(va as u64).ok().and_then(|va| reader.translate(va));
+            found.map_or(0, |found| found.output.get() as usize + usize::from(found.level))
+        };
+        vas.iter().map(one).fold(0, usize::wrapping_add)
+    }
+    fn unmap(&mut self, va: usize, size: usize) {
+        unmap_range((*self).map(), va, size);
+    }
+    fn root(&self) -> usize {
+        self.map().root().get() as usize
+    }
+    fn counts(work: &Work) -> Counts {
+        count(work, false)
+    }
+}
+
+impl Peer for HypRuns {
+    const NAME: &'static str = "hyp, runs";
+
+    fn new() -> Self {
+        Self(Hyp(Some(map(host(), true))))
+    }
+    fn map(&mut self, va: usize, pa: usize, size: usize, huge: bool) {
+        Peer::map(&mut self.0, va, pa, size, huge);
+    }
+    fn protect(&mut self, va: usize, size: usize, ro: bool) -> bool {
+        self.0.protect(va, size, ro)
+    }
+    fn translate(&self, va: usize) -> Option<(usize, usize)> {
+        self.0.translate(va)
+    }
+    fn translate_all(&self, vas: &[usize]) -> usize {
+        self.0.translate_all(vas)
+    }
+    fn unmap(&mut self, va: usize, size: usize) {
+        self.0.unmap(va, size);
+    }
+    fn root(&self) -> usize {
+        self.0.root()
+    }
+    fn counts(work: &Work) -> Counts {
+        count(work, true)
+    }
+}
+
+/// The subject that only counts.
+struct Counting(Option<Map<El2, Counted>>);
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        // SAFETY: no CPU ever translated through it.
+        self.0.take().into_iter().for_each(|map| unsafe { map.destroy() });
+    }
+}
+
+impl Counting {
+    fn map(&self) -> &Map<El2, Counted> {
+        self.0.as_ref().expect("it lives")
+    }
+}
+
+impl Peer for Counting {
+    const NAME: &'static str = "hyp, counted";
+
+    fn new() -> Self {
+        Self(Some(map(Counted(host()), false)))
+    }
+    fn map(&mut self, va: usize, pa: usize, size: usize, huge: bool) {
+        map_range((*self).map(), va, pa, size, huge);
+    }
+    fn protect(&mut self, va: usize, size: usize, ro: bool) -> bool {
+        protect_range((*self).map(), va, size, ro)
+    }
+    fn translate(&self, _: usize) -> Option<(usize, usize)> {
+        None
+    }
+    fn unmap(&mut self, va: usize, size: usize) {
+        unmap_range((*self).map(), va, size);
+    }
+    fn root(&self) -> usize {
+        self.map().root().get() as usize
+    }
+}
+
+fn count(work: &Work, runs: bool) -> Counts {
+    let mut subject = Counting(Some(map(Counted(host()), runs)));
+    work.set_up(&mut subject);
+    TALLY.with(|tally| [&tally.stores, &tally.tlbis, &tally.barriers].map(|cell| cell.set(0)));
+    work.perform(&mut subject);
+    let counted = |cell: fn(&Tally) -> &Cell<u64>| Some(TALLY.with(|tally| cell(tally).get()));
+    Counts {
+        stores: counted(|tally| &tally.stores),
+        tlbis: counted(|tally| &tally.tlbis),
+        barriers: counted(|tally| &tally.barriers),
+    }
+}

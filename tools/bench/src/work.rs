@@ -1,0 +1,143 @@
+//! The rows of the table: what each subject is made to do, and the addresses by which it is checked.
+
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::index};
+
+use crate::Peer;
+
+const PAGE: usize = 4 << 10;
+const BLOCK: usize = 2 << 20;
+const GIB: usize = 1 << 30;
+
+/// Where every map starts, and what it leads to.
+pub const VA: usize = 1 << 40;
+pub const PA: usize = 2 << 40;
+
+/// One row. Only `perform` is timed, after `set_up`.
+pub struct Work {
+    pub name: &'static str,
+    layout: Layout,
+    task: Task,
+    /// Subjects that do this work one after the other in one timing, so that short works are longer than the clock's step.
+    pub copies: usize,
+    seed: u64,
+}
+
+/// What is mapped at `VA`.
+#[derive(Clone, Copy)]
+struct Layout {
+    size: usize,
+    pa: usize,
+    huge: bool,
+}
+
+enum Task {
+    Map,
+    /// Each of these pages is made read-only, one call for each.
+    Pages(Vec<usize>),
+    /// All of the map is made read-only in one call.
+    Flip,
+    /// All of these addresses are looked up; the time is that of one.
+    Translate(Vec<usize>),
+    /// All of the map is unmapped in one call.
+    Unmap,
+}
+
+/// In 1 GiB blocks.
+const fn in_gibs(size: usize) -> Layout {
+    Layout { size, pa: PA, huge: true }
+}
+
+/// In 2 MiB blocks: the output address is aligned to no more.
+const fn in_blocks(size: usize) -> Layout {
+    Layout { size, pa: PA + BLOCK, huge: true }
+}
+
+const fn in_pages(size: usize) -> Layout {
+    Layout { size, pa: PA + PAGE, huge: false }
+}
+
+/// All rows, with so many lookups in a timing of lookups.
+pub fn all(seed: u64, lookups: usize) -> Vec<Work> {
+    let addresses = |layout: Layout| {
+        let mut random = StdRng::seed_from_u64(seed);
+        Task::Translate((0..lookups).map(|_| VA + random.random_range(0..layout.size)).collect())
+    };
+    let pages = index::sample(&mut StdRng::seed_from_u64(seed), 64 * GIB / PAGE, 10_000);
+    let pages = pages.into_iter().map(|page| VA + page * PAGE).collect();
+    let work = |name, layout, task, copies| Work { name, layout, task, copies, seed };
+    let translate = |name, layout| work(name, layout, addresses(layout), 1);
+    vec![
+        work("map 1 GiB as 2 MiB blocks", in_blocks(GIB), Task::Map, 16),
+        work("map 64 GiB as 2 MiB blocks", in_blocks(64 * GIB), Task::Map, 1),
+        work("map 256 GiB as 1 GiB blocks", in_gibs(256 * GIB), Task::Map, 16),
+        work("map 4 GiB as pages", in_pages(4 * GIB), Task::Map, 1),
+        work("read-only on one page of a 1 GiB block", in_gibs(GIB), Task::Pages(vec![VA + 0x1234_5000]), 16),
+        work("read-only on 10,000 random pages of 64 GiB", in_gibs(64 * GIB), Task::Pages(pages), 1),
+        work("read-only flip over 4 GiB of pages", in_pages(4 * GIB), Task::Flip, 1),
+        translate("translate, 1 GiB blocks", in_gibs(256 * GIB)),
+        translate("translate, 2 MiB blocks", in_blocks(64 * GIB)),
+        // No more than a second-level cache holds: it is the walk that is measured, not the memory.
+        translate("translate, pages", in_pages(GIB / 4)),
+        work("unmap 64 GiB of 2 MiB blocks", in_blocks(64 * GIB), Task::Unmap, 1),
+    ]
+}
+
+impl Work {
+    /// Brings a new subject to the state in which the work begins.
+    pub fn set_up<P: Peer>(&self, peer: &mut P) {
+        if !matches!(self.task, Task::Map) {
+            self.map(peer);
+        }
+    }
+
+    /// Does the work. None if this subject cannot; of lookups the sum, else 0.
+    pub fn perform<P: Peer>(&self, peer: &mut P) -> Option<usize> {
+        match &self.task {
+            Task::Map => self.map(peer),
+            Task::Pages(pages) => {
+                for &page in pages {
+                    if !peer.protect(page, PAGE, true) {
+                        return None;
+                    }
+                }
+            }
+            Task::Flip => return peer.protect(VA, self.layout.size, true).then_some(0),
+            Task::Translate(vas) => return Some(peer.translate_all(vas)),
+            Task::Unmap => peer.unmap(VA, self.layout.size),
+        }
+        Some(0)
+    }
+
+    /// How many times the named work one timing holds.
+    pub fn units(&self) -> usize {
+        match &self.task {
+            Task::Translate(vas) => vas.len(),
+            _ => self.copies,
+        }
+    }
+
+    /// The addresses that are looked up, if that is the work.
+    pub fn lookups(&self) -> &[usize] {
+        match &self.task {
+            Task::Translate(vas) => vas,
+            _ => &[],
+        }
+    }
+
+    /// Addresses at which the outcome is compared: the edges, what lies around each changed page, and random ones.
+    pub fn samples(&self) -> Vec<usize> {
+        let end = VA + self.layout.size;
+        let mut samples = vec![VA - 1, VA, end - 1, end];
+        if let Task::Pages(pages) = &self.task {
+            samples.extend(pages.iter().flat_map(|&page| [page - 1, page, page + PAGE - 1, page + PAGE]));
+        }
+        let mut random = StdRng::seed_from_u64(self.seed);
+        samples.extend((0..10_000).map(|_| random.random_range(VA..end)));
+        samples
+    }
+
+    fn map<P: Peer>(&self, peer: &mut P) {
+        let Layout { size, pa, huge } = self.layout;
+        peer.map(VA, pa, size, huge);
+    }
+}
