@@ -22,7 +22,7 @@ use super::rule::Stage;
 
 pub(super) const VALID: u64 = 1 << 0;
 /// In a valid entry: a table at levels 0 to 2, a page at level 3. In an invalid one: no leaf.
-const TYPE: u64 = 1 << 1;
+pub(super) const TYPE: u64 = 1 << 1;
 const OUTPUT: u64 = 0x0000_ffff_ffff_f000;
 
 const SH_INNER: u64 = 0b11 << 8;

@@ -15,7 +15,9 @@ use super::map::{Map, MapError};
 use super::mmu::{Mmu, TablePool};
 use super::rule::{Capabilities, Difference, Strategy};
 use super::tlb::{Span, Spans};
-use super::update::{Group, Parent, TableLock, Words, answer, difference, exchange, replace};
+use super::update::{
+    EXCLUSIVE, Group, Parent, SHARED, TableLock, Words, answer, difference, exchange, replace,
+};
 
 /// What becomes of a word in the range.
 pub(super) trait Operation<R: Regime>: Copy {
@@ -191,8 +193,10 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         let last = ((end - 1 - node.base) >> shift).min(self.entries(node) as u64 - 1);
         // Between the two ends nothing is cut.
         let all = O::TO_PAGES || self.operation.changes_memory();
-        let step = if all { 1 } else { (last - first).max(1) };
-        for index in (first..=last).step_by(step as usize) {
+        let mut next = first;
+        while next <= last {
+            let index = next;
+            next = if all || index == last { index + 1 } else { last };
             let at = node.base + (index << shift);
             let raw = self.settled(node.table, index as usize);
             if is_table(raw, level) {
@@ -205,8 +209,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             }
             let cuts = !self.covers(at, level) && self.splits(raw, level);
             let size = cuts || O::TO_PAGES && level < LAST_LEVEL && is_leaf(raw, level);
-            let (run, run_size) = self.run(node, index as usize);
             let in_run = is_leaf(raw, level) && raw & CONTIGUOUS != 0;
+            let (run, run_size) = self.run(node, index as usize);
             let opens = in_run
                 && (O::TO_PAGES || !(self.start <= run && run + run_size <= self.end))
                 && self.splits(raw, level);
@@ -520,7 +524,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             old: &old[..count],
             new: &new[..count],
         };
-        replace(self.map, &group, strategy, change.size || change.contiguous, &mut self.spans);
+        let own = if self.exclusive { EXCLUSIVE } else { SHARED };
+        replace(self.map, &group, strategy, change.size || change.contiguous, own, &mut self.spans);
         self.stored = true;
         from + count
     }

@@ -10,18 +10,18 @@
 
 use core::fmt;
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use spin::Mutex;
 
 use super::addr::{ADDRESS_BITS, Address, GRANULE, Pa, Range};
-use super::descriptor::{Attributes, Change, Entry, Regime, State, is_table, is_unlinked, pa};
+use super::descriptor::{Attributes, Change, Entry, Regime, State, TYPE, is_table, is_unlinked, pa};
 use super::edit::{Clear, Cut, Edit, Needs, Operation, Reservation, ToPages};
 use super::geometry::{Geometry, Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
 use super::mmu::{Mmu, Quiesce, Scope, TablePool};
 use super::rule::Capabilities;
 use super::tlb::{self, Debt, Span, Spans, Tag};
-use super::update::{Gate, Words};
+use super::update::{EXCLUSIVE, Entered, Gate, SHARED, Words};
 
 /// The leaves that a call may use. Pages it always may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,9 +134,7 @@ impl Options {
 }
 
 /// What is owed to TLBs for the whole of a map.
-pub(super) struct Owed {
-    /// Debts that are not paid, and changes that are being made.
-    pub(super) outstanding: AtomicU32,
+struct Owed {
     /// A debt was dropped.
     whole: AtomicBool,
     cleared: Mutex<Cleared>,
@@ -244,8 +242,8 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     pub(super) fn mmu(&self) -> &M {
         &self.mmu
     }
-    pub(super) fn owed(&self) -> &Owed {
-        &self.owed
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
     }
     pub(super) fn root_lock(&self) -> &AtomicBool {
         &self.root_lock
@@ -262,18 +260,19 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(SeqCst)
     }
-    /// Whether somebody else is owed something, so that a TLB may hold entries that this change knows nothing of.
-    pub(super) fn is_others_owed(&self) -> bool {
-        self.owed.outstanding.load(SeqCst) > 1 || self.owed.whole.load(SeqCst)
+    /// Whether anybody owes something but who counts in the gate as `own`: so that a TLB may hold entries that it knows nothing of.
+    #[inline]
+    pub(super) fn is_others_owed(&self, own: u64) -> bool {
+        self.gate.is_others(own) || self.owed.whole.load(SeqCst)
     }
 
-    /// A debt is paid by an invalidation that is complete.
+    /// What these records name is paid by an invalidation that is complete.
+    #[inline]
     pub(super) fn paid(&self, ids: &[u64]) {
         if ids.iter().any(|&id| id != 0) {
             let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
             self.owed.cleared.lock().pay(ids, epoch);
         }
-        self.owed.outstanding.fetch_sub(1, SeqCst);
     }
 
     /// Gives back the tables of debts that are paid, if no walk sees them any more.
@@ -289,7 +288,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// A debt is never paid by who had it.
     pub(super) fn forgotten(&self) {
         self.owed.whole.store(true, SeqCst);
-        self.owed.outstanding.fetch_sub(1, SeqCst);
+        self.gate.forget_debt();
     }
 }
 
@@ -326,7 +325,6 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             writer: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
             owed: Owed {
-                outstanding: AtomicU32::new(0),
                 whole: AtomicBool::new(false),
                 cleared: Mutex::new(Cleared { records: [None; RECORDS], last_id: 0 }),
             },
@@ -402,7 +400,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         }
         self.shared(change, (start, end), whole, |map| {
             if change.validates() {
-                map.settle_owed(start, end);
+                map.settle_owed(start, end, SHARED);
             }
             // Recorded before it is so.
             change.invalidates().then(|| map.owed.cleared.lock().add(start, end))
@@ -445,7 +443,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// Pays whatever is owed for the map, by whomever, and gives back the tables that nobody uses any more.
     pub fn settle(&self) {
         let ids = self.owed.cleared.lock().ids(0, u64::MAX);
-        if self.owed.whole.swap(false, SeqCst) || self.owed.outstanding.load(SeqCst) > 0 || ids != [0; RECORDS] {
+        if self.owed.whole.swap(false, SeqCst) || self.gate.is_others(0) || ids != [0; RECORDS] {
             tlb::invalidate_all(self);
             let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
             self.owed.cleared.lock().pay(&ids, epoch);
@@ -505,9 +503,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             };
             edit.quiet = held.as_ref().map(|(quiet, _)| *quiet);
             let id = before(self);
-            let debt = self.commit(edit, &mut tables, id);
-            drop(gate);
-            return Ok(debt);
+            return Ok(self.commit(edit, &mut tables, id, gate));
         }
     }
 
@@ -531,8 +527,8 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         mut edit: Edit<'_, R, M, S, O>,
         tables: &mut Reservation<'_, M::Pool>,
         id: Option<u64>,
+        gate: Entered<'_>,
     ) -> Debt<'_, R, M, S> {
-        self.owed.outstanding.fetch_add(1, SeqCst);
         edit.commit(tables);
         if let (Some(id), Some(unlinked)) = (id, edit.unlinked) {
             self.owed.cleared.lock().unlink(id, unlinked);
@@ -544,12 +540,14 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             if edit.stored {
                 tlb::publish(self);
             }
+        } else {
+            gate.leave_owing();
         }
         Debt::new(self, edit.spans, ids)
     }
 
-    /// Pays what is owed for addresses of a range that stopped translating.
-    fn settle_owed(&self, start: u64, end: u64) {
+    /// Pays what is owed for addresses of a range that stopped translating; the caller is inside the gate as `own`.
+    fn settle_owed(&self, start: u64, end: u64, own: u64) {
         let ids = self.owed.cleared.lock().ids(start, end);
         if ids != [0; RECORDS] {
             let mut spans = Spans::new();
@@ -557,7 +555,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
                 let (start, end) = (record.start, record.end);
                 spans.add(Span { start, end, level: LAST_LEVEL, same_size: false, last_level: false });
             }
-            tlb::invalidate(self, &spans);
+            tlb::invalidate(self, &spans, own);
             let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
             self.owed.cleared.lock().pay(&ids, epoch);
         }
@@ -622,7 +620,8 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             let words = Words::new(&self.mmu);
             for index in 0..S::ENTRIES {
                 let raw = words.load(table, index);
-                if is_table(raw, level) || is_unlinked(raw) {
+                // One look tells most of them: leaves above the last level.
+                if raw & TYPE != 0 && (is_table(raw, level) || is_unlinked(raw)) {
                     self.give_tree(pa(raw), level + 1);
                 }
             }
@@ -721,7 +720,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             leaves: Leaves { runs, ..leaves },
         };
         let _gate = map.gate.exclude(|| map.mmu.relax());
-        map.settle_owed(start, end);
+        map.settle_owed(start, end, EXCLUSIVE);
         map.reclaim(start, end, None, true);
         let needed = self.prepare(map.root, map.geometry.start_level(), 0, &request)?;
         let mut tables = self.reserve(needed)?;
@@ -734,7 +733,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         let pool = self.map.mmu.pool();
         Reservation::new(pool, needed).or_else(|_| {
             // Some may only wait for being given back.
-            self.map.settle_owed(0, u64::MAX);
+            self.map.settle_owed(0, u64::MAX, EXCLUSIVE);
             self.map.reclaim(0, u64::MAX, None, true);
             Reservation::new(pool, needed)
         })
@@ -904,10 +903,10 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     /// As [`Writer::unmap`].
     pub fn set_state(&mut self, range: Range<R::Input>, state: State) -> Result<(), MapError> {
         let (start, end) = self.map.checked(range)?;
-        self.clear((start, end), Some(state)).map(Debt::flush)?;
+        self.clear((start, end), Some(state))?.pay();
         if start < end {
             let _gate = self.map.gate.exclude(|| self.map.mmu.relax());
-            self.map.settle_owed(start, end);
+            self.map.settle_owed(start, end, EXCLUSIVE);
             self.map.reclaim(start, end, Some(state), true);
         }
         Ok(())
@@ -927,7 +926,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             let gate = map.gate.exclude(|| map.mmu.relax());
             if state.is_some() {
                 // A state needs the place of a table that waits there.
-                map.settle_owed(start, end);
+                map.settle_owed(start, end, EXCLUSIVE);
                 map.reclaim(start, end, None, true);
             }
             let mut edit = Edit::new(map, Clear(state), (start, end), true);
@@ -940,9 +939,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             let mut tables = self.reserve(needs.tables)?;
             edit.quiet = held.as_ref().map(|(quiet, _)| *quiet);
             let id = map.owed.cleared.lock().add(start, end);
-            let debt = map.commit(edit, &mut tables, Some(id));
-            drop(gate);
-            return Ok(debt);
+            return Ok(map.commit(edit, &mut tables, Some(id), gate));
         }
     }
 }

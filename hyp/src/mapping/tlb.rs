@@ -10,13 +10,12 @@
 //! - An unlinked table was cached by walks, so the last-level forms do not do.
 //! - Invalidation of stage 2 by address leaves entries that combine both stages: one [`Tlbi::Combined`] follows a batch.
 
-use core::sync::atomic::Ordering::SeqCst;
-
 use super::descriptor::Regime;
 use super::geometry::{LAST_LEVEL, PAGE_SHIFT, Shape, level_shift};
 use super::map::Map;
 use super::mmu::{Barrier, Mmu, Reach, Scope, Tlbi};
 use super::rule::{Capabilities, Stage};
+use super::update::DEBT;
 
 /// More operations than this cost more than the walks after an invalidation of everything. Linux draws the line at 512 for a
 /// process; a flush of a hypervisor's map is rarer and its TLB share smaller.
@@ -152,8 +151,9 @@ fn by_range(span: &Span, capabilities: Capabilities, by_address: u64) -> Option<
     (operations < by_address).then_some(operations)
 }
 
-/// Invalidates what `spans` name, after making the stores so far visible, and waits until it is done.
-pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans: &Spans) {
+/// Invalidates what `spans` name, after making the stores so far visible, and waits until it is done. In the map's gate the caller
+/// counts as `own`.
+pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans: &Spans, own: u64) {
     let (mmu, scope, capabilities) = (map.mmu(), map.scope(), map.capabilities());
     let once = capabilities.contains(Capabilities::TLBI_ONCE);
     let issue = |operation, operand| {
@@ -165,7 +165,7 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
     };
     mmu.barrier(Barrier::StoresVisible, scope);
     // What is owed to others may be entries of any size for the same addresses.
-    let others = map.is_others_owed();
+    let others = map.is_others_owed(own);
     let conflicts =
         spans.conflicts || others && !capabilities.contains(Capabilities::NO_CONFLICT_ABORT);
     let cost = |span: &Span| {
@@ -269,6 +269,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Debt<'m, R, M, S> {
     }
 
     /// Whether nothing is owed: no TLB can hold anything stale.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
@@ -293,7 +294,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Debt<'m, R, M, S> {
             other.spans.iter().for_each(|&span| self.spans.add(span));
             // One of the two records goes; what it stood for is in this debt.
             other.spans = Spans::new();
-            self.map.owed().outstanding.fetch_sub(1, SeqCst);
+            self.map.gate().forget_debt();
         }
         Ok(())
     }
@@ -302,9 +303,17 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Debt<'m, R, M, S> {
     /// to the pool, unless a walk may still see them: then later.
     pub fn flush(mut self) {
         if !self.is_empty() {
-            invalidate(self.map, &self.spans);
-            self.map.paid(&self.cleared);
+            self.pay();
             self.map.give_back(&self.cleared);
+        }
+    }
+
+    /// As [`Debt::flush`], but tables that were unlinked stay.
+    pub(super) fn pay(&mut self) {
+        if !self.is_empty() {
+            invalidate(self.map, &self.spans, DEBT);
+            self.map.paid(&self.cleared);
+            self.map.gate().forget_debt();
             self.spans = Spans::new();
         }
     }

@@ -9,7 +9,7 @@
 //! - A `table` argument of this room is the root of its map, or comes from a table word below it, or from the pool: that is
 //!   what [`TableMemory`] asks for.
 
-use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::addr::Pa;
 use super::descriptor::{CONTIGUOUS, Entry, LOCK, Regime, VALID, is_changing, is_table};
@@ -83,52 +83,75 @@ pub(super) const fn whole_runs<S: Shape>(from: usize, to: usize) -> (usize, usiz
     if first < last { (first, last) } else { (to, to) }
 }
 
-/// Lets either many change leaves and split them, or one map, unmap or merge.
+/// Lets either many change leaves and split them, or one map, unmap or merge; and counts what is owed to TLBs: by changes that are
+/// being made (those who are inside), and by debts that are not paid.
 #[derive(Debug)]
-pub(super) struct Gate(AtomicU32);
+pub(super) struct Gate(AtomicU64);
 
-const EXCLUSIVE: u32 = 1 << 31;
+/// One who is inside with others.
+pub(super) const SHARED: u64 = 1;
+const ALL_SHARED: u64 = (1 << 31) - 1;
+/// One debt.
+pub(super) const DEBT: u64 = 1 << 31;
+/// The one who is inside alone.
+pub(super) const EXCLUSIVE: u64 = 1 << 63;
 
-pub(super) struct Shared<'m>(&'m Gate);
-pub(super) struct Exclusive<'m>(&'m Gate);
+/// Someone inside.
+pub(super) struct Entered<'m> {
+    gate: &'m Gate,
+    /// [`SHARED`] or [`EXCLUSIVE`].
+    pub(super) own: u64,
+}
 
 impl Gate {
     pub(super) const fn new() -> Self {
-        Self(AtomicU32::new(0))
+        Self(AtomicU64::new(0))
     }
     #[inline]
-    pub(super) fn share(&self, relax: impl Fn()) -> Shared<'_> {
-        while self.0.fetch_add(1, SeqCst) & EXCLUSIVE != 0 {
-            self.0.fetch_sub(1, SeqCst);
+    pub(super) fn share(&self, relax: impl Fn()) -> Entered<'_> {
+        while self.0.fetch_add(SHARED, SeqCst) & EXCLUSIVE != 0 {
+            self.0.fetch_sub(SHARED, SeqCst);
             while self.0.load(SeqCst) & EXCLUSIVE != 0 {
                 relax();
             }
         }
-        Shared(self)
+        Entered { gate: self, own: SHARED }
     }
     #[inline]
-    pub(super) fn exclude(&self, relax: impl Fn()) -> Exclusive<'_> {
+    pub(super) fn exclude(&self, relax: impl Fn()) -> Entered<'_> {
         while self.0.fetch_or(EXCLUSIVE, SeqCst) & EXCLUSIVE != 0 {
             relax();
         }
-        while self.0.load(SeqCst) != EXCLUSIVE {
+        while self.0.load(SeqCst) & ALL_SHARED != 0 {
             relax();
         }
-        Exclusive(self)
+        Entered { gate: self, own: EXCLUSIVE }
+    }
+    /// A debt is paid, or given up.
+    #[inline]
+    pub(super) fn forget_debt(&self) {
+        self.0.fetch_sub(DEBT, SeqCst);
+    }
+    /// Whether anybody owes anything but who counts as `own`.
+    #[inline]
+    pub(super) fn is_others(&self, own: u64) -> bool {
+        self.0.load(SeqCst) != own
     }
 }
 
-impl Drop for Shared<'_> {
+impl Entered<'_> {
+    /// Leaves, with a debt.
     #[inline]
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, SeqCst);
+    pub(super) fn leave_owing(self) {
+        self.gate.0.fetch_add(DEBT.wrapping_sub(self.own), SeqCst);
+        core::mem::forget(self);
     }
 }
 
-impl Drop for Exclusive<'_> {
+impl Drop for Entered<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.0.0.fetch_and(!EXCLUSIVE, SeqCst);
+        self.gate.0.fetch_sub(self.own, SeqCst);
     }
 }
 
@@ -220,12 +243,13 @@ pub(super) fn difference<R: Regime>(old: u64, new: u64, level: u8, memory: bool)
 }
 
 /// Makes the words of a group new, by `strategy`, and adds to `spans` what is owed. `resizes` if sizes or Contiguous bits of what
-/// translates change.
+/// translates change; the caller is inside the gate as `own`.
 pub(super) fn replace<R: Regime, M: Mmu, S: Shape>(
     map: &Map<R, M, S>,
     group: &Group<'_>,
     strategy: Strategy,
     resizes: bool,
+    own: u64,
     spans: &mut Spans,
 ) {
     let words = Words::new(map.mmu());
@@ -251,7 +275,7 @@ pub(super) fn replace<R: Regime, M: Mmu, S: Shape>(
             }
             let mut broken = Spans::new();
             broken.add(span);
-            tlb::invalidate(map, &broken);
+            tlb::invalidate(map, &broken, own);
         }
     }
     for (i, (&old, &new)) in group.old.iter().zip(group.new).enumerate() {

@@ -3,12 +3,15 @@
 //! Invariant: a CPU that walks has said so in its slot before it reads the root, and a table is not used for anything else while a
 //! slot says that a walk began before it was unlinked.
 
+use core::marker::PhantomData;
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
 
 use super::addr::{Address, Pa, Range};
-use super::descriptor::{Attributes, Entry, Regime, below_tables, is_changing, is_leaf, is_table, pa};
-use super::geometry::{Granule4K, LAST_LEVEL, PAGE_SHIFT, Shape, level_shift, level_size};
+use super::descriptor::{
+    Attributes, CONTIGUOUS, Entry, Regime, VALID, below_tables, is_changing, is_leaf, is_table, pa,
+};
+use super::geometry::{Geometry, Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
 use super::map::{Map, Writer};
 use super::mmu::Mmu;
 use super::update::Words;
@@ -62,7 +65,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Cpu<'m, R, M, S> {
         self.slot.0.store(FIRST + self.map.epoch(), SeqCst);
         // The store is seen before the loads of the walk are made: it is one half of Dekker's bargain with who reclaims.
         fence(SeqCst);
-        Reader { map: self.map, slot: self.slot }
+        Reader { map: self.map, slot: self.slot, root: self.map.root(), geometry: self.map.geometry() }
     }
 
     /// Becomes the one writer of the map; waits until there is no other.
@@ -77,17 +80,31 @@ impl<R: Regime, M: Mmu, S: Shape> Drop for Cpu<'_, R, M, S> {
     }
 }
 
+/// The entry is being broken and made.
+struct Changing;
+
 /// What an address translates to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Translation<R: Regime> {
     /// The address it translates to.
     pub output: Pa,
-    /// What may be done there, with what the tables above the leaf take away.
-    pub attributes: Attributes<R>,
     /// Level of the leaf, 1 to 3.
     pub level: u8,
+    raw: u64,
+    /// The bits of the tables above it.
+    tables: u64,
+    regime: PhantomData<R>,
+}
+
+impl<R: Regime> Translation<R> {
+    /// What may be done there, with what the tables above the leaf take away.
+    pub fn attributes(&self) -> Attributes<R> {
+        Attributes::of_leaf(below_tables::<R>(self.raw, self.tables))
+    }
     /// Whether the leaf is one of a contiguous run.
-    pub contiguous: bool,
+    pub fn is_contiguous(&self) -> bool {
+        self.raw & CONTIGUOUS != 0
+    }
 }
 
 /// A part of a map that one entry describes.
@@ -105,6 +122,9 @@ pub struct Visited<R: Regime> {
 pub struct Reader<'m, R: Regime, M: Mmu, S: Shape = Granule4K> {
     map: &'m Map<R, M, S>,
     slot: &'m Slot,
+    // As in the map: a batch of translations has them at hand.
+    root: Pa,
+    geometry: Geometry<S>,
 }
 
 impl<R: Regime, M: Mmu, S: Shape> Drop for Reader<'_, R, M, S> {
@@ -115,39 +135,65 @@ impl<R: Regime, M: Mmu, S: Shape> Drop for Reader<'_, R, M, S> {
 
 impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
     /// What `input` translates to, if it does.
-    #[inline]
+    #[inline(always)]
     pub fn translate(&self, input: R::Input) -> Option<Translation<R>> {
-        let address = input.get();
-        let geometry = self.map.geometry();
+        let (address, geometry) = (input.get(), self.geometry);
         if address >> geometry.input_bits() != 0 {
             return None;
         }
-        let words = Words::new(self.map.mmu());
-        let mut shift = level_shift::<S>(geometry.start_level());
-        let (mut table, mut index) = (self.map.root(), (address >> shift) as usize);
-        let mut tables = 0;
         loop {
-            let raw = words.load(table, index);
-            if raw & 0b11 == 0b11 && shift > PAGE_SHIFT {
-                tables |= raw;
-                table = pa(raw);
-                shift -= S::INDEX_BITS;
-                index = (address >> shift) as usize & (S::ENTRIES - 1);
-                continue;
+            let start = (self.root, 0);
+            // Each level is code of its own, in which sizes are constants. A root may be of several tables.
+            let index = |level: u8| (address >> level_shift::<S>(level)) as usize;
+            let found = match geometry.start_level() {
+                0 => self.translate_at::<0>(start, index(0), address),
+                1 => self.translate_at::<1>(start, index(1), address),
+                2 => self.translate_at::<2>(start, index(2), address),
+                _ => self.translate_at::<3>(start, index(3), address),
+            };
+            match found {
+                Ok(found) => return found,
+                Err(Changing) => self.map.mmu().relax(),
             }
-            if raw & 1 == 0 {
-                if is_changing(raw) {
-                    self.map.mmu().relax();
-                    continue;
-                }
-                return None;
+        }
+    }
+
+    /// Goes on at the entry of a table of `LEVEL`; with the table come the bits of those above.
+    #[inline(always)]
+    fn translate_at<const LEVEL: u8>(
+        &self,
+        (table, tables): (Pa, u64),
+        index: usize,
+        address: u64,
+    ) -> Result<Option<Translation<R>>, Changing> {
+        let raw = Words::new(self.map.mmu()).load(table, index);
+        if is_table(raw, LEVEL) {
+            let next = (pa(raw), tables | raw);
+            let index = |level: u8| (address >> level_shift::<S>(level)) as usize & (S::ENTRIES - 1);
+            return match LEVEL {
+                0 => self.translate_at::<1>(next, index(1), address),
+                1 => self.translate_at::<2>(next, index(2), address),
+                _ => self.translate_at::<3>(next, index(3), address),
+            };
+        }
+        if raw & VALID == 0 {
+            return if is_changing(raw) { Err(Changing) } else { Ok(None) };
+        }
+        let offset = level_size::<S>(LEVEL) - 1;
+        let output = Pa::from_field(pa(raw).bits() & !offset | address & offset);
+        let found = Translation { output, raw, tables, level: LEVEL, regime: PhantomData };
+        Ok(is_leaf(raw, LEVEL).then_some(found))
+    }
+
+    /// The word, once nobody is breaking and making it.
+    #[cold]
+    fn settled(&self, table: Pa, index: usize) -> u64 {
+        loop {
+            let raw = Words::new(self.map.mmu()).load(table, index);
+            if !is_changing(raw) {
+                return raw;
             }
-            let level = LAST_LEVEL - ((shift - PAGE_SHIFT) / S::INDEX_BITS) as u8;
-            let Entry::Leaf { output, contiguous, .. } = Entry::<R>::decode::<S>(raw, level) else { return None };
-            let attributes = Attributes::of_leaf(below_tables::<R>(raw, tables));
-            let offset = address & ((1 << shift) - 1);
-            let output = Pa::from_field(output.bits() | offset);
-            return Some(Translation { output, attributes, level, contiguous });
+            self.map.mmu().relax();
         }
     }
 
@@ -174,16 +220,10 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         (start, end): (u64, u64),
         visit: &mut impl FnMut(Visited<R>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        let (words, shift) = (Words::new(self.map.mmu()), level_shift::<S>(level));
+        let shift = level_shift::<S>(level);
         for index in ((start - base) >> shift)..=((end - 1 - base) >> shift) {
             let at = base + (index << shift);
-            let raw = loop {
-                let raw = words.load(table, index as usize);
-                if !is_changing(raw) {
-                    break raw;
-                }
-                self.map.mmu().relax();
-            };
+            let raw = self.settled(table, index as usize);
             if is_table(raw, level) {
                 let part = (start.max(at), end.min(at + level_size::<S>(level)));
                 self.walk_table(pa(raw), level + 1, at, part, visit)?;

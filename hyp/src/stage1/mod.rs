@@ -172,7 +172,7 @@ mod tests {
         let mut cpu = map.cpu(0).unwrap();
         let reader = cpu.read();
         assert_eq!(reader.census().leaves, [0, 1, 511, 512]);
-        let at = |a| reader.translate(Va::new(a).unwrap()).map(|t| (t.output.get(), t.attributes));
+        let at = |a| reader.translate(Va::new(a).unwrap()).map(|t| (t.output.get(), t.attributes()));
         assert_eq!(at(0x4020_0123), Some((0x4020_0123, Attributes::<El2>::CODE)));
         assert_eq!(at(0x7fff_ffff), Some((0x7fff_ffff, Attributes::<El2>::DATA)));
         assert_eq!(at(0x3fff_ffff), None);

@@ -173,7 +173,7 @@ mod tests {
         let hidden = range(0x4020_0000, 0x20_0000);
         with_map(5, &[range(GIB, 4 * GIB)], 1 << 40, &[hidden], |mmu, _, reader| {
             let at =
-                |a: u64| reader.translate(Ipa::new(a).unwrap()).map(|t| (t.output.get(), t.attributes));
+                |a: u64| reader.translate(Ipa::new(a).unwrap()).map(|t| (t.output.get(), t.attributes()));
             assert_eq!(at(0x0900_0000), Some((0x0900_0000, Attributes::<Stage2>::IO)));
             assert_eq!(at(0x401f_ffff), Some((0x401f_ffff, Attributes::<Stage2>::RAM)));
             assert_eq!(at(0x4020_0000), None);
@@ -191,7 +191,7 @@ mod tests {
     fn banks_with_a_hole_between_them_are_ram_and_the_hole_is_not() {
         with_map(2, &[range(GIB, GIB / 2), range(8 * GIB, GIB)], 9 * GIB, &[], |_, _, reader| {
             let ram = |a: u64| {
-                reader.translate(Ipa::new(a).unwrap()).map(|t| t.attributes == Attributes::<Stage2>::RAM)
+                reader.translate(Ipa::new(a).unwrap()).map(|t| t.attributes() == Attributes::<Stage2>::RAM)
             };
             assert_eq!(
                 [ram(GIB), ram(GIB + GIB / 2), ram(4 * GIB), ram(8 * GIB)],

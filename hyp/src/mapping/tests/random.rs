@@ -211,7 +211,7 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
                     Some(Known::Leaf(shift, bits, true)) => Some((address.wrapping_add(shift), bits)),
                     _ => None,
                 };
-                assert_eq!(found.map(|t| (t.output.get(), t.attributes.bits())), expected, "{address:#x}");
+                assert_eq!(found.map(|t| (t.output.get(), t.attributes().bits())), expected, "{address:#x}");
                 true
             }
         }

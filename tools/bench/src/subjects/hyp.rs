@@ -19,9 +19,11 @@ pub struct Hyp(Option<Map<El2, Host>>);
 /// As it comes, with runs.
 pub struct HypRuns(Hyp);
 
+/// Tables lie where the pool's addresses say.
+const TABLES: Linear = Linear::new(0);
+
 /// The pool's tables, and slots for two CPUs.
 struct Host {
-    tables: Linear,
     slots: [Slot; 2],
 }
 
@@ -46,7 +48,7 @@ impl Mmu for Host {
     type Quiesce = NoQuiesce;
     #[inline]
     fn tables(&self) -> &Linear {
-        &self.tables
+        &TABLES
     }
     #[inline]
     fn pool(&self) -> &Self {
@@ -92,27 +94,27 @@ struct Counted(Host);
 impl TableMemory for Counted {
     unsafe fn load(&self, table: Pa, index: usize) -> u64 {
         // SAFETY: the caller's.
-        unsafe { self.0.tables.load(table, index) }
+        unsafe { TABLES.load(table, index) }
     }
     unsafe fn store(&self, table: Pa, index: usize, raw: u64) {
         add(|tally| &tally.stores, 1);
         // SAFETY: the caller's.
-        unsafe { self.0.tables.store(table, index, raw) }
+        unsafe { TABLES.store(table, index, raw) }
     }
     unsafe fn link(&self, table: Pa, index: usize, raw: u64) {
         add(|tally| &tally.stores, 1);
         // SAFETY: the caller's.
-        unsafe { self.0.tables.link(table, index, raw) }
+        unsafe { TABLES.link(table, index, raw) }
     }
     unsafe fn compare_exchange(&self, table: Pa, index: usize, old: u64, new: u64) -> bool {
         add(|tally| &tally.stores, 1);
         // SAFETY: the caller's.
-        unsafe { self.0.tables.compare_exchange(table, index, old, new) }
+        unsafe { TABLES.compare_exchange(table, index, old, new) }
     }
     unsafe fn fill(&self, table: Pa, from: usize, to: usize, raw: u64, step: u64) {
         add(|tally| &tally.stores, (to - from) as u64);
         // SAFETY: the caller's.
-        unsafe { self.0.tables.fill(table, from, to, raw, step) }
+        unsafe { TABLES.fill(table, from, to, raw, step) }
     }
 }
 
@@ -141,7 +143,7 @@ impl Mmu for Counted {
 }
 
 fn host() -> Host {
-    Host { tables: Linear::new(0), slots: [Slot::new(), Slot::new()] }
+    Host { slots: [Slot::new(), Slot::new()] }
 }
 
 fn map<M: Mmu>(mmu: M, runs: bool) -> Map<El2, M> {
