@@ -111,8 +111,9 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
     // SAFETY: the image behind the stacks and the boot map, but for the last page, which EL0 gets: ours, and used for nothing else.
     unsafe { POOL.refill(tables) }.unwrap_or_else(|error| panic!("{error}"));
     let options = Options::new(capabilities(machine));
-    let mut map =
-        stage1::linear_map(CpuMmu::new(&POOL, &SLOTS), options).unwrap_or_else(|error| panic!("{error}"));
+    // SAFETY: the tables lie at their physical addresses in the boot map and in the one made here, and this is EL1.
+    let mmu = unsafe { CpuMmu::new(&POOL, &SLOTS) };
+    let mut map = stage1::linear_map(mmu, options).unwrap_or_else(|error| panic!("{error}"));
     let mut writer = map.get_mut();
     let mut add = |part: Range<Pa>, view: View, attributes| {
         let input = Range::<Va>::new(view.of(part.start().get()), part.size());

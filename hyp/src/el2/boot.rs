@@ -203,7 +203,9 @@ pub unsafe fn enable_mmu(
     unsafe { POOL.refill(memory)? };
     let features = Features::read(bbm);
 
-    let mut map = stage1::linear_map(CpuMmu::<El2>::new(&POOL, &SLOTS), Options::new(features.capabilities))?;
+    // SAFETY: the tables lie at their physical addresses in the boot map and in the one made here, and this is EL2.
+    let mmu = unsafe { CpuMmu::<El2>::new(&POOL, &SLOTS) };
+    let mut map = stage1::linear_map(mmu, Options::new(features.capabilities))?;
     let mut writer = map.get_mut();
     let mut holes = machine.no_map.clone();
     holes.try_push(layout.whole).map_err(|_| MachineError::TooMany("reserved ranges"))?;
@@ -303,7 +305,8 @@ impl Booted {
 
         let hidden = [self.layout.whole];
         let hidden = if expose { &[][..] } else { &hidden[..] };
-        let mmu = CpuMmu::<Stage2>::new(&POOL, &SLOTS);
+        // SAFETY: as for the EL2 map.
+        let mmu = unsafe { CpuMmu::<Stage2>::new(&POOL, &SLOTS) };
         let options = Options::new(self.features.capabilities);
         let map = stage2::host_map(mmu, options, self.features.limits, self.ram, machine.top, hidden)?;
         self.report(&map);

@@ -49,8 +49,12 @@ impl fmt::Display for AddressError {
 
 impl core::error::Error for AddressError {}
 
-/// An address of one address space, in bytes.
-pub trait Address: Copy + Ord + fmt::Debug {
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// An address of one address space, in bytes: those of this file.
+pub trait Address: sealed::Sealed + Copy + Ord + fmt::Debug {
     /// The address with this value.
     ///
     /// # Errors
@@ -65,6 +69,8 @@ macro_rules! address {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(u64);
+
+        impl sealed::Sealed for $name {}
 
         impl Address for $name {
             #[inline]

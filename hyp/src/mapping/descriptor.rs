@@ -76,8 +76,15 @@ pub const MAIR: u64 = 0xff04;
 const MAIR_DEVICE: u64 = 0;
 const MAIR_NORMAL: u64 = 1;
 
-/// A translation regime, or the stage of one, as a type.
-pub trait Regime: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::El2 {}
+    impl Sealed for super::El1And0 {}
+    impl Sealed for super::Stage2 {}
+}
+
+/// A translation regime, or the stage of one, as a type: those of this file.
+pub trait Regime: sealed::Sealed + Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// What its tables translate.
     type Input: Address;
     /// How the regime is called in messages.
@@ -275,7 +282,7 @@ impl<R: Regime> Change<R> {
     pub(super) const fn invalidates(self) -> bool {
         self.clear & VALID != 0
     }
-    /// Whether a leaf could become global by it, or be validated so.
+    /// Whether a leaf could become global by it.
     pub(super) const fn makes_global(self) -> bool {
         self.clear & NG != 0
     }

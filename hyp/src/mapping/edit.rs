@@ -2,8 +2,9 @@
 //!
 //! Invariant: whatever lies wholly inside the range changes where it is; at most the two leaves that the range's ends cut become
 //! tables, and at most the two runs that they cut lose their Contiguous bits. [`Edit::prepare`] finds out, without a
-//! store, what that takes; [`Edit::commit`] then cannot fail: between the two, others may split what it would have split, which
-//! only makes it need less, and nothing grows together (that is done in the gate's exclusive mode).
+//! store, what that takes; [`Edit::commit`] then cannot fail: between the two others may change what leaves say, for which it is
+//! prepared, or split what it would have split, so that it needs less; nothing becomes a leaf, stops being one or grows together
+//! but in the gate's exclusive mode.
 
 use super::addr::Pa;
 use super::descriptor::{
@@ -12,7 +13,7 @@ use super::descriptor::{
 };
 use super::geometry::{LAST_LEVEL, MAX_RUN, Shape, level_shift, level_size};
 use super::map::{Map, MapError};
-use super::mmu::{Mmu, TablePool};
+use super::mmu::{Mmu, Reservation};
 use super::rule::{Capabilities, Difference, Strategy};
 use super::tlb::{Span, Spans};
 use super::update::{
@@ -103,33 +104,6 @@ impl Needs {
     }
 }
 
-/// Tables that were set aside for one change.
-pub(super) struct Reservation<'p, P: TablePool> {
-    pool: &'p P,
-    left: usize,
-}
-
-impl<'p, P: TablePool> Reservation<'p, P> {
-    pub(super) fn new(pool: &'p P, count: usize) -> Result<Self, MapError> {
-        pool.reserve(count).map_err(|free| MapError::OutOfTables { needed: count, free })?;
-        Ok(Self { pool, left: count })
-    }
-    #[inline]
-    pub(super) fn take(&mut self) -> Pa {
-        debug_assert!(self.left > 0);
-        self.left -= 1;
-        self.pool.take()
-    }
-}
-
-impl<P: TablePool> Drop for Reservation<'_, P> {
-    fn drop(&mut self) {
-        if self.left > 0 {
-            self.pool.cancel(self.left);
-        }
-    }
-}
-
 /// A table of a walk: where it is, what its first entry translates.
 #[derive(Clone, Copy)]
 pub(super) struct Node {
@@ -179,7 +153,12 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         self.operation.word(raw, level) != raw || O::CUTS && is_leaf(raw, level)
     }
 
-    /// What the change takes. With `whole` it may cut nothing.
+    /// As [`Edit::splits`]; but beside others, who may change what a leaf says and whether it translates, any leaf may have to.
+    fn may_split(&self, raw: u64, level: u8) -> bool {
+        if self.exclusive { self.splits(raw, level) } else { is_leaf(raw, level) }
+    }
+
+    /// What the change takes: exactly, if everything is the caller's; beside others at most. With `whole` it may cut nothing.
     pub(super) fn prepare(&self, whole: bool) -> Result<Needs, MapError> {
         let mut needs = Needs::default();
         self.prepare_table(self.root(), whole, &mut needs)?;
@@ -207,25 +186,26 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
                 }
                 continue;
             }
-            let cuts = !self.covers(at, level) && self.splits(raw, level);
+            let cuts = !self.covers(at, level) && self.may_split(raw, level);
             let size = cuts || O::TO_PAGES && level < LAST_LEVEL && is_leaf(raw, level);
             let in_run = is_leaf(raw, level) && raw & CONTIGUOUS != 0;
             let (run, run_size) = self.run(node, index as usize);
             let opens = in_run
                 && (O::TO_PAGES || !(self.start <= run && run + run_size <= self.end))
-                && self.splits(raw, level);
+                && self.group_may_split(node, index as usize);
             if whole && (cuts || opens) {
                 return Err(MapError::WouldSplit { address: at, level });
             }
             if size {
                 needs.tables += self.tables_below(level, at);
             }
+            let stays = cuts || opens || self.operation.word(raw, level) & VALID != 0;
             let change = Difference {
-                valid_before: raw & VALID != 0,
-                valid_after: true,
+                valid_before: !self.exclusive || in_run || raw & VALID != 0,
+                valid_after: !self.exclusive || stays,
                 size,
                 contiguous: opens,
-                memory: self.operation.changes_memory() && self.splits(raw, level),
+                memory: self.operation.changes_memory() && self.may_split(raw, level),
                 ..Difference::default()
             };
             if answer(self.map, change) == Strategy::BreakQuiescently {
@@ -236,6 +216,19 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             }
         }
         Ok(())
+    }
+
+    /// Whether any leaf of a run has to change.
+    fn group_may_split(&self, node: Node, index: usize) -> bool {
+        let first = index & !(S::RUN - 1);
+        let touched = |i: &usize| {
+            let at = node.base + ((*i as u64) << level_shift::<S>(node.level));
+            self.start < at + level_size::<S>(node.level) && at < self.end
+        };
+        let words = self.words();
+        (first..first + S::RUN)
+            .filter(touched)
+            .any(|i| self.may_split(words.load(node.table, i), node.level))
     }
 
     /// Tables that take the place of a leaf of `level` at `at`.
@@ -502,8 +495,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         let strategy = answer(self.map, change);
         let needed: usize = (0..count).filter(|&i| splits[i]).map(|i| self.tables_below(level, at(i))).sum();
         let is_quiet = self.quiet.is_some_and(|(s, e)| s <= at(0) && at(count - 1) < e);
-        if needed > tables.left || strategy == Strategy::BreakQuiescently && !is_quiet {
-            // Somebody changed the leaf after `prepare` saw that there was nothing to do: we came before them.
+        if needed > tables.left() || strategy == Strategy::BreakQuiescently && !is_quiet {
+            // `prepare` has seen to it that this is not so.
+            debug_assert!(false, "a change at {:#x} takes more than was prepared", at(0));
             return from + count;
         }
         for i in 0..count {

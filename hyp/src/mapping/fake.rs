@@ -115,7 +115,8 @@ impl FakeMmu {
     }
 }
 
-impl Mmu for FakeMmu {
+// SAFETY: pool and tables are of the same memory; no CPU translates through it.
+unsafe impl Mmu for FakeMmu {
     type Tables = Arc<Memory>;
     type Pool = Pool<Arc<Memory>>;
     type Quiesce = FakeQuiesce;

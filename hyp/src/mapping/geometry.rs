@@ -18,8 +18,14 @@ pub const MAX_RUN: usize = 16;
 /// Most tables that may be concatenated at the root of stage 2 (Arm ARM D8.2.2).
 const MAX_CONCATENATED: usize = 16;
 
-/// Sizes of one kind of table.
-pub trait Shape: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Granule4K {}
+    impl Sealed for super::Tiny {}
+}
+
+/// Sizes of one kind of table: those of this file.
+pub trait Shape: sealed::Sealed + Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// log2 of the entries in a table.
     const INDEX_BITS: u32;
     /// log2 of the leaves in a contiguous run, at most 4.

@@ -1,8 +1,8 @@
 //! A map: one root and what hangs from it.
 //!
 //! Invariants:
-//! - A call that fails has stored nothing: it looks at all that it is about to change, and sets aside the tables that takes, before
-//!   it stores the first word.
+//! - A call that fails has changed nothing: it looks at all that it is about to change, and sets aside the tables that takes, before
+//!   it stores the first word. (Tables that wait to be given back it may have given back.)
 //! - An address that translates anew was owed nothing: before a word that did not translate becomes one that does, what
 //!   TLBs may hold of it from before is invalidated.
 //! - A table is given back when it was unlinked, the invalidation after that is complete, and every walk that began before
@@ -16,12 +16,12 @@ use spin::Mutex;
 
 use super::addr::{ADDRESS_BITS, Address, GRANULE, Pa, Range};
 use super::descriptor::{Attributes, Change, Entry, Regime, State, TYPE, is_table, is_unlinked, pa};
-use super::edit::{Clear, Cut, Edit, Needs, Operation, Reservation, ToPages};
+use super::edit::{Clear, Cut, Edit, Needs, Operation, ToPages};
 use super::geometry::{Geometry, Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
-use super::mmu::{Mmu, Quiesce, Scope, TablePool};
+use super::mmu::{Mmu, Quiesce, Reservation, Scope, TablePool};
 use super::rule::Capabilities;
 use super::tlb::{self, Debt, Span, Spans, Tag};
-use super::update::{EXCLUSIVE, Entered, Gate, SHARED, Words};
+use super::update::{EXCLUSIVE, Entered, Gate, Words};
 
 /// The leaves that a call may use. Pages it always may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,16 +124,24 @@ pub struct Options {
     pub scope: Scope,
     /// Hardware sets access flags and dirty state in it (`TCR_ELx.HA`, `HD`; `VTCR_EL2`).
     pub hardware_updates: bool,
+    /// Its addresses count from the start of the upper half of the address space, the one of `TTBR1_EL1`.
+    pub upper_half: bool,
 }
 
 impl Options {
     /// A map that several CPUs use, of no ASID, with flags that software sets.
     pub const fn new(capabilities: Capabilities) -> Self {
-        Self { capabilities, tag: Tag::All, scope: Scope::Broadcast, hardware_updates: false }
+        Self {
+            capabilities,
+            tag: Tag::All,
+            scope: Scope::Broadcast,
+            hardware_updates: false,
+            upper_half: false,
+        }
     }
 }
 
-/// What is owed to TLBs for the whole of a map.
+/// What is owed to TLBs for the whole of a map, beside what the gate counts.
 struct Owed {
     /// A debt was dropped.
     whole: AtomicBool,
@@ -144,6 +152,8 @@ struct Owed {
 struct Cleared {
     records: [Option<Record>; RECORDS],
     last_id: u64,
+    /// What takes the place of tables that are given back in a range.
+    state: Option<(u64, u64, State)>,
 }
 
 const RECORDS: usize = 8;
@@ -165,24 +175,31 @@ impl Record {
     }
 }
 
+/// The record of one change.
+#[derive(Clone, Copy)]
+struct Recorded {
+    id: u64,
+    /// It stands for this change alone, so that who pays for the change pays for the record.
+    alone: bool,
+}
+
 impl Cleared {
-    /// Remembers a range; the number that its debt is to say when it is paid.
-    fn add(&mut self, start: u64, end: u64) -> u64 {
+    /// Remembers a range, before anything in it changes.
+    fn add(&mut self, start: u64, end: u64) -> Recorded {
         self.last_id += 1;
         let id = self.last_id;
         let record = Record { id, start, end, unlinked: false, paid: None };
-        match self.records.iter_mut().find(|slot| slot.is_none()) {
-            Some(slot) => *slot = Some(record),
-            None => {
-                // One of them takes it in. Whoever pays for less than all of it does not pay for it.
-                let last = self.records[RECORDS - 1].get_or_insert(record);
-                last.id = id;
-                last.start = last.start.min(start);
-                last.end = last.end.max(end);
-                last.paid = None;
-            }
+        if let Some(slot) = self.records.iter_mut().find(|slot| slot.is_none()) {
+            *slot = Some(record);
+            return Recorded { id, alone: true };
         }
-        id
+        // One of them takes it in, under a number that no debt knows.
+        let last = self.records[RECORDS - 1].get_or_insert(record);
+        last.id = id;
+        last.start = last.start.min(start);
+        last.end = last.end.max(end);
+        last.paid = None;
+        Recorded { id, alone: false }
     }
 
     /// Tables that translated `unlinked` wait to be given back.
@@ -208,15 +225,12 @@ impl Cleared {
         }
     }
 
-    fn ids(&self, start: u64, end: u64) -> [u64; RECORDS] {
-        self.records.map(|slot| match slot {
-            Some(record) if record.paid.is_none() && record.overlaps(start, end) => record.id,
-            _ => 0,
-        })
+    fn unpaid(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter().flatten().filter(|record| record.paid.is_none())
     }
 }
 
-/// A tree of tables of regime `R`.
+/// A tree of tables of regime `R`. A call must not be interrupted by code of the same CPU that calls for the same map.
 pub struct Map<R: Regime, M: Mmu, S: Shape = Granule4K> {
     mmu: M,
     root: Pa,
@@ -252,7 +266,11 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         self.options.scope
     }
     pub(super) fn tag(&self) -> Tag {
-        self.options.tag
+        if R::HAS_ASID { self.options.tag } else { Tag::All }
+    }
+    /// What the map's addresses count from.
+    pub(super) fn base(&self) -> u64 {
+        if self.options.upper_half { !0 << self.geometry.input_bits() } else { 0 }
     }
     pub(super) fn hardware_updates(&self) -> bool {
         self.options.hardware_updates
@@ -277,11 +295,11 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
 
     /// Gives back the tables of debts that are paid, if no walk sees them any more.
     pub(super) fn give_back(&self, ids: &[u64]) {
-        let records = self.owed.cleared.lock().records;
         let unlinked = |record: &&Record| record.unlinked && ids.contains(&record.id);
-        if let Some(record) = records.iter().flatten().find(unlinked) {
+        let record = self.owed.cleared.lock().records.iter().flatten().find(unlinked).copied();
+        if let Some(record) = record {
             let _gate = self.gate.exclude(|| self.mmu.relax());
-            self.reclaim(record.start, record.end, None, false);
+            self.reclaim(record.start, record.end);
         }
     }
 
@@ -309,7 +327,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// # Safety
     /// The root and every table below it, at 4 KiB granule, with output addresses below 2^48, are memory that the [`Mmu`]'s tables reach,
     /// and nobody else changes them from now on (hardware that sets access and dirty flags may, if `options` says so). Tables that
-    /// an unmap leaves are given to the pool. Bit 55 of table entries is clear.
+    /// an unmap or [`Map::destroy`] leaves are the pool's. Bit 55 of table entries is clear, and entries that are not valid are zero.
     pub unsafe fn adopt(mmu: M, root: Pa, geometry: Geometry<S>, options: Options) -> Self {
         Self::with_root(mmu, root, geometry, options)
     }
@@ -326,7 +344,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             epoch: AtomicU64::new(0),
             owed: Owed {
                 whole: AtomicBool::new(false),
-                cleared: Mutex::new(Cleared { records: [None; RECORDS], last_id: 0 }),
+                cleared: Mutex::new(Cleared { records: [None; RECORDS], last_id: 0, state: None }),
             },
             regime: PhantomData,
         }
@@ -394,17 +412,13 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         change: Change<R>,
         whole: bool,
     ) -> Result<Debt<'_, R, M, S>, MapError> {
-        let (start, end) = self.checked(range)?;
-        if change.makes_global() && self.options.tag != Tag::All {
+        let ends = self.checked(range)?;
+        if change.makes_global() && self.tag() != Tag::All {
             return Err(MapError::Global);
         }
-        self.shared(change, (start, end), whole, |map| {
-            if change.validates() {
-                map.settle_owed(start, end, SHARED);
-            }
-            // Recorded before it is so.
-            change.invalidates().then(|| map.owed.cleared.lock().add(start, end))
-        })
+        // What translates anew must not be owed anything, and what must not split must not be changed meanwhile: alone.
+        let alone = whole || change.validates();
+        self.edit(change, ends, Way { alone, whole, clears: change.invalidates(), settles: change.validates() }).map(|done| self.owe(done))
     }
 
     /// Splits so that no leaf and no run lies across either end of `range`, no further than that takes.
@@ -413,7 +427,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::OutOfTables`], [`MapError::NotQuiet`].
     pub fn split_edges(&self, range: Range<R::Input>) -> Result<Debt<'_, R, M, S>, MapError> {
         let ends = self.checked(range)?;
-        self.shared(Cut, ends, false, |_| None)
+        self.edit(Cut, ends, Way::SHARED).map(|done| self.owe(done))
     }
 
     /// Splits so that no leaf and no run lies across `address`: a run of 1 GiB blocks to those blocks, a block to runs of the next smaller
@@ -437,19 +451,20 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// As [`Map::split_edges`].
     pub fn split_to_pages(&self, range: Range<R::Input>) -> Result<Debt<'_, R, M, S>, MapError> {
         let ends = self.checked(range)?;
-        self.shared(ToPages, ends, false, |_| None)
+        self.edit(ToPages, ends, Way::SHARED).map(|done| self.owe(done))
     }
 
-    /// Pays whatever is owed for the map, by whomever, and gives back the tables that nobody uses any more.
+    /// Pays whatever is owed for the map, by whomever, and gives back the tables that nobody can reach any more.
     pub fn settle(&self) {
-        let ids = self.owed.cleared.lock().ids(0, u64::MAX);
-        if self.owed.whole.swap(false, SeqCst) || self.gate.is_others(0) || ids != [0; RECORDS] {
-            tlb::invalidate_all(self);
-            let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
-            self.owed.cleared.lock().pay(&ids, epoch);
-        }
         let _gate = self.gate.exclude(|| self.mmu.relax());
-        self.reclaim(0, u64::MAX, None, false);
+        let owed = self.gate.is_others(EXCLUSIVE) || self.owed.whole.load(SeqCst);
+        if owed || self.owed.cleared.lock().unpaid().next().is_some() {
+            // Nobody is changing anything: what is owed now is owed for stores that were made.
+            tlb::invalidate_all(self);
+            self.owed.whole.store(false, SeqCst);
+            self.pay_all();
+        }
+        self.reclaim(0, u64::MAX);
     }
 
     fn too_far(&self, end: u64) -> MapError {
@@ -468,122 +483,167 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         Ok((start, end))
     }
 
-    /// Makes a change beside others like it. `before` runs before the first store, and names what the change clears.
-    fn shared<O: Operation<R>>(
+    /// Makes a change, in the gate, which is still closed behind it when it returns.
+    fn edit<O: Operation<R>>(
         &self,
         operation: O,
         (start, end): (u64, u64),
-        whole: bool,
-        before: impl Fn(&Self) -> Option<u64>,
-    ) -> Result<Debt<'_, R, M, S>, MapError> {
-        if start == end {
-            return Ok(Debt::new(self, Spans::new(), &[]));
-        }
+        way: Way,
+    ) -> Result<Done<'_>, MapError> {
         let mut held: Option<((u64, u64), <M::Quiesce as Quiesce>::Held)> = None;
-        let mut retried = false;
+        let (mut alone, mut settled) = (way.alone, false);
         loop {
-            let gate = self.gate.share(|| self.mmu.relax());
-            let mut edit = Edit::new(self, operation, (start, end), false);
-            let needs = edit.prepare(whole)?;
+            let relax = || self.mmu.relax();
+            let gate = if alone { self.gate.exclude(relax) } else { self.gate.share(relax) };
+            let mut edit = Edit::new(self, operation, (start, end), alone);
+            if start == end {
+                return Ok(Done { gate, spans: edit.spans, recorded: None });
+            }
+            let needs = edit.prepare(way.whole)?;
             if !is_quiet(&needs, &held) {
+                // Others are made to stand still with nothing of the map locked.
                 drop(gate);
-                held = Some(self.quiesce(&needs, held)?);
+                drop(held);
+                let (start, end) = needs.quiet.unwrap_or((0, 0));
+                held = self.mmu.quiesce().begin(start, end - start).map(|held| ((start, end), held));
+                if held.is_none() && alone {
+                    return Err(MapError::NotQuiet(start));
+                }
+                // Beside others more is asked for than may be needed.
+                alone |= held.is_none();
                 continue;
             }
             let mut tables = match Reservation::new(self.mmu.pool(), needs.tables) {
                 Ok(tables) => tables,
-                Err(_) if !retried => {
-                    // Some may only wait for being given back.
+                Err(error) if settled && alone => return Err(error),
+                Err(_) => {
                     drop(gate);
-                    self.settle();
-                    retried = true;
+                    // Some may only wait for being given back; and beside others more are set aside than may be needed.
+                    alone |= settled;
+                    if !settled {
+                        self.settle();
+                    }
+                    settled = true;
                     continue;
                 }
-                Err(error) => return Err(error),
             };
+            if way.settles {
+                self.settle_owed(start, end);
+            }
             edit.quiet = held.as_ref().map(|(quiet, _)| *quiet);
-            let id = before(self);
-            return Ok(self.commit(edit, &mut tables, id, gate));
-        }
-    }
-
-    /// Others are made to stand still, with nothing of the map locked.
-    fn quiesce<H>(
-        &self,
-        needs: &Needs,
-        held: Option<((u64, u64), H)>,
-    ) -> Result<((u64, u64), <M::Quiesce as Quiesce>::Held), MapError>
-    where
-        M::Quiesce: Quiesce<Held = H>,
-    {
-        drop(held);
-        let (start, end) = needs.quiet.unwrap_or((0, 0));
-        let held = self.mmu.quiesce().begin(start, end - start).ok_or(MapError::NotQuiet(start))?;
-        Ok(((start, end), held))
-    }
-
-    fn commit<O: Operation<R>>(
-        &self,
-        mut edit: Edit<'_, R, M, S, O>,
-        tables: &mut Reservation<'_, M::Pool>,
-        id: Option<u64>,
-        gate: Entered<'_>,
-    ) -> Debt<'_, R, M, S> {
-        edit.commit(tables);
-        if let (Some(id), Some(unlinked)) = (id, edit.unlinked) {
-            self.owed.cleared.lock().unlink(id, unlinked);
-        }
-        let ids = id.as_slice();
-        if edit.spans.is_empty() {
-            // What stopped translating did not translate before.
-            self.paid(ids);
-            if edit.stored {
+            // Recorded before it is so.
+            let recorded = way.clears.then(|| self.owed.cleared.lock().add(start, end));
+            edit.commit(&mut tables);
+            if let (Some(recorded), Some(unlinked)) = (recorded, edit.unlinked) {
+                self.owed.cleared.lock().unlink(recorded.id, unlinked);
+            }
+            if self.is_others_owed(gate.own) {
+                // What is as it was asked to be already may be so only in the tables.
+                edit.spans.add(Span { start, end, level: LAST_LEVEL, same_size: false, last_level: false });
+            } else if edit.spans.is_empty() && edit.stored {
                 tlb::publish(self);
             }
+            return Ok(Done { gate, spans: edit.spans, recorded });
+        }
+    }
+
+    /// Leaves the gate with what is owed.
+    fn owe(&self, Done { gate, spans, recorded }: Done<'_>) -> Debt<'_, R, M, S> {
+        let id = recorded.filter(|recorded| recorded.alone).map(|recorded| recorded.id);
+        if spans.is_empty() {
+            // What stopped translating did not translate before.
+            self.paid(id.as_slice());
         } else {
             gate.leave_owing();
         }
-        Debt::new(self, edit.spans, ids)
+        Debt::new(self, spans, id.as_slice())
     }
 
-    /// Pays what is owed for addresses of a range that stopped translating; the caller is inside the gate as `own`.
-    fn settle_owed(&self, start: u64, end: u64, own: u64) {
-        let ids = self.owed.cleared.lock().ids(start, end);
-        if ids != [0; RECORDS] {
-            let mut spans = Spans::new();
-            for record in self.owed.cleared.lock().records.iter().flatten().filter(|r| ids.contains(&r.id)) {
+    /// All that stopped translating was invalidated.
+    fn pay_all(&self) {
+        let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
+        let mut cleared = self.owed.cleared.lock();
+        let ids = cleared.records.map(|slot| slot.map_or(0, |record| record.id));
+        cleared.pay(&ids, epoch);
+    }
+
+    /// Pays what is owed for what stopped translating, if any of it was in the range. The gate is the caller's alone.
+    fn settle_owed(&self, start: u64, end: u64) {
+        let mut spans = Spans::new();
+        {
+            let cleared = self.owed.cleared.lock();
+            if !cleared.records.iter().flatten().any(|record| record.overlaps(start, end)) {
+                return;
+            }
+            // All, as their tables may hang from each other.
+            for record in cleared.unpaid() {
                 let (start, end) = (record.start, record.end);
                 spans.add(Span { start, end, level: LAST_LEVEL, same_size: false, last_level: false });
             }
-            tlb::invalidate(self, &spans, own);
-            let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
-            self.owed.cleared.lock().pay(&ids, epoch);
+        }
+        if !spans.is_empty() {
+            tlb::invalidate(self, &spans, EXCLUSIVE);
+            self.pay_all();
         }
     }
 
-    /// Gives back the tables that were unlinked in records that overlap a range and are paid; `word` takes their place. The gate is
-    /// closed to others. If `wait`, walks that see them are waited for, else they stay.
-    fn reclaim(&self, start: u64, end: u64, word: Option<State>, wait: bool) {
-        loop {
-            let ready = |record: &Record| {
-                record.overlaps(start, end)
-                    && record.paid.is_some_and(|epoch| {
-                        let busy = || self.mmu.slots().iter().any(|slot| slot.is_before(epoch));
-                        while wait && busy() {
-                            self.mmu.relax();
-                        }
-                        !busy()
-                    })
+    /// Gives back tables that were unlinked in a range, if they are paid and no walk sees them. Says whether a walk was in the way. The
+    /// gate is the caller's alone.
+    fn reclaim(&self, start: u64, end: u64) -> bool {
+        let mut busy = false;
+        let mut cleared = self.owed.cleared.lock();
+        for number in 0..RECORDS {
+            let Some(record) = cleared.records[number].filter(|r| r.unlinked && r.overlaps(start, end)) else {
+                continue;
             };
-            let record = self.owed.cleared.lock().records.iter().flatten().copied().find(ready);
-            let Some(record) = record else { return };
-            let root = (self.root, self.geometry.start_level(), 0);
-            self.reclaim_in(root, (record.start, record.end), (start, end), word);
-            for slot in &mut self.owed.cleared.lock().records {
-                if slot.is_some_and(|other| other.id == record.id) {
+            // Tables of others may hang from its tables, and the other way round.
+            let (mut from, mut to) = (record.start, record.end);
+            loop {
+                let with = |r: &&Record| r.unlinked && r.overlaps(from, to);
+                let all = cleared.records.iter().flatten().filter(with);
+                let (a, b) = all.fold((from, to), |(a, b), r| (a.min(r.start), b.max(r.end)));
+                if (a, b) == (from, to) {
+                    break;
+                }
+                (from, to) = (a, b);
+            }
+            let with = |r: &&Record| r.unlinked && r.overlaps(from, to);
+            let epochs = cleared.records.iter().flatten().filter(with).map(|record| record.paid);
+            // All of them are paid, or none is given back.
+            let Some(epoch) = epochs.reduce(|a, b| Some(a?.max(b?))).flatten() else { continue };
+            if self.mmu.slots().iter().any(|slot| slot.is_before(epoch)) {
+                busy = true;
+                continue;
+            }
+            let state = cleared.state;
+            self.reclaim_in((self.root, self.geometry.start_level(), 0), (from, to), state);
+            for slot in &mut cleared.records {
+                if slot.is_some_and(|record| record.unlinked && record.overlaps(from, to)) {
                     *slot = None;
                 }
             }
+        }
+        busy
+    }
+
+    /// Waits until the walks that were going on have ended, with nothing of the map locked.
+    fn wait_for_walks(&self) {
+        let epoch = self.epoch();
+        while self.mmu.slots().iter().any(|slot| slot.is_before(epoch)) {
+            self.mmu.relax();
+        }
+    }
+
+    /// Closes the gate to others, once nothing in the range is owed and no table waits there.
+    fn exclude_settled(&self, start: u64, end: u64) -> Entered<'_> {
+        loop {
+            let gate = self.gate.exclude(|| self.mmu.relax());
+            self.settle_owed(start, end);
+            if !self.reclaim(start, end) {
+                return gate;
+            }
+            drop(gate);
+            self.wait_for_walks();
         }
     }
 
@@ -591,8 +651,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         &self,
         (table, level, base): (Pa, u8, u64),
         (start, end): (u64, u64),
-        of_word: (u64, u64),
-        word: Option<State>,
+        state: Option<(u64, u64, State)>,
     ) {
         let (words, shift) = (Words::new(&self.mmu), level_shift::<S>(level));
         let end = end.min(1 << self.geometry.input_bits());
@@ -601,15 +660,16 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             let raw = words.load(table, index as usize);
             if is_unlinked(raw) {
                 self.give_tree(pa(raw), level + 1);
-                let inside = of_word.0 <= at && at + level_size::<S>(level) <= of_word.1;
-                let entry = match word {
-                    Some(state) if inside => Entry::<R>::State(state),
+                let entry = match state {
+                    Some((start, end, state)) if start <= at && at + level_size::<S>(level) <= end => {
+                        Entry::<R>::State(state)
+                    }
                     _ => Entry::Empty,
                 };
                 words.store(table, index as usize, entry.encode(level));
             } else if is_table(raw, level) {
                 let part = (start.max(at), end.min(at + level_size::<S>(level)));
-                self.reclaim_in((pa(raw), level + 1, at), part, of_word, word);
+                self.reclaim_in((pa(raw), level + 1, at), part, state);
             }
         }
     }
@@ -626,8 +686,33 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
                 }
             }
         }
-        self.mmu.pool().give(table);
+        Words::new(&self.mmu).give(table);
     }
+}
+
+/// How a change is made.
+#[derive(Clone, Copy)]
+struct Way {
+    /// With the gate closed to others.
+    alone: bool,
+    /// Without a split.
+    whole: bool,
+    /// Something stops translating.
+    clears: bool,
+    /// Something may translate anew, and nothing may be owed for it; alone.
+    settles: bool,
+}
+
+impl Way {
+    const SHARED: Self = Self { alone: false, whole: false, clears: false, settles: false };
+    const CLEAR: Self = Self { alone: true, clears: true, ..Self::SHARED };
+}
+
+/// A change that was made, the gate not left yet.
+struct Done<'m> {
+    gate: Entered<'m>,
+    spans: Spans,
+    recorded: Option<Recorded>,
 }
 
 /// Whether what must be quiet is.
@@ -678,7 +763,7 @@ impl Request {
 impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     pub(super) fn new(map: &'m Map<R, M, S>) -> Self {
         while map.writer.swap(true, SeqCst) {
-            map.mmu.relax();
+            map.mmu.wait();
         }
         Self { map, cpu: PhantomData }
     }
@@ -705,7 +790,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         if Range::<Pa>::new(output.get(), size).is_err() {
             return Err(MapError::OutOfReach { end: output.get().saturating_add(size), bits: ADDRESS_BITS });
         }
-        if map.options.tag != Tag::All && !attributes.is_non_global() {
+        if map.tag() != Tag::All && !attributes.is_non_global() {
             return Err(MapError::Global);
         }
         if start == end {
@@ -719,24 +804,24 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             leaf: attributes.bits(),
             leaves: Leaves { runs, ..leaves },
         };
-        let _gate = map.gate.exclude(|| map.mmu.relax());
-        map.settle_owed(start, end, EXCLUSIVE);
-        map.reclaim(start, end, None, true);
-        let needed = self.prepare(map.root, map.geometry.start_level(), 0, &request)?;
-        let mut tables = self.reserve(needed)?;
+        let mut settled = false;
+        let (_gate, mut tables) = loop {
+            let gate = map.exclude_settled(start, end);
+            let needed = self.prepare(map.root, map.geometry.start_level(), 0, &request)?;
+            match Reservation::new(map.mmu.pool(), needed) {
+                Ok(tables) => break (gate, tables),
+                Err(error) if settled => return Err(error),
+                // Some may only wait for being given back.
+                Err(_) => {
+                    drop(gate);
+                    drop(map.exclude_settled(0, u64::MAX));
+                    settled = true;
+                }
+            }
+        };
         self.commit(map.root, map.geometry.start_level(), 0, &request, &mut tables);
         tlb::publish(map);
         Ok(())
-    }
-
-    fn reserve(&self, needed: usize) -> Result<Reservation<'m, M::Pool>, MapError> {
-        let pool = self.map.mmu.pool();
-        Reservation::new(pool, needed).or_else(|_| {
-            // Some may only wait for being given back.
-            self.map.settle_owed(0, u64::MAX, EXCLUSIVE);
-            self.map.reclaim(0, u64::MAX, None, true);
-            Reservation::new(pool, needed)
-        })
     }
 
     /// The entries of a table that the request touches: first, after the last.
@@ -893,7 +978,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::OutOfTables`], [`MapError::NotQuiet`].
     pub fn unmap(&mut self, range: Range<R::Input>) -> Result<Debt<'m, R, M, S>, MapError> {
         let ends = self.map.checked(range)?;
-        self.clear(ends, None)
+        let map = self.map;
+        map.edit(Clear(None), ends, Way::CLEAR).map(|done| map.owe(done))
     }
 
     /// Makes `state` all that is known of `range`, whatever was there. Nothing is owed afterwards: what translated there
@@ -902,44 +988,18 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     /// # Errors
     /// As [`Writer::unmap`].
     pub fn set_state(&mut self, range: Range<R::Input>, state: State) -> Result<(), MapError> {
-        let (start, end) = self.map.checked(range)?;
-        self.clear((start, end), Some(state))?.pay();
+        let (map, (start, end)) = (self.map, self.map.checked(range)?);
+        // A state needs the place of a table that waits there. Only a writer could put another one there.
+        drop(map.exclude_settled(start, end));
+        let done = map.edit(Clear(Some(state)), (start, end), Way::CLEAR)?;
         if start < end {
-            let _gate = self.map.gate.exclude(|| self.map.mmu.relax());
-            self.map.settle_owed(start, end, EXCLUSIVE);
-            self.map.reclaim(start, end, Some(state), true);
+            // It takes the place of each table that is given back, whoever does that.
+            map.owed.cleared.lock().state = Some((start, end, state));
+            map.settle_owed(start, end);
+            drop(done);
+            drop(map.exclude_settled(start, end));
+            map.owed.cleared.lock().state = None;
         }
         Ok(())
-    }
-
-    fn clear(
-        &mut self,
-        (start, end): (u64, u64),
-        state: Option<State>,
-    ) -> Result<Debt<'m, R, M, S>, MapError> {
-        let map = self.map;
-        if start == end {
-            return Ok(Debt::new(map, Spans::new(), &[]));
-        }
-        let mut held: Option<((u64, u64), <M::Quiesce as Quiesce>::Held)> = None;
-        loop {
-            let gate = map.gate.exclude(|| map.mmu.relax());
-            if state.is_some() {
-                // A state needs the place of a table that waits there.
-                map.settle_owed(start, end, EXCLUSIVE);
-                map.reclaim(start, end, None, true);
-            }
-            let mut edit = Edit::new(map, Clear(state), (start, end), true);
-            let needs = edit.prepare(false)?;
-            if !is_quiet(&needs, &held) {
-                drop(gate);
-                held = Some(map.quiesce(&needs, held)?);
-                continue;
-            }
-            let mut tables = self.reserve(needs.tables)?;
-            edit.quiet = held.as_ref().map(|(quiet, _)| *quiet);
-            let id = map.owed.cleared.lock().add(start, end);
-            return Ok(map.commit(edit, &mut tables, Some(id), gate));
-        }
     }
 }

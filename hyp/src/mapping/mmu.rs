@@ -7,6 +7,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::addr::{Address, Pa};
+use super::map::MapError;
 use super::walk::Slot;
 
 /// Access to translation tables by their physical address.
@@ -98,7 +99,7 @@ impl TableMemory for Linear {
 /// Where tables come from: as many as were reserved, without fail.
 ///
 /// # Safety
-/// [`take`](TablePool::take) and [`take_root`](TablePool::take_root) hand out memory of whole tables that
+/// Of who implements it: [`take`](TablePool::take) and [`take_root`](TablePool::take_root) hand out memory of whole tables that
 /// [`TableMemory`] of the same [`Mmu`] reaches, aligned to its size, and not again before it was given back.
 pub unsafe trait TablePool {
     /// Sets `count` tables aside for the caller.
@@ -107,24 +108,66 @@ pub unsafe trait TablePool {
     /// The tables that are free, if they are fewer; nothing is set aside then.
     fn reserve(&self, count: usize) -> Result<(), usize>;
     /// Gives back the reservation of `count` tables that were not taken.
-    fn cancel(&self, count: usize);
+    ///
+    /// # Safety
+    /// The caller has reserved as many, and has neither taken nor cancelled them.
+    unsafe fn cancel(&self, count: usize);
     /// A table that was reserved. What it holds is anything.
-    fn take(&self) -> Pa;
+    ///
+    /// # Safety
+    /// The caller has reserved one more than it has taken and cancelled.
+    unsafe fn take(&self) -> Pa;
     /// `count` adjacent tables (a power of two), aligned to their size, not reserved before, if there are such.
     fn take_root(&self, count: usize) -> Option<Pa>;
-    /// Takes back a table that nobody can reach any more.
-    fn give(&self, table: Pa);
+    /// Takes back a table.
+    ///
+    /// # Safety
+    /// It came from this pool, or is memory as good as the pool's own; and nobody can reach it any more.
+    unsafe fn give(&self, table: Pa);
+}
+
+/// Tables that were set aside for one change.
+pub(super) struct Reservation<'p, P: TablePool> {
+    pool: &'p P,
+    left: usize,
+}
+
+impl<'p, P: TablePool> Reservation<'p, P> {
+    pub(super) fn new(pool: &'p P, count: usize) -> Result<Self, MapError> {
+        pool.reserve(count).map_err(|free| MapError::OutOfTables { needed: count, free })?;
+        Ok(Self { pool, left: count })
+    }
+    pub(super) fn left(&self) -> usize {
+        self.left
+    }
+    #[inline]
+    pub(super) fn take(&mut self) -> Pa {
+        assert!(self.left > 0, "more tables are taken than were counted");
+        self.left -= 1;
+        // SAFETY: `left` counts what was reserved and not taken.
+        unsafe { self.pool.take() }
+    }
+}
+
+impl<P: TablePool> Drop for Reservation<'_, P> {
+    fn drop(&mut self) {
+        if self.left > 0 {
+            // SAFETY: as for `take`.
+            unsafe { self.pool.cancel(self.left) };
+        }
+    }
 }
 
 /// Makes the other users of a stage 1 regime stand still while a translation is broken and made.
 ///
 /// While a value of [`Quiesce::Held`] lives, no other CPU accesses, fetches from or walks `start .. start + size`, speculatively
-/// either: each waits, on translations that do not change, after a DSB, outside of any call into the engine, or in
-/// [`Quiesce::begin`] itself. The caller's own code, stack and tables are not in the range either.
+/// either: each waits, on translations that do not change, after a DSB, outside of any call into the engine and without a
+/// [`Reader`](super::Reader), or in [`Quiesce::begin`] or [`Mmu::wait`]. The caller's own code, stack and tables are not in the
+/// range either.
 pub trait Quiesce {
     /// Lives as long as the others wait.
     type Held;
-    /// Waits until they do; `None` if they cannot. Called with nothing of the engine locked.
+    /// Waits until they do; `None` if they cannot. The caller holds nothing of the engine but, perhaps, the place of the writer.
     fn begin(&self, start: u64, size: u64) -> Option<Self::Held>;
 }
 
@@ -184,7 +227,11 @@ pub enum Barrier {
 }
 
 /// One regime of the CPUs that use a map, and the memory its tables lie in.
-pub trait Mmu {
+///
+/// # Safety
+/// What a CPU can reach after a change depends on who implements this: the pool hands out tables that [`Mmu::tables`] reaches; each method
+/// that gives a reference gives the same one each time; invalidations and barriers do what they are asked to.
+pub unsafe trait Mmu {
     /// Access to tables.
     type Tables: TableMemory;
     /// Where tables come from.
@@ -204,13 +251,19 @@ pub trait Mmu {
     fn tlbi(&self, operation: Tlbi, scope: Scope, operand: u64);
     /// Issues a barrier.
     fn barrier(&self, barrier: Barrier, scope: Scope);
-    /// Called in each turn of a loop that waits for another CPU.
+    /// Called in each turn of a loop that waits for another CPU, which will go on.
     fn relax(&self) {
         core::hint::spin_loop();
     }
+    /// Called in each turn of a loop that waits to become the [`Writer`](super::Writer). The one who is may be in [`Quiesce::begin`]: so
+    /// this CPU counts as standing still here, and stays if it is asked to.
+    fn wait(&self) {
+        self.relax();
+    }
 }
 
-impl<M: Mmu> Mmu for &M {
+// SAFETY: as for what it refers to.
+unsafe impl<M: Mmu> Mmu for &M {
     type Tables = M::Tables;
     type Pool = M::Pool;
     type Quiesce = M::Quiesce;
@@ -236,5 +289,8 @@ impl<M: Mmu> Mmu for &M {
     }
     fn relax(&self) {
         (**self).relax();
+    }
+    fn wait(&self) {
+        (**self).wait();
     }
 }

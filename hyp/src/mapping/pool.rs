@@ -8,10 +8,13 @@ use spin::Mutex;
 use super::addr::{Address, AddressError, GRANULE, Pa, Range};
 use super::mmu::{TableMemory, TablePool};
 
+/// Behind the first table that was returned.
+const LAST: u64 = u64::MAX;
+
 struct Inner {
     /// Tables that were never handed out: first byte, byte after the last.
     fresh: (u64, u64),
-    /// The last table that was returned; its first entry is the address of the one before, or 0.
+    /// The last table that was returned; its first entry is the address of the one before, or [`LAST`].
     returned: Option<Pa>,
     /// Tables in `fresh` and `returned`.
     free: usize,
@@ -75,7 +78,7 @@ impl<T: TableMemory> Pool<T> {
 
     fn chain(&self, inner: &mut Inner, table: Pa) {
         // SAFETY: the table is memory of this pool, and nobody has it.
-        unsafe { self.tables.store(table, 0, inner.returned.map_or(0, Pa::bits)) };
+        unsafe { self.tables.store(table, 0, inner.returned.map_or(LAST, Pa::bits)) };
         inner.returned = Some(table);
         inner.free += 1;
     }
@@ -84,7 +87,7 @@ impl<T: TableMemory> Pool<T> {
         let table = inner.returned?;
         // SAFETY: as for `chain`.
         let next = unsafe { self.tables.load(table, 0) };
-        inner.returned = (next != 0).then(|| Pa::from_field(next));
+        inner.returned = (next != LAST).then(|| Pa::from_field(next));
         inner.free -= 1;
         Some(table)
     }
@@ -107,12 +110,12 @@ unsafe impl<T: TableMemory> TablePool for Pool<T> {
         Ok(())
     }
 
-    fn cancel(&self, count: usize) {
+    unsafe fn cancel(&self, count: usize) {
         self.inner.lock().reserved -= count;
     }
 
     #[inline]
-    fn take(&self) -> Pa {
+    unsafe fn take(&self) -> Pa {
         let mut inner = self.inner.lock();
         assert!(inner.reserved > 0, "a table is taken that was not reserved");
         inner.reserved -= 1;
@@ -145,8 +148,46 @@ unsafe impl<T: TableMemory> TablePool for Pool<T> {
         Some(Pa::from_field(start))
     }
 
-    fn give(&self, table: Pa) {
+    unsafe fn give(&self, table: Pa) {
         let mut inner = self.inner.lock();
         self.chain(&mut inner, table);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::mapping::fake::FakeMmu;
+    use crate::mapping::{Address, TablePool};
+
+    #[test]
+    fn a_run_of_tables_is_aligned_and_what_that_skips_is_not_lost() {
+        let mmu = FakeMmu::new(8);
+        let pool = mmu.pool();
+        assert_eq!(pool.take_root(1).map(|root| root.get() % 0x4000), Some(0));
+        assert_eq!(pool.take_root(4).map(|root| root.get() % 0x4000), Some(0));
+        assert_eq!((pool.used(), pool.free()), (5, 3));
+        assert_eq!(pool.take_root(4), None);
+        assert_eq!(pool.reserve(4), Err(3));
+        pool.reserve(3).unwrap();
+        // SAFETY: three were reserved.
+        let mut tables = [(); 3].map(|()| unsafe { pool.take() });
+        tables.sort();
+        tables.windows(2).for_each(|pair| assert!(pair[0] < pair[1]));
+        assert_eq!((pool.used(), pool.free(), pool.reserve(1)), (8, 0, Err(0)));
+        // SAFETY: nobody uses them.
+        tables.into_iter().for_each(|table| unsafe { pool.give(table) });
+        assert_eq!((pool.used(), pool.free()), (5, 3));
+    }
+
+    #[test]
+    fn what_is_reserved_is_nobody_elses() {
+        let mmu = FakeMmu::new(4);
+        let pool = mmu.pool();
+        pool.reserve(3).unwrap();
+        assert_eq!(pool.reserve(2), Err(1));
+        assert_eq!(pool.take_root(2), None);
+        // SAFETY: three were reserved.
+        unsafe { pool.cancel(3) };
+        assert!(pool.take_root(2).is_some());
     }
 }

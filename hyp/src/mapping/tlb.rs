@@ -26,6 +26,7 @@ const TG_4K: u64 = 0b01;
 const ASID_SHIFT: u32 = 48;
 /// By address: `TTL` is the granule and the level, at bit 44; the address is in pages.
 const TTL_SHIFT: u32 = 44;
+const ADDRESS_PAGES: u64 = (1 << 44) - 1;
 /// By range (C5.5, the R forms): granule, scale, number, level, page of the first address.
 const RANGE_TG_SHIFT: u32 = 46;
 const RANGE_SCALE_SHIFT: u32 = 44;
@@ -182,6 +183,7 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
             let level = if hint { u64::from(span.level) } else { 0 };
             let address = |page: u64| {
                 let ttl = if hint { (TG_4K << 2 | level) << TTL_SHIFT } else { 0 };
+                let page = (page | map.base() >> PAGE_SHIFT) & ADDRESS_PAGES;
                 issue(Tlbi::Address(reach), map.tag().operand() | ttl | page);
             };
             let by_address = (span.end - span.start) >> level_shift::<S>(span.level);
@@ -192,7 +194,8 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
                         | scale << RANGE_SCALE_SHIFT
                         | num << RANGE_NUM_SHIFT
                         | level << RANGE_TTL_SHIFT;
-                    issue(Tlbi::Range(reach), map.tag().operand() | fields | page & RANGE_BASE);
+                    let page = (page | map.base() >> PAGE_SHIFT) & RANGE_BASE;
+                    issue(Tlbi::Range(reach), map.tag().operand() | fields | page);
                 }
                 if parts.left > 0 {
                     address(parts.page);

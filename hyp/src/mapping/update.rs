@@ -15,7 +15,7 @@ use super::addr::Pa;
 use super::descriptor::{CONTIGUOUS, Entry, LOCK, Regime, VALID, is_changing, is_table};
 use super::geometry::{Shape, level_shift};
 use super::map::Map;
-use super::mmu::{Mmu, TableMemory};
+use super::mmu::{Mmu, TableMemory, TablePool};
 use super::rule::{Capabilities, Difference, Strategy, strategy};
 use super::tlb::{self, Span, Spans};
 
@@ -47,6 +47,12 @@ impl<'m, M: Mmu> Words<'m, M> {
     fn compare_exchange(&self, table: Pa, index: usize, old: u64, new: u64) -> bool {
         // SAFETY: as for `load`.
         unsafe { self.0.tables().compare_exchange(table, index, old, new) }
+    }
+    /// Gives a table back that was unlinked, invalidated, and is seen by no walk any more.
+    pub(super) fn give(&self, table: Pa) {
+        // SAFETY: it is of this map, so it came from the pool or was given to it by who adopted it; and nobody can reach it, by
+        // the map's third invariant.
+        unsafe { self.0.pool().give(table) }
     }
     /// Fills a part of a table that nothing points to yet.
     #[inline(always)]

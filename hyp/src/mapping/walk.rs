@@ -11,7 +11,7 @@ use super::addr::{Address, Pa, Range};
 use super::descriptor::{
     Attributes, CONTIGUOUS, Entry, Regime, VALID, below_tables, is_changing, is_leaf, is_table, pa,
 };
-use super::geometry::{Geometry, Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
+use super::geometry::{Geometry, Granule4K, Shape, level_shift, level_size};
 use super::map::{Map, Writer};
 use super::mmu::Mmu;
 use super::update::Words;
@@ -70,6 +70,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Cpu<'m, R, M, S> {
 
     /// Becomes the one writer of the map; waits until there is no other.
     pub fn write(&mut self) -> Writer<'_, 'm, R, M, S> {
+        // Whatever became of the last reader.
+        self.slot.0.store(IDLE, SeqCst);
         Writer::new(self.map)
     }
 }
@@ -257,7 +259,8 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         self.walk(one, ControlFlow::Break).break_value()
     }
 
-    /// Whether the entry for `input` is being broken and made at this moment. The one who faulted there is to try again.
+    /// Whether the entry for `input` is being broken and made at this moment. Who faulted there is to try again; and so is who
+    /// faulted where the map now translates and permits the access, for it may have been so a moment ago.
     pub fn is_changing(&self, input: R::Input) -> bool {
         let (geometry, address) = (self.map.geometry(), input.get());
         if address >> geometry.input_bits() != 0 {

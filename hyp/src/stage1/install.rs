@@ -94,13 +94,18 @@ pub struct CpuMmu<R, Q: 'static = NoQuiesce> {
 pub const IDENTITY: Linear = Linear::new(0);
 
 impl<R> CpuMmu<R> {
-    /// With tables of `pool`, which lie at their physical addresses, and a slot for each CPU. Nobody can be made to wait.
-    pub const fn new(pool: &'static Pool<Linear>, slots: &'static [Slot]) -> Self {
+    /// With tables of `pool` and a slot for each CPU. Nobody can be made to wait.
+    ///
+    /// # Safety
+    /// The pool's tables are mapped at their physical addresses wherever a map with this MMU is used, and that is at the exception
+    /// level of `R`'s instructions.
+    pub const unsafe fn new(pool: &'static Pool<Linear>, slots: &'static [Slot]) -> Self {
         Self { pool, slots, quiesce: &NoQuiesce, regime: PhantomData }
     }
 }
 
-impl<R: Instructions, Q: Quiesce> Mmu for CpuMmu<R, Q> {
+// SAFETY: tables are where the pool says, by the word of who made it; the instructions are those of the regime.
+unsafe impl<R: Instructions, Q: Quiesce> Mmu for CpuMmu<R, Q> {
     type Tables = Linear;
     type Pool = Pool<Linear>;
     type Quiesce = Q;

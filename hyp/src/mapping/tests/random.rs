@@ -333,7 +333,8 @@ fn starve<R: Tried, S: Shape>(geometry: Geometry<S>, options: Options, calls: us
             world.random.0 = random.clone();
             let (stored, used) = (stores(&mmu), mmu.pool().used());
             let enough = world.step();
-            mmu.pool().cancel(world.kept);
+            // SAFETY: they were reserved a few lines above.
+            unsafe { mmu.pool().cancel(world.kept) };
             world.kept = 0;
             if enough {
                 break;

@@ -42,7 +42,8 @@ fn add(to: impl Fn(&Tally) -> &Cell<u64>, count: u64) {
     TALLY.with(|tally| to(tally).set(to(tally).get() + count));
 }
 
-impl Mmu for Host {
+// SAFETY: the pool's tables lie where `TABLES` reaches them; no CPU translates through them.
+unsafe impl Mmu for Host {
     type Tables = Linear;
     type Pool = Self;
     type Quiesce = NoQuiesce;
@@ -74,16 +75,16 @@ unsafe impl TablePool for Host {
         let free = pool().free();
         if count > free { Err(free) } else { Ok(()) }
     }
-    fn cancel(&self, _: usize) {}
+    unsafe fn cancel(&self, _: usize) {}
     #[inline]
-    fn take(&self) -> Pa {
+    unsafe fn take(&self) -> Pa {
         address(pool().get())
     }
     fn take_root(&self, count: usize) -> Option<Pa> {
-        (count == 1).then(|| self.take())
+        (count == 1).then(|| address(pool().get()))
     }
     #[inline]
-    fn give(&self, table: Pa) {
+    unsafe fn give(&self, table: Pa) {
         pool().put(table.get() as usize);
     }
 }
@@ -118,7 +119,8 @@ impl TableMemory for Counted {
     }
 }
 
-impl Mmu for Counted {
+// SAFETY: as for `Host`.
+unsafe impl Mmu for Counted {
     type Tables = Self;
     type Pool = Host;
     type Quiesce = NoQuiesce;

@@ -1,0 +1,299 @@
+//! A trial of live changes: some CPUs read, write and execute in a range without pause while another splits and protects it.
+//!
+//! Invariant: whatever the one does, the others never see a fault, a wrong value or a lost write. The changes never take away what the
+//! others do to a page, so a permission is not what is tried here, but everything that a change passes through on its way.
+//!
+//! There are two ranges. When the leaves of one are used up, split to pages, the others are sent to the other one, and the first is made
+//! of blocks again. For tests; the exception level, the map and the way to change it are the [`Subject`]'s.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+
+/// Bytes of one of the two ranges: a run of 16 blocks of 2 MiB.
+pub const SIZE: u64 = 32 << 20;
+/// Bytes of the first part, which is executed, and of each part that follows.
+const PART: u64 = 2 << 20;
+const PAGE: u64 = 4096;
+const PARTS: u64 = SIZE / PART;
+/// Parts that are written, after the first.
+const WRITTEN: u64 = 7;
+/// CPUs that may take part.
+const MOST_CPUS: usize = 8;
+/// Changes after which a range is made of blocks again.
+const CHANGES_EACH: u64 = 500;
+
+/// What is done to a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// No writes; for parts that are only read.
+    ReadOnly,
+    /// Writes again.
+    Writable,
+    /// A mark that no CPU looks at.
+    Mark(u8),
+    /// No leaf crosses its ends.
+    SplitEdges,
+    /// Pages only.
+    SplitToPages,
+    /// Blocks again, the first part executable: nobody uses the range.
+    Rebuild,
+}
+
+impl Change {
+    /// As a number, for a call across exception levels.
+    pub fn encode(self) -> u64 {
+        match self {
+            Self::ReadOnly => 0,
+            Self::Writable => 1,
+            Self::SplitEdges => 2,
+            Self::SplitToPages => 3,
+            Self::Rebuild => 4,
+            Self::Mark(value) => 8 + u64::from(value),
+        }
+    }
+    /// The change of a number, if it is one.
+    pub fn decode(number: u64) -> Option<Self> {
+        Some(match number {
+            0 => Self::ReadOnly,
+            1 => Self::Writable,
+            2 => Self::SplitEdges,
+            3 => Self::SplitToPages,
+            4 => Self::Rebuild,
+            8..16 => Self::Mark((number - 8) as u8),
+            _ => return None,
+        })
+    }
+}
+
+/// Whose translations are tried.
+pub trait Subject {
+    /// Makes a change of `start` and `size` bytes, in force on all CPUs when it returns; `false` if it was refused.
+    fn change(&self, change: Change, start: u64, size: u64) -> bool;
+    /// Makes what was written at `start`, `size` bytes, visible to instruction fetches of all CPUs.
+    fn publish_code(&self, start: u64, size: u64);
+    /// Calls the code at `address`, which returns a number.
+    ///
+    /// # Safety
+    /// It is code of [`Trial::prepare`].
+    unsafe fn call(&self, address: u64) -> u64;
+}
+
+/// The state that all CPUs share.
+pub struct Trial {
+    ranges: [AtomicU64; 2],
+    /// The range in use, 0 or 1.
+    current: AtomicUsize,
+    /// What each CPU uses, plus one.
+    using: [AtomicUsize; MOST_CPUS],
+    done: AtomicBool,
+    /// The first address that showed a wrong value.
+    wrong: AtomicU64,
+    /// Passes over a range by all CPUs together.
+    passes: AtomicU64,
+}
+
+impl Default for Trial {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// `movz w0, #n; ret`.
+fn code(number: u64) -> [u32; 2] {
+    [0x5280_0000 | ((number as u32 & 0xffff) << 5), 0xd65f_03c0]
+}
+
+fn pattern(address: u64) -> u64 {
+    address ^ 0x3c3c_5a5a_c3c3_a5a5
+}
+
+impl Trial {
+    /// One that has no ranges yet.
+    pub const fn new() -> Self {
+        Self {
+            ranges: [const { AtomicU64::new(0) }; 2],
+            current: AtomicUsize::new(0),
+            using: [const { AtomicUsize::new(0) }; MOST_CPUS],
+            done: AtomicBool::new(false),
+            wrong: AtomicU64::new(0),
+            passes: AtomicU64::new(0),
+        }
+    }
+
+    /// Gives it two ranges of [`SIZE`] bytes, aligned to as much, mapped as data; fills them with patterns and code, and makes both of
+    /// blocks.
+    ///
+    /// # Safety
+    /// Both are memory that nothing else uses, mapped for reading and writing at these addresses, and no CPU is in a trial.
+    pub unsafe fn prepare(&self, subject: &impl Subject, ranges: [u64; 2]) -> bool {
+        self.current.store(0, SeqCst);
+        self.done.store(false, SeqCst);
+        self.wrong.store(0, SeqCst);
+        self.passes.store(0, SeqCst);
+        self.using.iter().for_each(|slot| slot.store(0, SeqCst));
+        for (slot, start) in self.ranges.iter().zip(ranges) {
+            for page in (start..start + SIZE).step_by(PAGE as usize) {
+                // SAFETY: memory that is the caller's, by its word.
+                unsafe {
+                    if page < start + PART {
+                        (page as *mut [u32; 2]).write_volatile(code((page - start) / PAGE));
+                    } else {
+                        (page as *mut u64).write_volatile(pattern(page));
+                    }
+                }
+            }
+            subject.publish_code(start, PART);
+            slot.store(start, SeqCst);
+        }
+        ranges.into_iter().all(|start| subject.change(Change::Rebuild, start, SIZE))
+    }
+
+    /// Reads, writes and executes until the trial is done. The CPU is number `me` of those who do, from 0 on.
+    ///
+    /// # Safety
+    /// [`Trial::prepare`] has returned `true`, and no two CPUs have the same number.
+    pub unsafe fn touch(&self, subject: &impl Subject, me: usize) {
+        let mine = |page: u64| (page + 64 * (me as u64 + 1)) as *mut u64;
+        let mut count = 0u64;
+        while !self.done.load(SeqCst) {
+            let current = self.current.load(SeqCst);
+            self.using[me].store(current + 1, SeqCst);
+            if self.current.load(SeqCst) != current {
+                // Sent away meanwhile: the one who changes may not have seen that it is in use.
+                continue;
+            }
+            let start = self.ranges[current].load(SeqCst);
+            count += 1;
+            for page in (start..start + SIZE).step_by(PAGE as usize) {
+                let part = (page - start) / PART;
+                // SAFETY: the range is mapped as it must be for this, whatever its leaves; each CPU has its own word to write.
+                let right = unsafe {
+                    match part {
+                        0 => subject.call(page) == (page - start) / PAGE,
+                        1..=WRITTEN => {
+                            mine(page).write_volatile(count);
+                            mine(page).read_volatile() == count
+                                && (page as *const u64).read_volatile() == pattern(page)
+                        }
+                        _ => (page as *const u64).read_volatile() == pattern(page),
+                    }
+                };
+                if !right {
+                    let _ = self.wrong.compare_exchange(0, page, SeqCst, SeqCst);
+                }
+            }
+            self.passes.fetch_add(1, SeqCst);
+        }
+        self.using[me].store(0, SeqCst);
+    }
+
+    /// Makes `count` changes at random while `others` CPUs touch, then ends the trial. Says what came of it.
+    pub fn change(&self, subject: &impl Subject, others: usize, count: u64, seed: u64) -> Outcome {
+        let mut random = Random(seed | 1);
+        let mut outcome = Outcome::default();
+        while self.using[..others].iter().any(|slot| slot.load(SeqCst) == 0) {
+            core::hint::spin_loop();
+        }
+        for number in 1..=count {
+            let start = self.ranges[self.current.load(SeqCst)].load(SeqCst);
+            let (change, at, size) = random.change(start);
+            if subject.change(change, at, size) {
+                outcome.changes += 1;
+            } else {
+                outcome.refused += 1;
+            }
+            if number % CHANGES_EACH == 0 {
+                let before = self.current.load(SeqCst);
+                self.current.store(1 - before, SeqCst);
+                while self.using[..others].iter().any(|slot| slot.load(SeqCst) == before + 1) {
+                    core::hint::spin_loop();
+                }
+                let start = self.ranges[before].load(SeqCst);
+                outcome.refused += u64::from(!subject.change(Change::Rebuild, start, SIZE));
+            }
+        }
+        self.done.store(true, SeqCst);
+        while self.using[..others].iter().any(|slot| slot.load(SeqCst) != 0) {
+            core::hint::spin_loop();
+        }
+        Outcome { wrong: self.wrong.load(SeqCst), passes: self.passes.load(SeqCst), ..outcome }
+    }
+}
+
+/// What came of a trial.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Changes that were made.
+    pub changes: u64,
+    /// Changes that were refused.
+    pub refused: u64,
+    /// The first address that showed a wrong value, 0 if none did.
+    pub wrong: u64,
+    /// Passes over a range by the CPUs that touched.
+    pub passes: u64,
+}
+
+impl Outcome {
+    /// Whether `count` changes were made and nobody noticed.
+    pub fn holds(&self, count: u64) -> bool {
+        self.changes == count && self.refused == 0 && self.wrong == 0 && self.passes > 0
+    }
+}
+
+/// Marsaglia's xorshift: repeatable, and good enough to choose pages with.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % limit
+    }
+
+    fn change(&mut self, start: u64) -> (Change, u64, u64) {
+        let kind = self.below(8);
+        // Parts that are only read may lose their writes and get them back; the others are marked and split.
+        let first = if kind < 3 { 1 + WRITTEN } else { 0 };
+        let part = start + (first + self.below(PARTS - first)) * PART;
+        let page = self.below(PART / PAGE);
+        let pages = 1 + self.below(if self.below(4) == 0 { PART / PAGE } else { 24 });
+        let at = part + page * PAGE;
+        let size = (pages * PAGE).min(start + SIZE - at);
+        let change = match kind {
+            0 | 1 => Change::ReadOnly,
+            2 => Change::Writable,
+            3..=5 => Change::Mark(self.below(8) as u8),
+            6 => Change::SplitEdges,
+            _ if self.below(64) == 0 => Change::SplitToPages,
+            _ => Change::Mark(0),
+        };
+        (change, at, size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_keep_their_numbers() {
+        let all = [Change::ReadOnly, Change::Writable, Change::SplitEdges, Change::SplitToPages, Change::Rebuild];
+        for change in all.into_iter().chain((0..8).map(Change::Mark)) {
+            assert_eq!(Change::decode(change.encode()), Some(change));
+        }
+        assert_eq!(Change::decode(5), None);
+        assert_eq!(Change::decode(16), None);
+    }
+
+    #[test]
+    fn what_is_written_or_executed_is_never_made_read_only() {
+        let mut random = Random(7);
+        for _ in 0..100_000 {
+            let (change, at, size) = random.change(0);
+            assert!(size > 0 && at + size <= SIZE && (at | size).is_multiple_of(PAGE));
+            if matches!(change, Change::ReadOnly | Change::Writable) {
+                assert!(at >= (1 + WRITTEN) * PART);
+            }
+        }
+    }
+}
