@@ -9,3 +9,5 @@ pub mod mapping;
 pub mod stage1;
 pub mod stage2;
 pub mod start;
+#[cfg(feature = "trial")]
+pub mod trial;

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 /// Bytes of one of the two ranges: a run of 16 blocks of 2 MiB.
 pub const SIZE: u64 = 32 << 20;
 /// Bytes of the first part, which is executed, and of each part that follows.
-const PART: u64 = 2 << 20;
+pub const PART: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 const PARTS: u64 = SIZE / PART;
 /// Parts that are written, after the first.
@@ -256,7 +256,8 @@ impl Random {
         let first = if kind < 3 { 1 + WRITTEN } else { 0 };
         let part = start + (first + self.below(PARTS - first)) * PART;
         let page = self.below(PART / PAGE);
-        let pages = 1 + self.below(if self.below(4) == 0 { PART / PAGE } else { 24 });
+        let most = if self.below(4) == 0 { PART / PAGE } else { 24 };
+        let pages = 1 + self.below(most);
         let at = part + page * PAGE;
         let size = (pages * PAGE).min(start + SIZE - at);
         let change = match kind {

@@ -18,6 +18,7 @@ use crate::checks;
 use crate::entry::{Cpu, clean, secondary_entry};
 use crate::memory::{MAX_CPUS, Memory, stack_end};
 use crate::report::Report;
+use crate::trials;
 
 /// Says that it is there.
 const GREET: usize = 1;
@@ -25,6 +26,10 @@ const GREET: usize = 1;
 const PROBE: usize = 2;
 /// Turns itself off.
 const OFF: usize = 3;
+/// Takes part in a trial at EL1.
+const TOUCH: usize = 4;
+/// Takes part in a trial at EL2.
+const TOUCH_EL2: usize = 5;
 
 /// How often the boot CPU looks before it gives up: some seconds.
 const PATIENCE: usize = 100_000_000;
@@ -58,6 +63,22 @@ fn order(cpu: &Cpu, order: usize) -> bool {
     (0..PATIENCE).any(|_| cpu.done.load(Ordering::Acquire) > before)
 }
 
+/// Does `work` while `count` other CPUs take part in a trial, and waits until they are back.
+pub fn while_touching<T>(count: usize, at_el2: bool, work: impl FnOnce() -> T) -> T {
+    let cpus = CPUS.get().map_or(&[][..], |cpus| &cpus[1..=count]);
+    let before: ArrayVec<usize, MAX_CPUS> = cpus.iter().map(|cpu| cpu.done.load(Ordering::Acquire)).collect();
+    for cpu in cpus {
+        cpu.order.store(if at_el2 { TOUCH_EL2 } else { TOUCH }, Ordering::Release);
+    }
+    let result = work();
+    for (cpu, before) in cpus.iter().zip(before) {
+        while cpu.done.load(Ordering::Acquire) == before {
+            core::hint::spin_loop();
+        }
+    }
+    result
+}
+
 /// A CPU that was started: carries out orders for good.
 pub fn serve() -> ! {
     let this = Cpu::this();
@@ -69,6 +90,11 @@ pub fn serve() -> ! {
                     let (refused, tried) = checks::count_refused(memory);
                     REFUSED.store(refused, Ordering::Relaxed);
                     TRIED.store(tried, Ordering::Relaxed);
+                }
+            }
+            touch @ (TOUCH | TOUCH_EL2) => {
+                if let Some(memory) = MEMORY.get() {
+                    trials::touch(memory, this.number - 1, touch == TOUCH_EL2);
                 }
             }
             OFF => {

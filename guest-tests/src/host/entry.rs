@@ -275,6 +275,14 @@ clean:
     dsb     sy
     ret
 
+    // Forgets on every CPU what was fetched as an instruction.
+    .global forget_instructions
+forget_instructions:
+    ic      ialluis
+    dsb     ish
+    isb
+    ret
+
     // Code for EL0, in a page of its own: the access, then SVC.
     .section .text.user, "ax"
     .p2align 12
@@ -305,6 +313,8 @@ user_end:
 unsafe extern "C" {
     /// Cleans and invalidates `start` to `end`.
     pub fn clean(start: u64, end: u64);
+    /// Forgets on every CPU what was fetched as an instruction: after code was written and cleaned, before it runs.
+    pub fn forget_instructions();
     /// Loads eight bytes: 0, or 1 if it faulted.
     pub fn probe_load(address: u64) -> u64;
     /// Stores eight zero bytes: 0, or 1 if it faulted.

@@ -12,6 +12,7 @@ mod cpus;
 mod entry;
 mod memory;
 mod report;
+mod trials;
 
 use dtoolkit::fdt::Fdt;
 use hyp::machine::Machine;
@@ -40,6 +41,9 @@ extern "C" fn payload_main(device_tree: u64) -> ! {
     checks::devices(&mut report, &machine, memory);
     let refused = checks::forbidden(&mut report, memory);
     cpus::all(&mut report, &machine, memory, refused);
+    if refused {
+        trials::all(&mut report, &machine, memory);
+    }
     checks::round_trip();
     report.end();
     let _ = smccc::psci::system_off::<smccc::Smc>();

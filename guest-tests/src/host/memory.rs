@@ -3,6 +3,7 @@
 //! Everything it looks at lies at its own address for EL1's data. The same physical addresses lie again, 2^40 apart for
 //! each [`View`], with the permissions of that view: so what refuses an access there is stage 2.
 
+use arrayvec::ArrayVec;
 use hyp::machine::Machine;
 use hyp::mapping::{
     Address, Attributes, Capabilities, El1And0, Leaves, Linear, Map, Options, Pa, Pool, Range, Slot, Va,
@@ -11,6 +12,7 @@ use hyp::stage1::install::{CpuMmu, IDENTITY};
 use hyp::stage1::{self, Registers};
 use hyp::stage2::CpuLimits;
 use hyp::start::BOOT_TABLES;
+use hyp::trial::{PART, SIZE};
 
 use crate::entry::{self, STACK_SIZE};
 use crate::report::UART;
@@ -63,6 +65,9 @@ pub struct Memory {
     pub registers: Registers,
     /// What it runs on.
     pub map: OwnMap,
+    /// Two ranges of RAM for trials, if there is as much: data, the first part of each in pages, nothing else in leaves with what is
+    /// around it.
+    pub trials: Option<[u64; 2]>,
 }
 
 /// The payload's own stage 1.
@@ -83,6 +88,16 @@ fn range(start: u64, end: u64) -> Range<Pa> {
 /// The end of the stack of CPU `number`.
 pub fn stack_end(number: usize) -> u64 {
     symbol(&raw const entry::image_arena) + ((number + 1) * STACK_SIZE) as u64
+}
+
+/// Two ranges for trials, in RAM that is nobody's.
+fn trial_ranges(machine: &Machine<'_>, used: [Range<Pa>; 3]) -> Option<[u64; 2]> {
+    let parts = machine.memory.iter().flat_map(|bank| bank.minus(&used));
+    let starts = parts.flat_map(|part| {
+        let first = part.start().get().next_multiple_of(SIZE);
+        (first..).step_by(SIZE as usize).take_while(move |start| start + SIZE <= part.end())
+    });
+    starts.take(2).collect::<ArrayVec<u64, 2>>().into_inner().ok()
 }
 
 /// How the payload's translations may change: as the hypervisor was told (`cloven.bbm`), or as the CPU says.
@@ -115,17 +130,26 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
     let mmu = unsafe { CpuMmu::new(&POOL, &SLOTS) };
     let mut map = stage1::linear_map(mmu, options).unwrap_or_else(|error| panic!("{error}"));
     let mut writer = map.get_mut();
-    let mut add = |part: Range<Pa>, view: View, attributes| {
+    let mut add_in = |part: Range<Pa>, view: View, attributes, leaves| {
         let input = Range::<Va>::new(view.of(part.start().get()), part.size());
         let input = input.unwrap_or_else(|error| panic!("{error}"));
         writer
-            .map(input, part.start(), attributes, Leaves::LARGEST)
+            .map(input, part.start(), attributes, leaves)
             .unwrap_or_else(|error| panic!("{part}: {error}"));
     };
 
     type A = Attributes<El1And0>;
-    let own = [image];
-    for part in machine.memory.iter().flat_map(|bank| bank.minus(&own)) {
+    let tree_range = Range::new(tree.as_ptr() as u64, tree.len() as u64).unwrap_or_else(|error| panic!("{error}"));
+    let trials = trial_ranges(machine, [hypervisor, image, tree_range]);
+    let mut elsewhere: ArrayVec<Range<Pa>, 3> = ArrayVec::new();
+    elsewhere.push(image);
+    for start in trials.into_iter().flatten() {
+        add_in(range(start, start + PART), View::Data, A::DATA, Leaves::PAGES);
+        add_in(range(start + PART, start + SIZE), View::Data, A::DATA, Leaves::LARGEST);
+        elsewhere.push(range(start, start + SIZE));
+    }
+    let mut add = |part, view, attributes| add_in(part, view, attributes, Leaves::LARGEST);
+    for part in machine.memory.iter().flat_map(|bank| bank.minus(&elsewhere)) {
         add(part, View::Data, A::DATA);
     }
     let user_code = range(user, user + PAGE);
@@ -164,6 +188,5 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
     let registers = Registers::el1(&map, pa_range);
     // SAFETY: the map is whole, never freed, and has this code, the stack and all references at their own addresses.
     unsafe { stage1::install::el1(&registers) };
-    let tree = Range::new(tree.as_ptr() as u64, tree.len() as u64).unwrap_or_else(|error| panic!("{error}"));
-    Memory { hypervisor, image, tree, beyond, registers, map }
+    Memory { hypervisor, image, tree: tree_range, beyond, registers, map, trials }
 }

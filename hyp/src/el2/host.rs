@@ -209,7 +209,16 @@ pub fn exit(handler: &impl SmcHandler, frame: &mut Frame) {
 }
 
 fn answer(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
-    host.services.answer(host, handler, PerCpu::this().number(), &mut frame.x);
+    let me = PerCpu::this().number();
+    #[cfg(feature = "trial")]
+    {
+        let [function, args @ ..] = frame.x;
+        if let Some(answer) = super::trial::call(host, me, function as u32, &args) {
+            frame.x[..4].copy_from_slice(&answer);
+            return;
+        }
+    }
+    host.services.answer(host, handler, me, &mut frame.x);
 }
 
 fn advance() {

@@ -20,6 +20,7 @@
 //! | `cpu` | the EL2 registers that let a stock kernel use what the CPU has |
 //! | `vectors`, `host` | exceptions from below, and their answers |
 //! | `fault` | faults of our own: register dump and backtrace |
+//! | `trial` | calls of test builds that change maps |
 //! | `image`, `percpu`, `cache`, `logger` | our memory, per-CPU data, cache maintenance, messages |
 
 pub mod inject;
@@ -45,5 +46,7 @@ pub mod image;
 pub mod logger;
 #[cfg(target_arch = "aarch64")]
 mod percpu;
+#[cfg(all(target_arch = "aarch64", feature = "trial"))]
+pub mod trial;
 #[cfg(target_arch = "aarch64")]
 mod vectors;

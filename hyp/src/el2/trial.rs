@@ -1,15 +1,16 @@
 //! Calls of test builds: the host changes its own stage 2 with them, and takes part in a trial of EL2's own map.
 //!
-//! Invariant: only RAM of the host can be changed, and it ends as the host had it: data for EL2, readable, writable and executable for the
-//! host.
+//! Invariant: only RAM of the host can be changed, and what the host can do with it, but for writes that it asks to lose.
+
+use log::debug;
 
 use super::cache;
 use super::host::Host;
 use super::image::Layout;
 use crate::mapping::{
-    Address, Attributes, Change as MapChange, El2, Ipa, Leaves, Map, Mmu, Pa, Range, Regime, Stage2, Va,
+    Address, Attributes, Change as MapChange, El2, Leaves, Map, MapError, Mmu, Pa, Range, Regime, Stage2,
 };
-use crate::trial::{Change, Outcome, SIZE, Subject, Trial};
+use crate::trial::{Change, Outcome, PART, SIZE, Subject, Trial};
 
 /// Changes the host's stage 2: change, start, bytes. 0 if it was made.
 pub const CHANGE_HOST: u32 = 0xc600_0010;
@@ -24,12 +25,26 @@ static TRIAL: Trial = Trial::new();
 
 /// The answer to `function` for CPU number `me`, if it is one of these calls.
 pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[u64; 4]> {
-    const REFUSED: [u64; 4] = [u64::MAX, 0, 0, 0];
-    let el2 = Changed { map: &host.el2_map, me, data: Attributes::<El2>::DATA };
+    const REFUSED: [u64; 4] = [1, 0, 0, 0];
+    let el2 = Changed {
+        map: &host.el2_map,
+        me,
+        data: Attributes::<El2>::DATA,
+        read_only: MapChange::<El2>::READ_ONLY,
+        writable: MapChange::<El2>::WRITABLE,
+        executable: MapChange::<El2>::EXECUTABLE,
+    };
     let lent = |start: u64, size: u64| is_lent(&host.layout, host.ram, start, size);
     Some(match function {
         CHANGE_HOST => {
-            let map = Changed { map: &host.map, me, data: Attributes::<Stage2>::RAM };
+            let map = Changed {
+                map: &host.map,
+                me,
+                data: Attributes::<Stage2>::RAM,
+                read_only: MapChange::<Stage2>::READ_ONLY,
+                writable: MapChange::<Stage2>::WRITABLE,
+                executable: MapChange::<Stage2>::EXECUTABLE,
+            };
             match Change::decode(args[0]) {
                 Some(change) if lent(args[1], args[2]) && map.change(change, args[1], args[2]) => [0; 4],
                 _ => REFUSED,
@@ -67,41 +82,50 @@ struct Changed<'a, R: Regime, M: Mmu> {
     map: &'a Map<R, M>,
     me: usize,
     data: Attributes<R>,
+    read_only: MapChange<R>,
+    writable: MapChange<R>,
+    executable: MapChange<R>,
 }
 
-/// What the changes of a trial are in a regime.
-trait Changes: Regime {
-    const READ_ONLY: MapChange<Self>;
-    const WRITABLE: MapChange<Self>;
-    /// What the first part of a range becomes.
-    const EXECUTABLE: MapChange<Self>;
+impl<R: Regime, M: Mmu> Changed<'_, R, M> {
+    fn try_change(&self, change: Change, start: u64, size: u64) -> Result<(), MapError> {
+        // Ranges were checked: they are RAM.
+        let range = |size| Range::<R::Input>::new(start, size).map_err(|_| MapError::InputBits(0));
+        let debt = match change {
+            Change::ReadOnly => self.map.protect(range(size)?, self.read_only)?,
+            Change::Writable => self.map.protect(range(size)?, self.writable)?,
+            Change::Mark(value) => self.map.protect(range(size)?, MapChange::software(value))?,
+            Change::SplitEdges => self.map.split_edges(range(size)?)?,
+            Change::SplitToPages => self.map.split_to_pages(range(size)?)?,
+            Change::Rebuild => {
+                let mut cpu = self.map.cpu(self.me).ok_or(MapError::NotQuiet(start))?;
+                let mut writer = cpu.write();
+                writer.unmap(range(size)?)?.flush();
+                let output = Pa::new(start).map_err(|_| MapError::InputBits(0))?;
+                writer.map(range(size)?, output, self.data, Leaves::LARGEST)?;
+                self.map.protect(range(PART)?, self.executable)?
+            }
+        };
+        debt.flush();
+        Ok(())
+    }
 }
 
-impl Changes for El2 {
-    const READ_ONLY: MapChange<Self> = MapChange::<Self>::READ_ONLY;
-    const WRITABLE: MapChange<Self> = MapChange::<Self>::WRITABLE;
-    const EXECUTABLE: MapChange<Self> = MapChange::<Self>::EXECUTABLE;
-}
-
-impl Changes for Stage2 {
-    const READ_ONLY: MapChange<Self> = MapChange::<Self>::READ_ONLY;
-    const WRITABLE: MapChange<Self> = MapChange::<Self>::WRITABLE;
-    const EXECUTABLE: MapChange<Self> = MapChange::<Self>::EXECUTABLE;
-}
-
-impl<R: Changes, M: Mmu> Subject for Changed<'_, R, M>
-where
-    R::Input: From<Va2<R>>,
-{
+impl<R: Regime, M: Mmu> Subject for Changed<'_, R, M> {
     fn change(&self, change: Change, start: u64, size: u64) -> bool {
-        let _ = (change, start, size);
-        false
+        let result = self.try_change(change, start, size);
+        if let Err(error) = result {
+            debug!("trial: {change:?} of {size:#x} bytes at {start:#x}: {error}");
+        }
+        result.is_ok()
     }
     fn publish_code(&self, start: u64, size: u64) {
         cache::clean_and_invalidate(start as usize, size as usize);
+        cache::forget_instructions();
     }
     unsafe fn call(&self, address: u64) -> u64 {
-        let _ = address;
-        0
+        // SAFETY: code that returns a number and touches nothing else, by the caller's word.
+        let code = unsafe { core::mem::transmute::<usize, extern "C" fn() -> u32>(address as usize) };
+        code().into()
     }
 }

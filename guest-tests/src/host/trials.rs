@@ -1,0 +1,155 @@
+//! Live changes under CPUs that use what is changed: of the payload's own stage 1, of the stage 2 under it, and of EL2's map above it.
+//!
+//! The last two take the calls of a test build of the hypervisor; without them they are not tried.
+
+use hyp::machine::Machine;
+use hyp::mapping::{Address, Attributes, Change as MapChange, El1And0, Leaves, MapError, Pa, Range, Va};
+use hyp::trial::{Change, Outcome, PART, Subject, Trial};
+use smccc::{Call, Hvc};
+
+use crate::cpus;
+use crate::entry::{self, Cpu};
+use crate::memory::{Memory, OwnMap};
+use crate::report::{Report, say};
+
+// Of the hypervisor's test build (`hyp::el2::trial`).
+const CHANGE_HOST: u32 = 0xc600_0010;
+const PREPARE_EL2: u32 = 0xc600_0011;
+const TOUCH_EL2: u32 = 0xc600_0012;
+const CHANGE_EL2: u32 = 0xc600_0013;
+const NOT_SUPPORTED: u64 = u64::MAX;
+
+/// Changes in each trial.
+const CHANGES: u64 = 10_000;
+/// CPUs that touch, at most.
+const TOUCHING: usize = 3;
+/// So that a failure can be had again.
+const SEED: u64 = 0x0123_4567_89ab_cdef;
+
+static TRIAL: Trial = Trial::new();
+
+fn call(function: u32, args: [u64; 3]) -> [u64; 18] {
+    let mut all = [0; 17];
+    all[..3].copy_from_slice(&args);
+    Hvc::call64(function, all)
+}
+
+/// Who changes what.
+struct Host<'a> {
+    /// The payload's map.
+    map: &'a OwnMap,
+    /// What changes is not that map, but the hypervisor's under it.
+    under: bool,
+}
+
+type C = MapChange<El1And0>;
+
+impl Host<'_> {
+    fn change_own(map: &OwnMap, change: Change, start: u64, size: u64) -> Result<(), MapError> {
+        let range = |size| Range::<Va>::new(start, size).map_err(|_| MapError::InputBits(0));
+        let debt = match change {
+            Change::ReadOnly => map.protect(range(size)?, C::READ_ONLY)?,
+            Change::Writable => map.protect(range(size)?, C::WRITABLE)?,
+            Change::Mark(value) => map.protect(range(size)?, C::software(value))?,
+            Change::SplitEdges => map.split_edges(range(size)?)?,
+            Change::SplitToPages => map.split_to_pages(range(size)?)?,
+            Change::Rebuild => {
+                let mut cpu = map.cpu(Cpu::this().number).ok_or(MapError::NotQuiet(start))?;
+                let mut writer = cpu.write();
+                writer.unmap(range(size)?)?.flush();
+                let output = Pa::new(start).map_err(|_| MapError::InputBits(0))?;
+                writer.map(range(size)?, output, Attributes::<El1And0>::DATA, Leaves::LARGEST)?;
+                map.protect(range(PART)?, C::EXECUTABLE)?
+            }
+        };
+        debt.flush();
+        Ok(())
+    }
+}
+
+impl Subject for Host<'_> {
+    fn change(&self, change: Change, start: u64, size: u64) -> bool {
+        if self.under {
+            return call(CHANGE_HOST, [change.encode(), start, size])[0] == 0;
+        }
+        let result = Self::change_own(self.map, change, start, size);
+        if let Err(error) = result {
+            say!("payload: {change:?} of {size:#x} bytes at {start:#x}: {error}");
+        }
+        result.is_ok()
+    }
+    fn publish_code(&self, start: u64, size: u64) {
+        // SAFETY: maintenance changes no value.
+        unsafe {
+            entry::clean(start, start + size);
+            entry::forget_instructions();
+        }
+        own(self.map, start, size, C::EXECUTABLE);
+    }
+    unsafe fn call(&self, address: u64) -> u64 {
+        // SAFETY: code that returns a number and touches nothing else, by the caller's word.
+        let code = unsafe { core::mem::transmute::<usize, extern "C" fn() -> u32>(address as usize) };
+        code().into()
+    }
+}
+
+/// Changes a part of the payload's own map that no leaf reaches out of.
+fn own(map: &OwnMap, start: u64, size: u64, change: C) {
+    let range = Range::new(start, size).unwrap_or_else(|error| panic!("{error}"));
+    map.protect(range, change).unwrap_or_else(|error| panic!("{range}: {error}")).flush();
+}
+
+/// Takes part in a trial of the payload's own, or of EL2's, as number `me` of those who touch.
+pub fn touch(memory: &Memory, me: usize, at_el2: bool) {
+    if at_el2 {
+        call(TOUCH_EL2, [me as u64, 0, 0]);
+    } else {
+        // SAFETY: the boot CPU prepares it first, and counts the CPUs.
+        unsafe { TRIAL.touch(&Host { map: &memory.map, under: false }, me) };
+    }
+}
+
+fn say_outcome(report: &mut Report, name: &str, ready: bool, outcome: Outcome) {
+    report.check(name, ready && outcome.holds(CHANGES), format_args!("{outcome:?}"));
+}
+
+/// All trials that can be made here.
+pub fn all(report: &mut Report, machine: &Machine<'_>, memory: &Memory) {
+    let others = (machine.cpus.len() - 1).min(TOUCHING);
+    let Some(ranges) = memory.trials else {
+        say!("payload: no RAM for trials of live changes");
+        return;
+    };
+    if others == 0 {
+        say!("payload: trials of live changes take more than one CPU");
+        return;
+    }
+    let map = &memory.map;
+    let tried = |report: &mut Report, name, under| {
+        let host = Host { map, under };
+        ranges.into_iter().for_each(|start| own(map, start, PART, C::WRITABLE));
+        // SAFETY: free RAM, mapped as data at its own address; the other CPUs wait for orders.
+        let ready = unsafe { TRIAL.prepare(&host, ranges) };
+        let outcome = cpus::while_touching(others, false, || TRIAL.change(&host, others, CHANGES, SEED));
+        say_outcome(report, name, ready, outcome);
+    };
+    let in_place = map.capabilities().bbm_level() == 3;
+    if in_place {
+        tried(report, "trial.el1_map_changes_under_its_users", false);
+    } else {
+        say!("payload: its own blocks cannot be split in place on this CPU: not tried");
+    }
+    if call(CHANGE_HOST, [0, 1, 1])[0] == NOT_SUPPORTED {
+        say!("payload: this hypervisor has no calls for trials");
+        return;
+    }
+    tried(report, "trial.stage_2_changes_under_the_host", true);
+    if in_place {
+        let ready = call(PREPARE_EL2, [ranges[0], ranges[1], 0])[0] == 0;
+        let outcome = cpus::while_touching(others, true, || {
+            let answer = call(CHANGE_EL2, [others as u64, CHANGES, SEED]);
+            Outcome { changes: answer[0], refused: answer[1], wrong: answer[2], passes: answer[3] }
+        });
+        say_outcome(report, "trial.el2_map_changes_under_its_users", ready, outcome);
+    }
+}
