@@ -278,7 +278,8 @@ mod tests {
 
     #[test]
     fn changes_keep_their_numbers() {
-        let all = [Change::ReadOnly, Change::Writable, Change::SplitEdges, Change::SplitToPages, Change::Rebuild];
+        let all =
+            [Change::ReadOnly, Change::Writable, Change::SplitEdges, Change::SplitToPages, Change::Rebuild];
         for change in all.into_iter().chain((0..8).map(Change::Mark)) {
             assert_eq!(Change::decode(change.encode()), Some(change));
         }

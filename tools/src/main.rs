@@ -1,8 +1,9 @@
-//! `cargo xtask`: builds, runs, tests and checks Cloven.
+//! `cargo xtask`: builds, runs, tests, measures and checks Cloven.
 //!
 //! This file is the command line and nothing else; each verb has its module.
 
 mod apt;
+mod bench;
 mod check;
 mod console;
 mod images;
@@ -24,7 +25,7 @@ use clap::{Parser, Subcommand};
 #[command(
     name = "cargo xtask",
     bin_name = "cargo xtask",
-    about = "Builds, runs, tests and checks Cloven",
+    about = "Builds, runs, tests, measures and checks Cloven",
     version
 )]
 struct Cli {
@@ -39,6 +40,8 @@ enum Verb {
     /// Run all tests, or one part of them
     #[command(after_help = "What is given of the machine stands in place of what each test would choose.")]
     Test(suite::TestArgs),
+    /// Measure the mapping engine beside other crates and the bound, as ratios in one run
+    Bench(bench::BenchArgs),
     /// Check formatting, lints, documentation, feature combinations and the placement of unsafe code and assembly
     Check(check::CheckArgs),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Run(args) => run::run(args),
         Verb::Test(args) => suite::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Check(args) => check::run(&args),
     };
     match outcome {

@@ -26,6 +26,7 @@ const ASSEMBLY: &[Place] = &[
     place("hyp/src/stage1/install*", "the install point: translation registers and invalidation"),
     place("hyp/src/stage2/install*", "the install point: translation registers and invalidation"),
     place("hyp/src/start.rs", "assembler macros that the entries share"),
+    place("hyp/examples/", "an embedder's own invalidation"),
     place("platform/*/src/entry*", "the first instructions of an image"),
     place("guest-tests/src/**/entry*", "the first instructions and the vectors of a payload"),
 ];
@@ -37,6 +38,16 @@ const UNSAFE: &[Place] = &[
         "the boot story: each step that needs the CPU, and the console's registers",
     ),
     place("guest-tests/src/", "a payload's side: accesses that may fault are what it is for"),
+    place("hyp/src/mapping/mmu.rs", "the contracts of an embedder; tables at an offset from their addresses"),
+    place("hyp/src/mapping/update.rs", "the one place that stores to a table"),
+    place("hyp/src/mapping/map.rs", "taking over a live root, and giving a map up: the caller's word"),
+    place("hyp/src/mapping/pool.rs", "table memory"),
+    place("hyp/src/mapping/fake.rs", "table memory of the tests"),
+    place("hyp/src/mapping/tests/", "the contracts of an embedder, fulfilled by tests"),
+    place("hyp/src/trial.rs", "memory whose translations change meanwhile"),
+    place("hyp/examples/", "an embedder's side"),
+    place("hyp/fuzz/", "an embedder's side"),
+    place("tools/bench/src/", "table memory that subjects share, and what they ask for"),
 ];
 
 /// A use of `unsafe` or assembly outside its places.

@@ -69,6 +69,41 @@ impl Log {
     }
 }
 
+/// The level of FEAT_BBM that the hypervisor is to believe its CPUs have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Bbm {
+    /// What the CPUs say
+    Auto,
+    /// Break before make, always
+    #[value(name = "0")]
+    Level0,
+    /// The Contiguous bit may change in place
+    #[value(name = "1")]
+    Level1,
+    /// Sizes too, with TLB conflict aborts
+    #[value(name = "2")]
+    Level2,
+    /// Sizes too, without conflict aborts
+    #[value(name = "3")]
+    Level3,
+}
+
+impl Bbm {
+    /// The hypervisor's parameter on the command line, if it needs one.
+    pub fn parameter(self) -> Option<&'static str> {
+        match self {
+            Self::Auto => None,
+            Self::Level0 => Some("cloven.bbm=0"),
+            Self::Level1 => Some("cloven.bbm=1"),
+            Self::Level2 => Some("cloven.bbm=2"),
+            Self::Level3 => Some("cloven.bbm=3"),
+        }
+    }
+}
+
+/// The feature of test builds: calls that change maps under their users, and a `--bbm` that may be more than the CPUs have.
+pub const TRIAL: &str = "trial";
+
 /// The machine and the manner of a run: the options that `run` and `test` share.
 #[derive(Args, Clone, Debug, Default)]
 pub struct MachineArgs {
@@ -84,6 +119,9 @@ pub struct MachineArgs {
     /// The CPU model, as QEMU names it, with its options if any [default: max]
     #[arg(long, value_name = "MODEL", help_heading = "Machine")]
     pub cpu: Option<String>,
+    /// The level of FEAT_BBM to believe in; more than the CPUs have is fine in QEMU, which raises no conflict aborts [default: auto]
+    #[arg(long, value_enum, value_name = "LEVEL", help_heading = "Machine")]
+    pub bbm: Option<Bbm>,
     /// Wait for a debugger before the first instruction
     #[arg(long, help_heading = "Machine")]
     pub gdb: bool,
@@ -99,7 +137,7 @@ impl MachineArgs {
     /// Whether anything was given that only matters where QEMU runs.
     pub fn is_given(&self) -> bool {
         let given = [self.cpus.is_some(), self.memory.is_some(), self.cpu.is_some(), self.log.is_some()];
-        given.contains(&true) || self.gdb || self.timeout.is_some()
+        given.contains(&true) || self.bbm.is_some() || self.gdb || self.timeout.is_some()
     }
 
     /// `machine` with what was given in place of what it has.
@@ -111,6 +149,22 @@ impl MachineArgs {
             gdb: self.gdb,
             ..machine
         }
+    }
+
+    /// What the hypervisor is told on the command line.
+    pub fn parameters(&self) -> impl Iterator<Item = String> {
+        let bbm = self.bbm.and_then(Bbm::parameter);
+        self.log.map(Log::parameter).into_iter().chain(bbm).map(str::to_owned)
+    }
+
+    /// The features that the hypervisor is built with beside `features`.
+    pub fn features(&self, features: &[String]) -> Vec<String> {
+        let mut features = features.to_vec();
+        let tries = self.bbm.is_some_and(|bbm| bbm != Bbm::Auto);
+        if tries && !features.iter().any(|feature| feature == TRIAL) {
+            features.push(TRIAL.to_owned());
+        }
+        features
     }
 
     /// How long a run may take: what was given, no limit for a debugger, else `default`.
@@ -277,13 +331,13 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let qemu = Qemu::locate()?;
     qemu.check_cpu(&machine.cpu)?;
     let host = host(&args)?;
-    let image = images::hypervisor(args.machine.platform.package(), &args.features)?;
+    let features = args.machine.features(&args.features);
+    let image = images::hypervisor(args.machine.platform.package(), &features)?;
 
     let interactive = linux && io::stdin().is_terminal() && io::stdout().is_terminal();
     let default = if linux { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
     let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
-    let append =
-        args.append.into_iter().chain(args.machine.log.map(|log| log.parameter().to_owned())).collect();
+    let append = args.append.into_iter().chain(args.machine.parameters()).collect();
     let follow = Follow { timeout, interactive, echo: true, ..Follow::default() };
     let job = Job { image: &image, machine, host, append, device_tree: None, follow };
     let outcome = job.run(&qemu)?;

@@ -20,7 +20,7 @@ use crate::{
     linux::{Store, Version},
     qemu::{Ended, Follow, Machine, Qemu, Size},
     report,
-    run::{self, Host, Job, MachineArgs, Outcome, Verdict},
+    run::{self, Bbm, Host, Job, MachineArgs, Outcome, Verdict},
     workspace,
 };
 
@@ -61,9 +61,15 @@ pub struct TestArgs {
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// The seed of what is random in the unit tests
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
     #[command(flatten)]
     machine: MachineArgs,
 }
+
+/// Calls that the mapping engine's random tests make in each regime with each set of capabilities, with `--full`.
+const FULL_OPERATIONS: u64 = 1_000_000;
 
 /// How a test ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -141,7 +147,7 @@ pub fn run(args: &TestArgs) -> Result<bool> {
     let wanted = |part| args.part.is_none_or(|only| only == part);
     let mut results = Results::default();
     if wanted(Part::Unit) {
-        unit(&mut results)?;
+        unit(args, &mut results)?;
     }
     let scenarios: Vec<Scenario> =
         scenarios(args.full).into_iter().filter(|scenario| wanted(scenario.part())).collect();
@@ -183,16 +189,32 @@ fn summary(results: &[TestResult]) -> String {
     text
 }
 
-/// The tests of the crates on this machine.
-fn unit(results: &mut Results) -> Result<()> {
+/// The tests of the crates on this machine, those of the mapping engine under Miri as well.
+fn unit(args: &TestArgs, results: &mut Results) -> Result<()> {
     let mut tests = workspace::cargo();
     tests.args(["test", "--no-fail-fast", "--all-features"]);
     tests.args(workspace::HOST_CRATES.iter().flat_map(|name| ["-p", name]));
-    cargo_test(tests, results)
+    tests.env("CLOVEN_SEED", args.seed.to_string());
+    if args.full {
+        tests.arg("--release").env("CLOVEN_OPERATIONS", FULL_OPERATIONS.to_string());
+    }
+    cargo_test(tests, "", results)?;
+
+    const MIRI: &str = "hyp src/lib.rs, mapping, under Miri";
+    if let Err(error) = workspace::ensure_miri() {
+        results.add(TestResult::new(MIRI, Part::Unit, Ending::Skipped, 0.0, format!("{error:#}")));
+        return Ok(());
+    }
+    let mut miri = workspace::cargo_nightly();
+    miri.args(["miri", "test", "-p", "hyp", "--lib", "mapping::"]);
+    miri.env("CLOVEN_SEED", args.seed.to_string());
+    // The seed comes by the environment.
+    miri.env("MIRIFLAGS", "-Zmiri-disable-isolation");
+    cargo_test(miri, ", mapping, under Miri", results)
 }
 
 /// Runs a `cargo test` command, passes its output on and takes one result from each test binary.
-fn cargo_test(mut command: Command, results: &mut Results) -> Result<()> {
+fn cargo_test(mut command: Command, suffix: &str, results: &mut Results) -> Result<()> {
     let start = Instant::now();
     let shown = workspace::shown(&command);
     println!("{shown}");
@@ -205,7 +227,7 @@ fn cargo_test(mut command: Command, results: &mut Results) -> Result<()> {
     let mut reports = Vec::new();
     pass_on(reader, |line| {
         if let Some(name) = test_binary(line) {
-            binary = name;
+            binary = name + suffix;
         } else if let Some((counts, seconds)) = parse_test_result(line) {
             reports.push((binary.clone(), counts, seconds));
         }
@@ -390,6 +412,8 @@ struct Scenario {
     /// The version of the host's kernel; without one the embedded payload runs.
     linux: Option<&'static str>,
     features: &'static [&'static str],
+    /// The level of FEAT_BBM that the hypervisor is told, if it is told one.
+    bbm: Option<Bbm>,
     damage: Option<Damage>,
     expect: Expect,
 }
@@ -402,6 +426,7 @@ impl Scenario {
             machine,
             linux: None,
             features: &[],
+            bbm: None,
             damage: None,
             expect: Expect::Pass,
         }
@@ -414,6 +439,21 @@ impl Scenario {
     /// A run of the payload that must come to something else than a pass.
     fn other(name: &'static str, expect: Expect) -> Self {
         Self { name, expect, ..Self::payload(4, GIB, "max") }
+    }
+
+    /// Changes of live maps under CPUs that use them.
+    fn trials(bbm: Bbm) -> Self {
+        Self {
+            name: match bbm {
+                Bbm::Level0 => "maps change under their users, --bbm 0",
+                Bbm::Level1 => "maps change under their users, --bbm 1",
+                Bbm::Level2 => "maps change under their users, --bbm 2",
+                _ => "maps change under their users, --bbm 3",
+            },
+            features: &[run::TRIAL],
+            bbm: Some(bbm),
+            ..Self::payload(4, GIB, "max")
+        }
     }
 
     fn part(&self) -> Part {
@@ -487,6 +527,7 @@ fn scenarios(full: bool) -> Vec<Scenario> {
             )
         },
     ];
+    all.extend([Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3].map(Scenario::trials));
     for version in ["6.18", "7.2"] {
         all.extend([1, 4].map(|cpus| Scenario::linux(version, cpus, "max")));
     }
@@ -549,14 +590,14 @@ fn emulate(scenarios: Vec<Scenario>, args: &TestArgs, results: &mut Results) -> 
 struct Lab {
     qemu: Qemu,
     /// The image of each set of features.
-    images: Vec<(&'static [&'static str], Image)>,
+    images: Vec<(Vec<String>, Image)>,
     store: Store,
 }
 
 impl Lab {
     /// Runs one scenario; returns in what it was not as expected.
     fn problem(&mut self, scenario: &Scenario, args: &TestArgs) -> Result<Option<String>> {
-        let image = self.image(args.machine.platform.package(), scenario.features)?;
+        let image = self.image(&args.machine, scenario.features)?;
         let host = match scenario.linux {
             Some(version) => {
                 let version: Version = version.parse()?;
@@ -578,17 +619,19 @@ impl Lab {
         let until = if let Expect::Lines(texts) = scenario.expect { texts } else { &[] };
         let follow =
             Follow { timeout: args.machine.timeout_or(scenario.timeout()), until, ..Follow::default() };
-        let append = args.machine.log.map(|log| log.parameter().to_owned()).into_iter().collect();
+        let told = MachineArgs { bbm: args.machine.bbm.or(scenario.bbm), ..args.machine.clone() };
+        let append = told.parameters().collect();
         let job = Job { image: &image, machine: scenario.machine.clone(), host, append, device_tree, follow };
         Ok(scenario.expect.judge(&job.run(&self.qemu)?))
     }
 
-    fn image(&mut self, platform: &str, features: &'static [&'static str]) -> Result<Image> {
+    fn image(&mut self, machine: &MachineArgs, features: &[&str]) -> Result<Image> {
+        let features: Vec<String> = features.iter().map(|name| (*name).to_owned()).collect();
+        let features = machine.features(&features);
         if let Some((_, image)) = self.images.iter().find(|(built, _)| *built == features) {
             return Ok(image.clone());
         }
-        let names: Vec<String> = features.iter().map(|name| (*name).to_owned()).collect();
-        let image = images::hypervisor(platform, &names)?;
+        let image = images::hypervisor(machine.platform.package(), &features)?;
         self.images.push((features, image.clone()));
         Ok(image)
     }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 pub const TARGET: &str = "aarch64-unknown-none-softfloat";
 
 /// The crates that build for this machine, with tests and documentation.
-pub const HOST_CRATES: [&str; 2] = ["hyp", "tools"];
+pub const HOST_CRATES: [&str; 3] = ["hyp", "tools", "bench"];
 
 /// The root of the workspace.
 pub fn root() -> &'static Path {
@@ -58,6 +58,34 @@ pub fn cargo() -> Command {
     // They would take the place of those in .cargo/config.toml, without which an image neither relocates nor backtraces.
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command
+}
+
+/// As [`cargo`], of the nightly toolchain, with a target directory of its own.
+pub fn cargo_nightly() -> Command {
+    let mut command = Command::new("cargo");
+    command.arg("+nightly").current_dir(root()).env("CARGO_TARGET_DIR", target_dir().join("nightly"));
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    // The toolchain that runs this program would stand before the one that is named.
+    command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").env_remove("RUSTC");
+    command
+}
+
+/// Installs Miri for the nightly toolchain unless it is there.
+pub fn ensure_miri() -> Result<()> {
+    let has_miri = || output(cargo_nightly().args(["miri", "--version"])).is_ok();
+    if has_miri() {
+        return Ok(());
+    }
+    if find_program("rustup").is_some() {
+        eprintln!("installing Miri for the nightly toolchain");
+        let mut add = Command::new("rustup");
+        add.args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "miri,rust-src"]);
+        run(add.current_dir(root()))?;
+    }
+    if !has_miri() {
+        bail!("Miri is missing: `rustup toolchain install nightly --component miri,rust-src` installs it");
+    }
+    Ok(())
 }
 
 /// Runs `command` to its end; a status other than 0 is an error that names the command.

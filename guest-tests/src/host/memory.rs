@@ -133,13 +133,12 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
     let mut add_in = |part: Range<Pa>, view: View, attributes, leaves| {
         let input = Range::<Va>::new(view.of(part.start().get()), part.size());
         let input = input.unwrap_or_else(|error| panic!("{error}"));
-        writer
-            .map(input, part.start(), attributes, leaves)
-            .unwrap_or_else(|error| panic!("{part}: {error}"));
+        writer.map(input, part.start(), attributes, leaves).unwrap_or_else(|error| panic!("{part}: {error}"));
     };
 
     type A = Attributes<El1And0>;
-    let tree_range = Range::new(tree.as_ptr() as u64, tree.len() as u64).unwrap_or_else(|error| panic!("{error}"));
+    let tree_range =
+        Range::new(tree.as_ptr() as u64, tree.len() as u64).unwrap_or_else(|error| panic!("{error}"));
     let trials = trial_ranges(machine, [hypervisor, image, tree_range]);
     let mut elsewhere: ArrayVec<Range<Pa>, 3> = ArrayVec::new();
     elsewhere.push(image);

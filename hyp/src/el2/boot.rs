@@ -23,7 +23,8 @@ use crate::machine::image::{HEADER_SIZE, Image, ImageError};
 use crate::machine::layout::{self, LayoutError, Named};
 use crate::machine::{self, MAX_CPUS, Machine, MachineError, Ranges};
 use crate::mapping::{
-    Address, AddressError, Attributes, El2, GRANULE, Leaves, Linear, Map, Options, Pa, Pool, Range, Slot, Stage2,
+    Address, AddressError, Attributes, El2, GRANULE, Leaves, Linear, Map, Options, Pa, Pool, Range, Slot,
+    Stage2,
 };
 use crate::stage1::install::{CpuMmu, IDENTITY};
 use crate::stage1::{self, LinearMapError};

@@ -92,7 +92,9 @@ impl Host {
         }
         let allowed = reader.translate(ipa).is_some_and(|now| match abort.access() {
             Access::Load => now.attributes().is_readable(),
-            Access::Store if abort.is_on_walk() => now.attributes().is_readable() && now.attributes().is_writable(),
+            Access::Store if abort.is_on_walk() => {
+                now.attributes().is_readable() && now.attributes().is_writable()
+            }
             Access::Store => now.attributes().is_writable(),
             Access::Fetch if abort.is_on_walk() => now.attributes().is_readable(),
             Access::Fetch => now.attributes().is_executable(),

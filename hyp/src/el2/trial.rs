@@ -72,9 +72,8 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
 
 /// Whether all of a range is RAM of the host.
 fn is_lent(layout: &Layout, ram: &[Range<Pa>], start: u64, size: u64) -> bool {
-    Range::<Pa>::of_granules(start, size).is_ok_and(|range| {
-        !layout.whole.overlaps(range) && ram.iter().any(|bank| bank.contains_range(range))
-    })
+    Range::<Pa>::of_granules(start, size)
+        .is_ok_and(|range| !layout.whole.overlaps(range) && ram.iter().any(|bank| bank.contains_range(range)))
 }
 
 /// A map of which a CPU changes parts that lie at their own addresses.

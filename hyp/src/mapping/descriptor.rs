@@ -36,7 +36,7 @@ pub(super) const LOCK: u64 = 1 << 55;
 const SOFTWARE_SHIFT: u32 = 56;
 const SOFTWARE: u64 = 0b111 << SOFTWARE_SHIFT;
 /// Page-based hardware attributes, the NSE and AMEC bits: not ours to change.
-const UPPER: u64 = 0b1111_1 << 59;
+const UPPER: u64 = 0b1_1111 << 59;
 
 // Hierarchical attributes in a table descriptor of stage 1 (D8.3.1.1): what the tables below cannot give back.
 const TABLE_PXN: u64 = 1 << 59;
@@ -176,7 +176,7 @@ impl<R> Attributes<R> {
         self.0
     }
     /// Whether leaves of it are of one address space (nG); never at stage 2 and EL2.
-    pub(super) const fn is_non_global(self) -> bool {
+    pub(super) const fn non_global(self) -> bool {
         self.0 & NG != 0
     }
 }
@@ -468,7 +468,9 @@ pub(super) const fn first_below<S: Shape>(raw: u64, level: u8) -> (u64, u64) {
 
 /// What attributes a leaf has below tables whose entries have the bits `tables` (D8.3.1.1, hierarchical attributes).
 pub(super) const fn below_tables<R: Regime>(leaf: u64, tables: u64) -> u64 {
-    if matches!(R::STAGE, Stage::Two) || tables & (TABLE_PXN | TABLE_UXN | TABLE_NO_EL0 | TABLE_READ_ONLY) == 0 {
+    if matches!(R::STAGE, Stage::Two)
+        || tables & (TABLE_PXN | TABLE_UXN | TABLE_NO_EL0 | TABLE_READ_ONLY) == 0
+    {
         return leaf;
     }
     let mut leaf = leaf;

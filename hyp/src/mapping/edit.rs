@@ -8,8 +8,8 @@
 
 use super::addr::Pa;
 use super::descriptor::{
-    CONTIGUOUS, Change, Entry, Regime, State, VALID, first_below, is_changing, is_leaf, is_table, is_unlinked,
-    marked, pa,
+    CONTIGUOUS, Change, Entry, Regime, State, VALID, first_below, is_changing, is_leaf, is_table,
+    is_unlinked, marked, pa,
 };
 use super::geometry::{LAST_LEVEL, MAX_RUN, Shape, level_shift, level_size};
 use super::map::{Map, MapError};
@@ -136,7 +136,17 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         (start, end): (u64, u64),
         exclusive: bool,
     ) -> Self {
-        Self { map, operation, start, end, exclusive, quiet: None, spans: Spans::new(), stored: false, unlinked: None }
+        Self {
+            map,
+            operation,
+            start,
+            end,
+            exclusive,
+            quiet: None,
+            spans: Spans::new(),
+            stored: false,
+            unlinked: None,
+        }
     }
 
     fn words(&self) -> Words<'m, M> {
@@ -226,9 +236,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             self.start < at + level_size::<S>(node.level) && at < self.end
         };
         let words = self.words();
-        (first..first + S::RUN)
-            .filter(touched)
-            .any(|i| self.may_split(words.load(node.table, i), node.level))
+        (first..first + S::RUN).filter(touched).any(|i| self.may_split(words.load(node.table, i), node.level))
     }
 
     /// Tables that take the place of a leaf of `level` at `at`.
@@ -437,7 +445,13 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             if answer(self.map, change) == Strategy::StoreThenInvalidate {
                 let shift = level_shift::<S>(level);
                 let at = |index: usize| node.base + ((index as u64) << shift);
-                self.spans.add(Span { start: at(from), end: at(index), level, same_size: true, last_level: true });
+                self.spans.add(Span {
+                    start: at(from),
+                    end: at(index),
+                    level,
+                    same_size: true,
+                    last_level: true,
+                });
             }
         }
         index
@@ -450,8 +464,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         let in_run = is_leaf(raw, level) && raw & CONTIGUOUS != 0;
         let first = index & !(S::RUN - 1);
         // A run of somebody else's making may have a hole.
-        let whole_run =
-            in_run && (first..first + S::RUN).all(|i| is_leaf(words.load(node.table, i), level));
+        let whole_run = in_run && (first..first + S::RUN).all(|i| is_leaf(words.load(node.table, i), level));
         let (from, count) = if whole_run { (first, S::RUN) } else { (index, 1) };
         let (mut old, mut new) = ([0; MAX_RUN], [0; MAX_RUN]);
         let at = |i: usize| node.base + (((from + i) as u64) << level_shift::<S>(level));
@@ -473,7 +486,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             let kept = if keeps_run || !is_leaf(old[i], level) { old[i] } else { old[i] & !CONTIGUOUS };
             new[i] = if !touched(i) {
                 kept
-            } else if self.covers(at(i), level) && !(O::TO_PAGES && level < LAST_LEVEL && is_leaf(old[i], level)) {
+            } else if self.covers(at(i), level)
+                && !(O::TO_PAGES && level < LAST_LEVEL && is_leaf(old[i], level))
+            {
                 self.operation.word(kept, level)
             } else if self.splits(kept, level) {
                 splits[i] = true;
@@ -501,7 +516,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             return from + count;
         }
         for i in 0..count {
-            let source = if self.map.hardware_updates() && old[i] & VALID != 0 { marked::<R>(old[i]) } else { old[i] };
+            let source =
+                if self.map.hardware_updates() && old[i] & VALID != 0 { marked::<R>(old[i]) } else { old[i] };
             if splits[i] {
                 let (start, end) = self.part(at(i), level);
                 new[i] = self.child(source, level, at(i), (start, end), tables);
@@ -552,7 +568,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
                 }
             } else {
                 let changed = self.operation.word(nth(from), below);
-                let (step, runs) = if is_leaf(changed, below) { (step, runs && !O::TO_PAGES) } else { (0, false) };
+                let (step, runs) =
+                    if is_leaf(changed, below) { (step, runs && !O::TO_PAGES) } else { (0, false) };
                 words.fill_leaves::<S>(table, (from, to), changed, step, runs);
             }
         }

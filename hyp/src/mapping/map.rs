@@ -418,7 +418,12 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         }
         // What translates anew must not be owed anything, and what must not split must not be changed meanwhile: alone.
         let alone = whole || change.validates();
-        self.edit(change, ends, Way { alone, whole, clears: change.invalidates(), settles: change.validates() }).map(|done| self.owe(done))
+        self.edit(
+            change,
+            ends,
+            Way { alone, whole, clears: change.invalidates(), settles: change.validates() },
+        )
+        .map(|done| self.owe(done))
     }
 
     /// Splits so that no leaf and no run lies across either end of `range`, no further than that takes.
@@ -490,7 +495,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         (start, end): (u64, u64),
         way: Way,
     ) -> Result<Done<'_>, MapError> {
-        let mut held: Option<((u64, u64), <M::Quiesce as Quiesce>::Held)> = None;
+        let mut held: Option<Quiet<M>> = None;
         let (mut alone, mut settled) = (way.alone, false);
         loop {
             let relax = || self.mmu.relax();
@@ -593,7 +598,8 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         let mut busy = false;
         let mut cleared = self.owed.cleared.lock();
         for number in 0..RECORDS {
-            let Some(record) = cleared.records[number].filter(|r| r.unlinked && r.overlaps(start, end)) else {
+            let Some(record) = cleared.records[number].filter(|r| r.unlinked && r.overlaps(start, end))
+            else {
                 continue;
             };
             // Tables of others may hang from its tables, and the other way round.
@@ -689,6 +695,9 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         Words::new(&self.mmu).give(table);
     }
 }
+
+/// Addresses that are quiet, and what keeps them so.
+type Quiet<M> = ((u64, u64), <<M as Mmu>::Quiesce as Quiesce>::Held);
 
 /// How a change is made.
 #[derive(Clone, Copy)]
@@ -790,7 +799,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         if Range::<Pa>::new(output.get(), size).is_err() {
             return Err(MapError::OutOfReach { end: output.get().saturating_add(size), bits: ADDRESS_BITS });
         }
-        if map.tag() != Tag::All && !attributes.is_non_global() {
+        if map.tag() != Tag::All && !attributes.non_global() {
             return Err(MapError::Global);
         }
         if start == end {
@@ -924,7 +933,11 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
                 let upto = if is_run { run + S::RUN } else { index + 1 };
                 for index in index..upto {
                     let at = base + ((index as u64) << shift);
-                    words.store(table, index, (leaf | contiguous).wrapping_add(at.wrapping_add(request.shift)));
+                    words.store(
+                        table,
+                        index,
+                        (leaf | contiguous).wrapping_add(at.wrapping_add(request.shift)),
+                    );
                 }
                 index = upto;
                 continue;

@@ -122,15 +122,13 @@ pub const fn strategy(change: Difference, stage: Stage, capabilities: Capabiliti
         Stage::One => capabilities.contains(Capabilities::NO_CONFLICT_ABORT),
         Stage::Two => true,
     };
+    let may_resize = conflicts_allowed && capabilities.contains(Capabilities::BBM_LEVEL_2);
+    let may_join = conflicts_allowed && capabilities.contains(Capabilities::BBM_LEVEL_1);
     if !change.valid_before {
         Strategy::Store
     } else if !change.valid_after {
         Strategy::StoreThenInvalidate
-    } else if change.memory {
-        broken
-    } else if change.size && !(conflicts_allowed && capabilities.contains(Capabilities::BBM_LEVEL_2)) {
-        broken
-    } else if change.contiguous && !(conflicts_allowed && capabilities.contains(Capabilities::BBM_LEVEL_1)) {
+    } else if change.memory || change.size && !may_resize || change.contiguous && !may_join {
         broken
     } else if change.size || change.contiguous || change.permissions {
         Strategy::StoreThenInvalidate
@@ -165,8 +163,7 @@ mod tests {
 
     #[test]
     fn what_no_longer_translates_owes_an_invalidation() {
-        let change =
-            Difference { valid_after: false, size: true, ..both_valid(false, true, true, true) };
+        let change = Difference { valid_after: false, size: true, ..both_valid(false, true, true, true) };
         assert_eq!(answers(change, Stage::One), [StoreThenInvalidate; 4]);
     }
 

@@ -137,7 +137,7 @@ impl Iterator for Ranges {
     }
 }
 
-fn ranges<S: Shape>(span: &Span) -> Ranges {
+fn ranges(span: &Span) -> Ranges {
     Ranges { page: span.start >> PAGE_SHIFT, left: (span.end - span.start) >> PAGE_SHIFT, scale: 3 }
 }
 
@@ -167,8 +167,7 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
     mmu.barrier(Barrier::StoresVisible, scope);
     // What is owed to others may be entries of any size for the same addresses.
     let others = map.is_others_owed(own);
-    let conflicts =
-        spans.conflicts || others && !capabilities.contains(Capabilities::NO_CONFLICT_ABORT);
+    let conflicts = spans.conflicts || others && !capabilities.contains(Capabilities::NO_CONFLICT_ABORT);
     let cost = |span: &Span| {
         let by_address = (span.end - span.start) >> level_shift::<S>(span.level);
         by_range(span, capabilities, by_address).unwrap_or(by_address)
@@ -179,7 +178,8 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
         let one_asid = matches!(map.tag(), Tag::Asid(_));
         for span in spans.iter() {
             let reach = Reach { last_level: span.last_level, one_asid };
-            let hint = span.same_size && !others && capabilities.contains(Capabilities::TLB_LEVEL) && span.level > 0;
+            let hint =
+                span.same_size && !others && capabilities.contains(Capabilities::TLB_LEVEL) && span.level > 0;
             let level = if hint { u64::from(span.level) } else { 0 };
             let address = |page: u64| {
                 let ttl = if hint { (TG_4K << 2 | level) << TTL_SHIFT } else { 0 };
@@ -188,7 +188,7 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
             };
             let by_address = (span.end - span.start) >> level_shift::<S>(span.level);
             if by_range(span, capabilities, by_address).is_some() {
-                let mut parts = ranges::<S>(span);
+                let mut parts = ranges(span);
                 for (page, scale, num) in parts.by_ref() {
                     let fields = TG_4K << RANGE_TG_SHIFT
                         | scale << RANGE_SCALE_SHIFT
@@ -277,13 +277,10 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Debt<'m, R, M, S> {
         self.spans.is_empty()
     }
 
-    /// Takes over what another debt of the same map owes, for one flush of both. Of another map's, that one is given back.
-    ///
-    /// # Errors
-    /// The other debt, if it is of another map.
-    pub fn merge(&mut self, mut other: Self) -> Result<(), Self> {
+    /// Takes over what another debt of the same map owes, for one flush of both. One of another map is flushed at once.
+    pub fn merge(&mut self, mut other: Self) {
         if !core::ptr::eq(self.map, other.map) {
-            return Err(other);
+            return other.flush();
         }
         for id in other.cleared.into_iter().filter(|&id| id != 0) {
             if let Some(slot) = self.cleared.iter_mut().find(|slot| **slot == 0) {
@@ -295,11 +292,10 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Debt<'m, R, M, S> {
             core::mem::swap(&mut self.spans, &mut other.spans);
         } else if !other.is_empty() {
             other.spans.iter().for_each(|&span| self.spans.add(span));
-            // One of the two records goes; what it stood for is in this debt.
+            // One of the two that the gate counts goes; what it stood for is in this debt.
             other.spans = Spans::new();
             self.map.gate().forget_debt();
         }
-        Ok(())
     }
 
     /// Invalidates what is owed, on every CPU that the map's scope has, and returns when it is done. Tables that were unlinked go back
@@ -356,17 +352,23 @@ mod tests {
         for level in 1..=3u8 {
             let size = 1u64 << level_shift::<Granule4K>(level);
             for entries in 1..100 {
-                let span =
-                    Span { start: 5 * size, end: (5 + entries) * size, level, same_size: true, last_level: true };
+                let span = Span {
+                    start: 5 * size,
+                    end: (5 + entries) * size,
+                    level,
+                    same_size: true,
+                    last_level: true,
+                };
                 let aligned = |(page, ..): (u64, u64, u64)| (page << PAGE_SHIFT).is_multiple_of(size);
-                assert!(ranges::<Granule4K>(&span).all(aligned), "{entries} of level {level}");
+                assert!(ranges(&span).all(aligned), "{entries} of level {level}");
             }
         }
     }
 
     #[test]
     fn spans_join_and_never_lose_an_address() {
-        let span = |start, end, level, same_size| Span { start, end, level, same_size, last_level: same_size };
+        let span =
+            |start, end, level, same_size| Span { start, end, level, same_size, last_level: same_size };
         let mut spans = Spans::new();
         spans.add(span(0x1000, 0x2000, 3, true));
         spans.add(span(0x2000, 0x5000, 3, true));
@@ -376,6 +378,8 @@ mod tests {
         }
         let last = spans.list[SPANS - 1];
         assert_eq!(spans.len, SPANS);
-        assert!(last.end == (9 << 30) + 0x20_0000 && last.start == 3 << 30 && !last.same_size && !last.last_level);
+        assert!(
+            last.end == (9 << 30) + 0x20_0000 && last.start == 3 << 30 && !last.same_size && !last.last_level
+        );
     }
 }

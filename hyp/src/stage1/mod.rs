@@ -11,8 +11,8 @@ pub mod install;
 
 use crate::mapping::descriptor::MAIR;
 use crate::mapping::{
-    Address, AddressError, Attributes, El1And0, El2, Geometry, Leaves, Map, MapError, Mmu, Options, Pa, Range,
-    Regime, Va, Writer,
+    Address, AddressError, Attributes, El1And0, El2, Geometry, Leaves, Map, MapError, Mmu, Options, Pa,
+    Range, Regime, Va, Writer,
 };
 
 /// Write-Back, read and write allocate, inner shareable table walks of 4 KiB granules, at bit 8 of `TCR_ELx`.

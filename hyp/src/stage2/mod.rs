@@ -217,7 +217,8 @@ mod tests {
     #[test]
     fn a_machine_beyond_its_cpus_is_refused() {
         let limits = CpuLimits { pa_range: 0, vmid_16_bits: false };
-        let refused = host_map(&FakeMmu::new(4), OPTIONS, limits, &[range(GIB, GIB)], 5 * GIB, &[]).unwrap_err();
+        let refused =
+            host_map(&FakeMmu::new(4), OPTIONS, limits, &[range(GIB, GIB)], 5 * GIB, &[]).unwrap_err();
         assert_eq!(refused, HostMapError::OutOfReach { top: 5 * GIB, bits: 32 });
     }
 }

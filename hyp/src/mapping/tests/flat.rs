@@ -43,7 +43,7 @@ impl Flat {
         }
     }
     pub fn is_free(&self, start: u64, end: u64) -> bool {
-        start == end || !self.0.range(..end).next_back().is_some_and(|(_, &(e, _))| e > start)
+        start == end || self.0.range(..end).next_back().is_none_or(|(_, &(e, _))| e <= start)
     }
     pub fn change(&mut self, start: u64, end: u64, change: impl Fn(u64, bool) -> (u64, bool)) {
         if start == end {
@@ -59,7 +59,11 @@ impl Flat {
         }
     }
     pub fn at(&self, address: u64) -> Option<Known> {
-        self.0.range(..=address).next_back().filter(|(_, (end, _))| address < *end).map(|(_, &(_, known))| known)
+        self.0
+            .range(..=address)
+            .next_back()
+            .filter(|(_, (end, _))| address < *end)
+            .map(|(_, &(_, known))| known)
     }
     /// With neighbours that say the same joined.
     fn joined(&self) -> Vec<(u64, u64, Known)> {
@@ -89,7 +93,11 @@ pub fn read<R: Regime, S: Shape>(map: &Map<R, &FakeMmu, S>) -> Flat {
                 if contiguous {
                     let (first, left) = run.unwrap_or((visited, S::RUN as u64));
                     if left == S::RUN as u64 {
-                        assert!(visited.start.is_multiple_of(size * left), "a run begins at {:#x}", visited.start);
+                        assert!(
+                            visited.start.is_multiple_of(size * left),
+                            "a run begins at {:#x}",
+                            visited.start
+                        );
                         assert!(output.get().is_multiple_of(size * left), "a run maps to {output}");
                     }
                     assert_eq!(first.level, visited.level);
@@ -102,10 +110,16 @@ pub fn read<R: Regime, S: Shape>(map: &Map<R, &FakeMmu, S>) -> Flat {
             Entry::Empty | Entry::Unlinked(_) => None,
             Entry::Table(_) | Entry::Changing => panic!("{:?} at {:#x}", visited.entry, visited.start),
         };
-        assert!(run.is_none() || matches!(known, Some(Known::Leaf(..))), "a run has a hole at {:#x}", visited.start);
+        assert!(
+            run.is_none() || matches!(known, Some(Known::Leaf(..))),
+            "a run has a hole at {:#x}",
+            visited.start
+        );
         // Neighbours that say the same are joined here, for a list of pages would be long.
         match (&mut last, known) {
-            (Some((_, end, before)), Some(known)) if *end == visited.start && *before == known => *end += size,
+            (Some((_, end, before)), Some(known)) if *end == visited.start && *before == known => {
+                *end += size
+            }
             _ => {
                 if let Some((start, end, known)) = last.take() {
                     flat.0.insert(start, (end, known));

@@ -8,7 +8,8 @@ use super::*;
 
 /// Calls in one run: `CLOVEN_OPERATIONS`, or few.
 fn operations() -> usize {
-    let few = if cfg!(miri) { 1_000 } else { 20_000 };
+    // Under Miri a regime gets a thousand calls, over its four sets of capabilities.
+    let few = if cfg!(miri) { 250 } else { 20_000 };
     std::env::var("CLOVEN_OPERATIONS").map_or(few, |text| text.parse().unwrap())
 }
 
@@ -30,8 +31,12 @@ const DBM: u64 = 1 << 51;
 const TAG: u64 = 0b111 << 56;
 
 impl Tried for El2 {
-    const ATTRIBUTES: &'static [Attributes<Self>] =
-        &[Attributes::<Self>::CODE, Attributes::<Self>::CONSTANTS, Attributes::<Self>::DATA, Attributes::<Self>::DEVICE];
+    const ATTRIBUTES: &'static [Attributes<Self>] = &[
+        Attributes::<Self>::CODE,
+        Attributes::<Self>::CONSTANTS,
+        Attributes::<Self>::DATA,
+        Attributes::<Self>::DEVICE,
+    ];
     const CHANGES: &'static [(Change<Self>, u64, u64, Option<bool>)] = &[
         (Change::<Self>::READ_ONLY, RO, DBM, None),
         (Change::<Self>::WRITABLE, UXN, RO, None),
@@ -97,15 +102,18 @@ impl Random {
     /// An address of a space of so many bits: in one of a few far apart regions, near a multiple of some leaf or run more often than
     /// not; never far above the space.
     fn address<S: Shape>(&mut self, bits: u32) -> u64 {
-        let unit = geometry::PAGE_SHIFT + self.of(&[0, S::RUN_BITS, S::INDEX_BITS, S::INDEX_BITS + S::RUN_BITS, 2 * S::INDEX_BITS]);
+        let unit = geometry::PAGE_SHIFT
+            + self.of(&[0, S::RUN_BITS, S::INDEX_BITS, S::INDEX_BITS + S::RUN_BITS, 2 * S::INDEX_BITS]);
         let region = self.of(&[0u64, 1, 2, 7]) << (bits - 3);
-        let near = (self.below(24) << unit) as i64 + (self.below(5) as i64 - 2) * if self.one_in(2) { 4096 } else { 0 };
+        let near = (self.below(24) << unit) as i64
+            + (self.below(5) as i64 - 2) * if self.one_in(2) { 4096 } else { 0 };
         (region as i64 + near).clamp(0, 1 << bits) as u64
     }
 
     /// Bytes of a range: up to some leaves of some size.
     fn size<S: Shape>(&mut self, most: u64) -> u64 {
-        let unit = geometry::PAGE_SHIFT + self.of(&[0, 0, S::RUN_BITS, S::INDEX_BITS, S::INDEX_BITS + S::RUN_BITS, 2 * S::INDEX_BITS]);
+        let unit = geometry::PAGE_SHIFT
+            + self.of(&[0, 0, S::RUN_BITS, S::INDEX_BITS, S::INDEX_BITS + S::RUN_BITS, 2 * S::INDEX_BITS]);
         let size = (1 + self.below(20)) << unit;
         let size = if self.one_in(3) { size + 4096 * self.below(4) } else { size };
         size.min(most)
@@ -137,7 +145,7 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
         if self.debts.len() > 6 {
             let mut first = self.debts.remove(0);
             for other in self.debts.drain(..) {
-                assert!(first.merge(other).is_ok());
+                first.merge(other);
             }
             first.flush();
         }
@@ -198,13 +206,19 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
             14 => {
                 let (start, size) = self.input(1 << 40);
                 let state = self.random.below(3);
-                let result = self.map.cpu(1).unwrap().write().set_state(range(start, size), State::new(state).unwrap());
+                let result = self
+                    .map
+                    .cpu(1)
+                    .unwrap()
+                    .write()
+                    .set_state(range(start, size), State::new(state).unwrap());
                 let result = result.map(|()| None);
                 self.finish(result, |flat| flat.set(start, start + size, Some(Known::State(state))))
             }
             _ => {
                 let (start, _) = self.input(0);
-                let address = start.min((1 << self.map.geometry().input_bits()) - 1) | self.random.below(4096);
+                let address =
+                    start.min((1 << self.map.geometry().input_bits()) - 1) | self.random.below(4096);
                 let mut cpu = self.map.cpu(2).unwrap();
                 let found = cpu.read().translate(R::Input::new(address).unwrap());
                 let expected = match self.flat.at(address) {
@@ -279,7 +293,8 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
 }
 
 fn capabilities(bbm: u8) -> Capabilities {
-    let more = if bbm % 2 == 1 { Capabilities::TLB_RANGE | Capabilities::TLB_LEVEL } else { Capabilities::empty() };
+    let more =
+        if bbm % 2 == 1 { Capabilities::TLB_RANGE | Capabilities::TLB_LEVEL } else { Capabilities::empty() };
     Capabilities::LEAST | Capabilities::bbm(bbm) | more
 }
 

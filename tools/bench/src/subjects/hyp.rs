@@ -3,16 +3,11 @@
 use std::cell::Cell;
 
 use hyp::mapping::{
-    Address, Attributes, Barrier, Capabilities, Change, El2, Geometry, Leaves, Linear, Map, Mmu, NoQuiesce, Options,
-    Pa, Range, Scope, Slot, TableMemory, TablePool, Tlbi, Va,
+    Address, Attributes, Barrier, Capabilities, Change, El2, Geometry, Leaves, Linear, Map, Mmu, NoQuiesce,
+    Options, Pa, Range, Scope, Slot, TableMemory, TablePool, Tlbi, Va,
 };
 
-use crate::{
-    Peer,
-    peer::Counts,
-    pool::pool,
-    work::Work,
-};
+use crate::{Peer, peer::Counts, pool::pool, work::Work};
 
 /// The engine without contiguous runs: the same end state as the bound.
 pub struct Hyp(Option<Map<El2, Host>>);

@@ -1,0 +1,53 @@
+//! `cargo xtask bench`: the mapping engine beside other crates and beside the bound.
+//!
+//! Invariant: the subjects are built and run by one program in one profile; this file only starts it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::workspace;
+
+/// The options of `cargo xtask bench`.
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    /// Only the work whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// The seed of the random addresses
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Rounds of each work; the medians are printed
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
+    /// Few rounds
+    #[arg(long)]
+    quick: bool,
+    /// Write the results to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Carries out `cargo xtask bench`; returns whether every subject did what it was asked to.
+pub fn run(args: &BenchArgs) -> Result<bool> {
+    let mut bench = workspace::cargo();
+    bench.args(["run", "--quiet", "--profile", "bench", "-p", "bench", "--"]);
+    if let Some(text) = &args.only {
+        bench.args(["--only", text]);
+    }
+    if let Some(seed) = args.seed {
+        bench.args(["--seed", &seed.to_string()]);
+    }
+    if let Some(rounds) = args.rounds {
+        bench.args(["--rounds", &rounds.to_string()]);
+    }
+    if args.quick {
+        bench.arg("--quick");
+    }
+    if let Some(path) = &args.json {
+        bench.arg("--json").arg(std::path::absolute(path).context("cannot find the current directory")?);
+    }
+    let status = bench.status().context("cannot start cargo")?;
+    Ok(status.success())
+}
