@@ -196,7 +196,7 @@ fn unit(args: &TestArgs, results: &mut Results) -> Result<()> {
     tests.args(workspace::HOST_CRATES.iter().flat_map(|name| ["-p", name]));
     tests.env("CLOVEN_SEED", args.seed.to_string());
     if args.full {
-        tests.arg("--release").env("CLOVEN_OPERATIONS", FULL_OPERATIONS.to_string());
+        tests.env("CLOVEN_OPERATIONS", FULL_OPERATIONS.to_string());
     }
     cargo_test(tests, "", results)?;
 

@@ -100,14 +100,14 @@ impl Random {
     }
 
     /// An address of a space of so many bits: in one of a few far apart regions, near a multiple of some leaf or run more often than
-    /// not; never far above the space.
+    /// not.
     fn address<S: Shape>(&mut self, bits: u32) -> u64 {
         let unit = geometry::PAGE_SHIFT
             + self.of(&[0, S::RUN_BITS, S::INDEX_BITS, S::INDEX_BITS + S::RUN_BITS, 2 * S::INDEX_BITS]);
         let region = self.of(&[0u64, 1, 2, 7]) << (bits - 3);
         let near = (self.below(24) << unit) as i64
             + (self.below(5) as i64 - 2) * if self.one_in(2) { 4096 } else { 0 };
-        (region as i64 + near).clamp(0, 1 << bits) as u64
+        (region as i64 + near).rem_euclid(1 << bits) as u64
     }
 
     /// Bytes of a range: up to some leaves of some size.
@@ -162,7 +162,11 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
     fn step(&mut self) -> bool {
         let kind = self.random.below(16);
         // Few tables left: make room.
-        let crowded = self.map.mmu().pool().free() < 24 && self.kept == 0;
+        let is_crowded = |world: &Self| world.map.mmu().pool().free() < 24 && world.kept == 0;
+        if is_crowded(self) {
+            self.map.settle();
+        }
+        let crowded = is_crowded(self);
         match if crowded { 6 } else { kind } {
             0..=3 => self.map_some(),
             4..=6 => {
@@ -306,9 +310,12 @@ fn run<R: Tried, S: Shape>(geometry: Geometry<S>, options: Options, seed_of_case
     let mut world = World { map: &map, flat: Flat::default(), random, debts: Vec::new(), kept: 0 };
     // To find the call at fault: `CLOVEN_COMPARE=1`.
     let every = std::env::var("CLOVEN_COMPARE").map_or(1_000, |text| text.parse().unwrap());
+    let mut changes = 0;
     for number in 1..=operations() {
         let before = (stores(&mmu), mmu.pool().used());
-        if !world.step() && mmu.pool().used() == before.1 {
+        let done = world.step();
+        changes += usize::from(stores(&mmu) != before.0);
+        if !done && mmu.pool().used() == before.1 {
             // Locks are not taken before all is prepared, so not a word was stored.
             assert_eq!(stores(&mmu), before.0, "a failed call has stored");
         }
@@ -318,6 +325,7 @@ fn run<R: Tried, S: Shape>(geometry: Geometry<S>, options: Options, seed_of_case
             mmu.quiesce.asked.lock().unwrap().clear();
         }
     }
+    assert!(changes > operations() / 3, "only {changes} of {} calls changed anything", operations());
     world.debts.clear();
     map.cpu(1).unwrap().write().unmap(range(0, 1 << geometry.input_bits())).unwrap().flush();
     map.settle();
