@@ -9,6 +9,7 @@
 mod bound;
 mod decode;
 mod measure;
+mod memory;
 mod peer;
 mod pool;
 mod report;
@@ -79,6 +80,12 @@ fn run(cli: &Cli) -> Result<()> {
     ensure!(tables.iter().any(|(_, rows)| !rows.is_empty()), "no row's name contains {:?}", cli.only);
     for (temperature, rows) in &tables {
         report::print(*temperature, rows);
+    }
+    if let Some((_, rows)) = tables.first() {
+        report::print_counts(rows);
+    }
+    if cli.only.is_empty() {
+        report::print_memory(&memory::measure(cli.seed)?);
     }
     report::write_json(cli.json.as_deref(), tables.iter().flat_map(|(_, rows)| rows))
 }

@@ -36,6 +36,8 @@ pub struct Entry {
 /// What was found for one work; None for a subject that cannot do it.
 pub struct Row {
     pub work: String,
+    /// What it costs at least.
+    pub least: Counts,
     pub entries: Vec<Option<Entry>>,
 }
 
@@ -101,6 +103,7 @@ pub fn row(
             }
         }
     }
+    let least = work.least(costs.iter().flatten().next().map_or(0, |cost| cost.tables));
     let entry = |((subject, cost), of_subject): ((&Subject, Option<Cost>), &Vec<f64>)| {
         let Cost { tables, counts } = cost?;
         let ratios = of_subject.iter().zip(&times[0]).map(|(own, bound)| own / bound).collect();
@@ -113,7 +116,7 @@ pub fn row(
         })
     };
     let entries = subjects.iter().zip(costs).zip(&times).map(entry).collect();
-    Ok(Row { work: name, entries })
+    Ok(Row { work: name, least, entries })
 }
 
 /// Nanoseconds of one work.

@@ -50,10 +50,17 @@ pub trait Peer {
     }
 }
 
-/// Descriptor stores, TLB invalidations and barriers of a work.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a work costs beside time: stores to tables, the filling of new ones included; TLB invalidations; barriers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Counts {
     pub stores: Option<u64>,
     pub tlbis: Option<u64>,
-    pub barriers: Option<u64>,
+    pub dsbs: Option<u64>,
+    pub isbs: Option<u64>,
+}
+
+impl Counts {
+    pub fn barriers(self) -> Option<u64> {
+        Some(self.dsbs? + self.isbs?)
+    }
 }

@@ -39,9 +39,53 @@ pub fn print(temperature: Temperature, rows: &[Row]) {
         });
         lines.push([row.work.clone()].into_iter().chain(cells).collect());
     }
+    print_table(&lines);
+}
+
+/// What each work of the subjects that count costs beside time, and the least it can cost in brackets.
+pub fn print_counts(rows: &[Row]) {
+    let header = ["counted (least)", "subject", "stores", "TLBIs", "DSBs", "ISBs", "tables"];
+    let mut lines = vec![header.map(str::to_owned).to_vec()];
+    for row in rows {
+        for entry in row.entries.iter().flatten() {
+            let (counts, least) = (entry.counts, row.least);
+            let cell = |count: Option<u64>, least: Option<u64>| match (count, least) {
+                (Some(count), Some(least)) => Some(format!("{count} ({least})")),
+                _ => None,
+            };
+            let cells = [
+                cell(counts.stores, least.stores),
+                cell(counts.tlbis, least.tlbis),
+                cell(counts.dsbs, least.dsbs),
+                cell(counts.isbs, least.isbs),
+            ];
+            if let Some(cells) = cells.into_iter().collect::<Option<Vec<_>>>() {
+                let names = [row.work.clone(), entry.subject.to_owned()];
+                lines.push(names.into_iter().chain(cells).chain([entry.tables.to_string()]).collect());
+            }
+        }
+    }
+    if lines.len() > 1 {
+        print_table(&lines);
+    }
+}
+
+/// Table memory of maps of 256 GiB.
+pub fn print_memory(memory: &[(&str, u64)]) {
+    let mut lines =
+        vec![["table memory of 256 GiB".to_owned(), "tables".to_owned(), "KiB".to_owned()].to_vec()];
+    lines.extend(
+        memory
+            .iter()
+            .map(|(name, tables)| vec![(*name).to_owned(), tables.to_string(), (tables * 4).to_string()]),
+    );
+    print_table(&lines);
+}
+
+fn print_table(lines: &[Vec<String>]) {
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
-    for line in &lines {
+    for line in lines {
         print!("{:width$}", line[0], width = widths[0]);
         for (cell, width) in line.iter().zip(&widths).skip(1) {
             print!("  {cell:>width$}");
@@ -69,7 +113,7 @@ fn record<'a>(row: &'a Row, entry: &Entry) -> Record<'a> {
         ratio_to_bound: rounded(entry.ratio),
         stores: counts.stores,
         tlbis: counts.tlbis,
-        barriers: counts.barriers,
+        barriers: counts.barriers(),
         tables: entry.tables,
     }
 }

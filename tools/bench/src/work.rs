@@ -2,7 +2,7 @@
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::index};
 
-use crate::Peer;
+use crate::{Peer, peer::Counts};
 
 const PAGE: usize = 4 << 10;
 const BLOCK: usize = 2 << 20;
@@ -106,6 +106,37 @@ impl Work {
             Task::Unmap => peer.unmap(VA, self.layout.size),
         }
         Some(0)
+    }
+
+    /// The least that the work takes of what is counted, for `tables` tables taken: one store for each descriptor that changes or is
+    /// linked, and for each of a table that takes a leaf's place; one invalidation and its two barriers for each call that changes
+    /// what translates; none where nothing did.
+    pub fn least(&self, tables: u64) -> Counts {
+        let calls = self.calls();
+        let leaf = match (self.layout.huge, (VA | self.layout.pa) & (GIB - 1)) {
+            (false, _) => PAGE,
+            (true, 0) => GIB,
+            (true, _) => BLOCK,
+        };
+        let leaves = (self.layout.size / leaf) as u64;
+        let (stores, tlbis) = match &self.task {
+            Task::Map => (leaves + tables, 0),
+            Task::Pages(pages) => (512 * tables + pages.len() as u64, calls),
+            Task::Flip => (leaves, calls),
+            Task::Translate(_) => (0, 0),
+            Task::Unmap => ((self.layout.size / GIB) as u64, calls),
+        };
+        let dsbs = if tlbis > 0 { 2 * calls } else { calls };
+        Counts { stores: Some(stores), tlbis: Some(tlbis), dsbs: Some(dsbs), isbs: Some(calls) }
+    }
+
+    /// Calls that change tables.
+    fn calls(&self) -> u64 {
+        match &self.task {
+            Task::Pages(pages) => pages.len() as u64,
+            Task::Translate(_) => 0,
+            Task::Map | Task::Flip | Task::Unmap => 1,
+        }
     }
 
     /// How many times the named work one timing holds.

@@ -26,11 +26,14 @@ struct Host {
 struct Tally {
     stores: Cell<u64>,
     tlbis: Cell<u64>,
-    barriers: Cell<u64>,
+    dsbs: Cell<u64>,
+    isbs: Cell<u64>,
 }
 
 thread_local! {
-    static TALLY: Tally = const { Tally { stores: Cell::new(0), tlbis: Cell::new(0), barriers: Cell::new(0) } };
+    static TALLY: Tally = const {
+        Tally { stores: Cell::new(0), tlbis: Cell::new(0), dsbs: Cell::new(0), isbs: Cell::new(0) }
+    };
 }
 
 fn add(to: impl Fn(&Tally) -> &Cell<u64>, count: u64) {
@@ -134,8 +137,11 @@ unsafe impl Mmu for Counted {
     fn tlbi(&self, _: Tlbi, _: Scope, _: u64) {
         add(|tally| &tally.tlbis, 1);
     }
-    fn barrier(&self, _: Barrier, _: Scope) {
-        add(|tally| &tally.barriers, 1);
+    fn barrier(&self, barrier: Barrier, _: Scope) {
+        match barrier {
+            Barrier::StoresVisible | Barrier::Complete => add(|tally| &tally.dsbs, 1),
+            Barrier::Synchronize => add(|tally| &tally.isbs, 1),
+        }
     }
 }
 
@@ -292,12 +298,13 @@ impl Peer for Counting {
 fn count(work: &Work, runs: bool) -> Counts {
     let mut subject = Counting(Some(map(Counted(host()), runs)));
     work.set_up(&mut subject);
-    TALLY.with(|tally| [&tally.stores, &tally.tlbis, &tally.barriers].map(|cell| cell.set(0)));
+    TALLY.with(|tally| [&tally.stores, &tally.tlbis, &tally.dsbs, &tally.isbs].map(|cell| cell.set(0)));
     work.perform(&mut subject);
     let counted = |cell: fn(&Tally) -> &Cell<u64>| Some(TALLY.with(|tally| cell(tally).get()));
     Counts {
         stores: counted(|tally| &tally.stores),
         tlbis: counted(|tally| &tally.tlbis),
-        barriers: counted(|tally| &tally.barriers),
+        dsbs: counted(|tally| &tally.dsbs),
+        isbs: counted(|tally| &tally.isbs),
     }
 }
