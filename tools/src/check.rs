@@ -63,6 +63,19 @@ pub fn run(args: &CheckArgs) -> Result<bool> {
     step("lints, target, hyp", &mut || {
         deny(clippy().args(["-p", "hyp", "--target", TARGET, "--all-features"]))
     });
+    step("lints, target, hyp's example of an embedder", &mut || {
+        deny(clippy().args(["-p", "hyp", "--target", TARGET, "--example", "embedder"]))
+    });
+    step("the example of an embedder links for the target", &mut || {
+        let mut build = workspace::cargo();
+        build.args(["build", "--quiet", "-p", "hyp", "--target", TARGET, "--example", "embedder"]);
+        quietly(&mut build)
+    });
+    step("lints, fuzz target", &mut || {
+        let mut fuzz = clippy();
+        fuzz.args(["--manifest-path", "hyp/fuzz/Cargo.toml"]);
+        deny(&mut fuzz)
+    });
     for image in IMAGE_CRATES {
         step(&format!("lints, target, {image}"), &mut || {
             let mut clippy = clippy();

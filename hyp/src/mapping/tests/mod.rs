@@ -1,7 +1,9 @@
 //! What the engine promises, against a flat list of ranges and a fake MMU.
 
+mod behaviour;
 mod flat;
 mod random;
+mod threads;
 
 use super::descriptor::{is_table, is_unlinked, pa};
 use super::fake::FakeMmu;
