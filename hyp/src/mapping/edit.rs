@@ -26,8 +26,10 @@ pub(super) trait Operation<R: Regime>: Copy {
     const UNLINKS: bool = false;
     /// What lies wholly inside becomes pages.
     const TO_PAGES: bool = false;
-    /// What an end of the range cuts is split even if nothing else changes.
+    /// Leaves that an end of the range cuts are split even if nothing else changes.
     const CUTS: bool = false;
+    /// And so is what translates nothing.
+    const CUTS_ALL: bool = false;
     /// The word after, of one that is no table.
     fn word(self, raw: u64, level: u8) -> u64;
     /// Whether it changes what memory leaves are.
@@ -70,6 +72,19 @@ pub(super) struct Cut;
 
 impl<R: Regime> Operation<R> for Cut {
     const CUTS: bool = true;
+    #[inline(always)]
+    fn word(self, raw: u64, _level: u8) -> u64 {
+        raw
+    }
+}
+
+/// As [`Cut`], also of what translates nothing.
+#[derive(Clone, Copy)]
+pub(super) struct CutAll;
+
+impl<R: Regime> Operation<R> for CutAll {
+    const CUTS: bool = true;
+    const CUTS_ALL: bool = true;
     #[inline(always)]
     fn word(self, raw: u64, _level: u8) -> u64 {
         raw
@@ -160,7 +175,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
 
     /// Whether the word of `level` has to become a table if the range cuts it.
     fn splits(&self, raw: u64, level: u8) -> bool {
-        self.operation.word(raw, level) != raw || O::CUTS && is_leaf(raw, level)
+        self.operation.word(raw, level) != raw || O::CUTS_ALL || O::CUTS && is_leaf(raw, level)
     }
 
     /// As [`Edit::splits`]; but beside others, who may change what a leaf says and whether it translates, any leaf may have to.

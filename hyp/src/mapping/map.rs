@@ -16,7 +16,7 @@ use spin::Mutex;
 
 use super::addr::{ADDRESS_BITS, Address, GRANULE, Pa, Range};
 use super::descriptor::{Attributes, Change, Entry, Regime, State, TYPE, is_table, is_unlinked, pa};
-use super::edit::{Clear, Cut, Edit, Needs, Operation, ToPages};
+use super::edit::{Clear, Cut, CutAll, Edit, Needs, Operation, ToPages};
 use super::geometry::{Geometry, Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
 use super::mmu::{Mmu, Quiesce, Reservation, Scope, TablePool};
 use super::rule::Capabilities;
@@ -82,6 +82,13 @@ pub enum MapError {
     NotQuiet(u64),
     /// A map of one ASID was to get a global leaf.
     Global,
+    /// There is no entry of this level, but for a table's, at this address.
+    NoEntry {
+        /// The address.
+        address: u64,
+        /// The level.
+        level: u8,
+    },
 }
 
 impl fmt::Display for MapError {
@@ -107,6 +114,9 @@ impl fmt::Display for MapError {
                 write!(f, "the translation of {address:#x} cannot be broken: other CPUs may be using it")
             }
             Self::Global => write!(f, "a map of one ASID holds only non-global leaves"),
+            Self::NoEntry { address, level } => {
+                write!(f, "at {address:#x} there is no entry of level {level} that could become a table")
+            }
         }
     }
 }
@@ -421,7 +431,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         self.edit(
             change,
             ends,
-            Way { alone, whole, clears: change.invalidates(), settles: change.validates() },
+            Way { alone, whole, clears: change.invalidates(), settles: change.validates(), given: None },
         )
         .map(|done| self.owe(done))
     }
@@ -448,6 +458,34 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         let end = end.min(1 << self.geometry.input_bits()).max(start + GRANULE);
         let range = Range::new(start, end - start).map_err(|_| self.too_far(end))?;
         self.split_edges(range)
+    }
+
+    /// Puts `table` in the place of the one entry of `level` (0 to 2) that `address` lies in, a leaf or not: 512 entries that say the
+    /// same. The table becomes the map's; if the call fails, it stays the caller's.
+    ///
+    /// # Safety
+    /// The table is memory as good as the pool's own, to which it goes when it is unlinked one day, and nobody else's.
+    ///
+    /// # Errors
+    /// [`MapError::NoEntry`] if there is none of that level, [`MapError::OutOfReach`], [`MapError::NotQuiet`].
+    pub unsafe fn split_entry(
+        &self,
+        address: R::Input,
+        level: u8,
+        table: Pa,
+    ) -> Result<Debt<'_, R, M, S>, MapError> {
+        let none = MapError::NoEntry { address: address.get(), level };
+        if !(self.geometry.start_level()..LAST_LEVEL).contains(&level) {
+            return Err(none);
+        }
+        let size = level_size::<S>(level);
+        let end = (address.get() & !(size - 1)) + size;
+        if end > 1 << self.geometry.input_bits() {
+            return Err(self.too_far(end));
+        }
+        // Only an entry of just that level becomes one table by a cut in its middle, which no run of the next level lies across.
+        let way = Way { alone: true, given: Some((table, none)), ..Way::SHARED };
+        self.edit(CutAll, (end - size / 2, end), way).map(|done| self.owe(done))
     }
 
     /// Splits everything in `range`, and what its ends cut, to pages in no runs.
@@ -518,7 +556,12 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
                 alone |= held.is_none();
                 continue;
             }
-            let mut tables = match Reservation::new(self.mmu.pool(), needs.tables) {
+            let reserved = match way.given {
+                Some((table, _)) if needs.tables == 1 => Ok(Reservation::of(self.mmu.pool(), table)),
+                Some((_, error)) => return Err(error),
+                None => Reservation::new(self.mmu.pool(), needs.tables),
+            };
+            let mut tables = match reserved {
                 Ok(tables) => tables,
                 Err(error) if settled && alone => return Err(error),
                 Err(_) => {
@@ -710,10 +753,12 @@ struct Way {
     clears: bool,
     /// Something may translate anew, and nothing may be owed for it; alone.
     settles: bool,
+    /// The one table that it must take, and what to say if it would not; alone.
+    given: Option<(Pa, MapError)>,
 }
 
 impl Way {
-    const SHARED: Self = Self { alone: false, whole: false, clears: false, settles: false };
+    const SHARED: Self = Self { alone: false, whole: false, clears: false, settles: false, given: None };
     const CLEAR: Self = Self { alone: true, clears: true, ..Self::SHARED };
 }
 

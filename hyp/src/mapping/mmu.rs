@@ -130,12 +130,18 @@ pub unsafe trait TablePool {
 pub(super) struct Reservation<'p, P: TablePool> {
     pool: &'p P,
     left: usize,
+    /// The first of them, if the caller of the map supplies it.
+    given: Option<Pa>,
 }
 
 impl<'p, P: TablePool> Reservation<'p, P> {
     pub(super) fn new(pool: &'p P, count: usize) -> Result<Self, MapError> {
         pool.reserve(count).map_err(|free| MapError::OutOfTables { needed: count, free })?;
-        Ok(Self { pool, left: count })
+        Ok(Self { pool, left: count, given: None })
+    }
+    /// One table that is somebody's to give.
+    pub(super) fn of(pool: &'p P, table: Pa) -> Self {
+        Self { pool, left: 1, given: Some(table) }
     }
     pub(super) fn left(&self) -> usize {
         self.left
@@ -144,14 +150,14 @@ impl<'p, P: TablePool> Reservation<'p, P> {
     pub(super) fn take(&mut self) -> Pa {
         assert!(self.left > 0, "more tables are taken than were counted");
         self.left -= 1;
-        // SAFETY: `left` counts what was reserved and not taken.
-        unsafe { self.pool.take() }
+        // SAFETY: `left` counts what was reserved and not taken, but for what was given.
+        self.given.take().unwrap_or_else(|| unsafe { self.pool.take() })
     }
 }
 
 impl<P: TablePool> Drop for Reservation<'_, P> {
     fn drop(&mut self) {
-        if self.left > 0 {
+        if self.left > 0 && self.given.is_none() {
             // SAFETY: as for `take`.
             unsafe { self.pool.cancel(self.left) };
         }

@@ -1056,3 +1056,37 @@ fn a_map_of_one_asid_takes_no_global_leaf() {
     assert!(map.protect(range(0, 4 * KIB), Change::to(Attributes::<El1And0>::USER_CODE)).is_ok());
     assert_eq!(found(&map, 0).1 & !SOFTWARE, Attributes::<El1And0>::USER_CODE.bits());
 }
+
+/// One entry becomes a table that the caller has, whatever it says, and only one of the level that was named.
+#[test]
+fn a_table_of_the_callers_takes_the_place_of_one_entry() {
+    let mmu = FakeMmu::new(16);
+    let map = new::<Stage2, _>(&mmu, bbm(3));
+    add(&map, 1 << 30, 1 << 30, Attributes::<Stage2>::RAM, Leaves::LARGEST);
+    let state = State::new(7).unwrap();
+    map.cpu(0).unwrap().write().set_state(range(2 << 30, 1 << 30), state).unwrap();
+    let take = || {
+        mmu.pool().reserve(1).unwrap();
+        // SAFETY: one was reserved.
+        unsafe { mmu.pool().take() }
+    };
+    // SAFETY: tables of the pool, each given once.
+    let split =
+        |address: u64, level, table| unsafe { map.split_entry(Ipa::new(address).unwrap(), level, table) };
+    let table = take();
+    for (address, level) in [(1u64 << 30, 2), (1 << 30, 0), (1 << 30, 3), (0, 2)] {
+        let none = MapError::NoEntry { address, level };
+        assert_eq!(split(address, level, table).err(), Some(none), "{address:#x}, level {level}");
+    }
+    let used = mmu.pool().used();
+    split((1 << 30) + 0x1234, 1, table).unwrap().flush();
+    split(2 << 30, 1, take()).unwrap().flush();
+    split((1 << 30) + (5 << 21), 2, take()).unwrap().flush();
+    assert_eq!(mmu.pool().used(), used + 2, "no other table was taken");
+    assert_eq!(census(&map).leaves, [0, 0, 511, 512]);
+    let inside = (1 << 30) + (5 << 21) + 0x3000;
+    assert_eq!(found(&map, inside), (inside, Attributes::<Stage2>::RAM.bits()));
+    assert_eq!(entry(&map, (2 << 30) + (9 << 21)), Entry::State(state));
+    map.cpu(0).unwrap().write().unmap(range(0, 4 << 30)).unwrap().flush();
+    assert_eq!(mmu.pool().used(), map.geometry().root_tables());
+}
