@@ -8,6 +8,11 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
+use crate::mapping::addr::ADDRESS_BITS;
+use crate::mapping::{
+    Address, Attributes, Change as MapChange, Leaves, Map, MapError, Mmu, Pa, Range, Regime,
+};
+
 /// Bytes of one of the two ranges: a run of 16 blocks of 2 MiB.
 pub const SIZE: u64 = 32 << 20;
 /// Bytes of the first part, which is executed, and of each part that follows.
@@ -68,13 +73,62 @@ impl Change {
 pub trait Subject {
     /// Makes a change of `start` and `size` bytes, in force on all CPUs when it returns; `false` if it was refused.
     fn change(&self, change: Change, start: u64, size: u64) -> bool;
-    /// Makes what was written at `start`, `size` bytes, visible to instruction fetches of all CPUs.
+    /// Makes what was written at `start`, `size` bytes, code that all CPUs can fetch.
     fn publish_code(&self, start: u64, size: u64);
-    /// Calls the code at `address`, which returns a number.
+}
+
+/// A map that translates addresses to themselves, and what the changes are in its regime.
+pub struct Linear<'a, R: Regime, M: Mmu> {
+    /// The map.
+    pub map: &'a Map<R, M>,
+    /// The slot of the CPU that changes it.
+    pub cpu: usize,
+    /// What blocks are made of.
+    pub data: Attributes<R>,
+    /// Takes writes away.
+    pub read_only: MapChange<R>,
+    /// Gives them back.
+    pub writable: MapChange<R>,
+    /// Makes the first part code.
+    pub executable: MapChange<R>,
+}
+
+impl<R: Regime, M: Mmu> Linear<'_, R, M> {
+    /// Makes a change of `start` and `size` bytes.
     ///
-    /// # Safety
-    /// It is code of [`Trial::prepare`].
-    unsafe fn call(&self, address: u64) -> u64;
+    /// # Errors
+    /// What the map says, and [`MapError::OutOfReach`] for what is no range.
+    pub fn change(&self, change: Change, start: u64, size: u64) -> Result<(), MapError> {
+        let far = |_| MapError::OutOfReach { end: start.saturating_add(size), bits: ADDRESS_BITS };
+        let range = |size| Range::<R::Input>::new(start, size).map_err(far);
+        let debt = match change {
+            Change::ReadOnly => self.map.protect(range(size)?, self.read_only)?,
+            Change::Writable => self.map.protect(range(size)?, self.writable)?,
+            Change::Mark(value) => self.map.protect(range(size)?, MapChange::software(value))?,
+            Change::SplitEdges => self.map.split_edges(range(size)?)?,
+            Change::SplitToPages => self.map.split_to_pages(range(size)?)?,
+            Change::Rebuild => {
+                let mut cpu = self.map.cpu(self.cpu).ok_or(MapError::NotQuiet(start))?;
+                let mut writer = cpu.write();
+                writer.unmap(range(size)?)?.flush();
+                let output = Pa::new(start).map_err(far)?;
+                writer.map(range(size)?, output, self.data, Leaves::LARGEST)?;
+                self.map.protect(range(PART)?, self.executable)?
+            }
+        };
+        debt.flush();
+        Ok(())
+    }
+}
+
+/// Calls the code at `address`.
+///
+/// # Safety
+/// It is code of [`Trial::prepare`].
+unsafe fn call(address: u64) -> u64 {
+    // SAFETY: it returns a number and touches nothing else, by the caller's word.
+    let code = unsafe { core::mem::transmute::<usize, extern "C" fn() -> u32>(address as usize) };
+    code().into()
 }
 
 /// The state that all CPUs share.
@@ -151,7 +205,7 @@ impl Trial {
     ///
     /// # Safety
     /// [`Trial::prepare`] has returned `true`, and no two CPUs have the same number.
-    pub unsafe fn touch(&self, subject: &impl Subject, me: usize) {
+    pub unsafe fn touch(&self, me: usize) {
         let mine = |page: u64| (page + 64 * (me as u64 + 1)) as *mut u64;
         let mut count = 0u64;
         while !self.done.load(SeqCst) {
@@ -168,7 +222,7 @@ impl Trial {
                 // SAFETY: the range is mapped as it must be for this, whatever its leaves; each CPU has its own word to write.
                 let right = unsafe {
                     match part {
-                        0 => subject.call(page) == (page - start) / PAGE,
+                        0 => call(page) == (page - start) / PAGE,
                         1..=WRITTEN => {
                             mine(page).write_volatile(count);
                             mine(page).read_volatile() == count

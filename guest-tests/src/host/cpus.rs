@@ -93,9 +93,7 @@ pub fn serve() -> ! {
                 }
             }
             touch @ (TOUCH | TOUCH_EL2) => {
-                if let Some(memory) = MEMORY.get() {
-                    trials::touch(memory, this.number - 1, touch == TOUCH_EL2);
-                }
+                trials::touch(this.number - 1, touch == TOUCH_EL2);
             }
             OFF => {
                 this.done.fetch_add(1, Ordering::Release);

@@ -3,8 +3,8 @@
 //! The last two take the calls of a test build of the hypervisor; without them they are not tried.
 
 use hyp::machine::Machine;
-use hyp::mapping::{Address, Attributes, Change as MapChange, El1And0, Leaves, MapError, Pa, Range, Va};
-use hyp::trial::{Change, Outcome, PART, Subject, Trial};
+use hyp::mapping::{Attributes, Change as MapChange, El1And0, Range};
+use hyp::trial::{Change, Linear, Outcome, PART, Subject, Trial};
 use smccc::{Call, Hvc};
 
 use crate::cpus;
@@ -44,35 +44,20 @@ struct Host<'a> {
 
 type C = MapChange<El1And0>;
 
-impl Host<'_> {
-    fn change_own(map: &OwnMap, change: Change, start: u64, size: u64) -> Result<(), MapError> {
-        let range = |size| Range::<Va>::new(start, size).map_err(|_| MapError::InputBits(0));
-        let debt = match change {
-            Change::ReadOnly => map.protect(range(size)?, C::READ_ONLY)?,
-            Change::Writable => map.protect(range(size)?, C::WRITABLE)?,
-            Change::Mark(value) => map.protect(range(size)?, C::software(value))?,
-            Change::SplitEdges => map.split_edges(range(size)?)?,
-            Change::SplitToPages => map.split_to_pages(range(size)?)?,
-            Change::Rebuild => {
-                let mut cpu = map.cpu(Cpu::this().number).ok_or(MapError::NotQuiet(start))?;
-                let mut writer = cpu.write();
-                writer.unmap(range(size)?)?.flush();
-                let output = Pa::new(start).map_err(|_| MapError::InputBits(0))?;
-                writer.map(range(size)?, output, Attributes::<El1And0>::DATA, Leaves::LARGEST)?;
-                map.protect(range(PART)?, C::EXECUTABLE)?
-            }
-        };
-        debt.flush();
-        Ok(())
-    }
-}
-
 impl Subject for Host<'_> {
     fn change(&self, change: Change, start: u64, size: u64) -> bool {
         if self.under {
             return call(CHANGE_HOST, [change.encode(), start, size])[0] == 0;
         }
-        let result = Self::change_own(self.map, change, start, size);
+        let own = Linear {
+            map: self.map,
+            cpu: Cpu::this().number,
+            data: Attributes::<El1And0>::DATA,
+            read_only: C::READ_ONLY,
+            writable: C::WRITABLE,
+            executable: C::EXECUTABLE,
+        };
+        let result = own.change(change, start, size);
         if let Err(error) = result {
             say!("payload: {change:?} of {size:#x} bytes at {start:#x}: {error}");
         }
@@ -86,11 +71,6 @@ impl Subject for Host<'_> {
         }
         own(self.map, start, size, C::EXECUTABLE);
     }
-    unsafe fn call(&self, address: u64) -> u64 {
-        // SAFETY: code that returns a number and touches nothing else, by the caller's word.
-        let code = unsafe { core::mem::transmute::<usize, extern "C" fn() -> u32>(address as usize) };
-        code().into()
-    }
 }
 
 /// Changes a part of the payload's own map that no leaf reaches out of.
@@ -100,12 +80,12 @@ fn own(map: &OwnMap, start: u64, size: u64, change: C) {
 }
 
 /// Takes part in a trial of the payload's own, or of EL2's, as number `me` of those who touch.
-pub fn touch(memory: &Memory, me: usize, at_el2: bool) {
+pub fn touch(me: usize, at_el2: bool) {
     if at_el2 {
         call(TOUCH_EL2, [me as u64, 0, 0]);
     } else {
         // SAFETY: the boot CPU prepares it first, and counts the CPUs.
-        unsafe { TRIAL.touch(&Host { map: &memory.map, under: false }, me) };
+        unsafe { TRIAL.touch(me) };
     }
 }
 

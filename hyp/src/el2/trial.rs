@@ -7,10 +7,8 @@ use log::debug;
 use super::cache;
 use super::host::Host;
 use super::image::Layout;
-use crate::mapping::{
-    Address, Attributes, Change as MapChange, El2, Leaves, Map, MapError, Mmu, Pa, Range, Regime, Stage2,
-};
-use crate::trial::{Change, Outcome, PART, SIZE, Subject, Trial};
+use crate::mapping::{Attributes, Change as MapChange, El2, Mmu, Pa, Range, Regime, Stage2};
+use crate::trial::{Change, Linear, Outcome, SIZE, Subject, Trial};
 
 /// Changes the host's stage 2: change, start, bytes. 0 if it was made.
 pub const CHANGE_HOST: u32 = 0xc600_0010;
@@ -26,25 +24,25 @@ static TRIAL: Trial = Trial::new();
 /// The answer to `function` for CPU number `me`, if it is one of these calls.
 pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[u64; 4]> {
     const REFUSED: [u64; 4] = [1, 0, 0, 0];
-    let el2 = Changed {
+    let el2 = Own(Linear {
         map: &host.el2_map,
-        me,
+        cpu: me,
         data: Attributes::<El2>::DATA,
         read_only: MapChange::<El2>::READ_ONLY,
         writable: MapChange::<El2>::WRITABLE,
         executable: MapChange::<El2>::EXECUTABLE,
-    };
+    });
     let lent = |start: u64, size: u64| is_lent(&host.layout, host.ram, start, size);
     Some(match function {
         CHANGE_HOST => {
-            let map = Changed {
+            let map = Own(Linear {
                 map: &host.map,
-                me,
+                cpu: me,
                 data: Attributes::<Stage2>::RAM,
                 read_only: MapChange::<Stage2>::READ_ONLY,
                 writable: MapChange::<Stage2>::WRITABLE,
                 executable: MapChange::<Stage2>::EXECUTABLE,
-            };
+            });
             match Change::decode(args[0]) {
                 Some(change) if lent(args[1], args[2]) && map.change(change, args[1], args[2]) => [0; 4],
                 _ => REFUSED,
@@ -58,7 +56,7 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
         PREPARE_EL2 => REFUSED,
         TOUCH_EL2 => {
             // SAFETY: the host prepares first, and numbers its CPUs: who does otherwise tests nothing, in a build for tests.
-            unsafe { TRIAL.touch(&el2, (args[0] as usize).min(7)) };
+            unsafe { TRIAL.touch((args[0] as usize).min(7)) };
             [0; 4]
         }
         CHANGE_EL2 => {
@@ -76,43 +74,12 @@ fn is_lent(layout: &Layout, ram: &[Range<Pa>], start: u64, size: u64) -> bool {
         .is_ok_and(|range| !layout.whole.overlaps(range) && ram.iter().any(|bank| bank.contains_range(range)))
 }
 
-/// A map of which a CPU changes parts that lie at their own addresses.
-struct Changed<'a, R: Regime, M: Mmu> {
-    map: &'a Map<R, M>,
-    me: usize,
-    data: Attributes<R>,
-    read_only: MapChange<R>,
-    writable: MapChange<R>,
-    executable: MapChange<R>,
-}
+/// One of EL2's maps.
+struct Own<'a, R: Regime, M: Mmu>(Linear<'a, R, M>);
 
-impl<R: Regime, M: Mmu> Changed<'_, R, M> {
-    fn try_change(&self, change: Change, start: u64, size: u64) -> Result<(), MapError> {
-        // Ranges were checked: they are RAM.
-        let range = |size| Range::<R::Input>::new(start, size).map_err(|_| MapError::InputBits(0));
-        let debt = match change {
-            Change::ReadOnly => self.map.protect(range(size)?, self.read_only)?,
-            Change::Writable => self.map.protect(range(size)?, self.writable)?,
-            Change::Mark(value) => self.map.protect(range(size)?, MapChange::software(value))?,
-            Change::SplitEdges => self.map.split_edges(range(size)?)?,
-            Change::SplitToPages => self.map.split_to_pages(range(size)?)?,
-            Change::Rebuild => {
-                let mut cpu = self.map.cpu(self.me).ok_or(MapError::NotQuiet(start))?;
-                let mut writer = cpu.write();
-                writer.unmap(range(size)?)?.flush();
-                let output = Pa::new(start).map_err(|_| MapError::InputBits(0))?;
-                writer.map(range(size)?, output, self.data, Leaves::LARGEST)?;
-                self.map.protect(range(PART)?, self.executable)?
-            }
-        };
-        debt.flush();
-        Ok(())
-    }
-}
-
-impl<R: Regime, M: Mmu> Subject for Changed<'_, R, M> {
+impl<R: Regime, M: Mmu> Subject for Own<'_, R, M> {
     fn change(&self, change: Change, start: u64, size: u64) -> bool {
-        let result = self.try_change(change, start, size);
+        let result = self.0.change(change, start, size);
         if let Err(error) = result {
             debug!("trial: {change:?} of {size:#x} bytes at {start:#x}: {error}");
         }
@@ -121,10 +88,5 @@ impl<R: Regime, M: Mmu> Subject for Changed<'_, R, M> {
     fn publish_code(&self, start: u64, size: u64) {
         cache::clean_and_invalidate(start as usize, size as usize);
         cache::forget_instructions();
-    }
-    unsafe fn call(&self, address: u64) -> u64 {
-        // SAFETY: code that returns a number and touches nothing else, by the caller's word.
-        let code = unsafe { core::mem::transmute::<usize, extern "C" fn() -> u32>(address as usize) };
-        code().into()
     }
 }
