@@ -142,11 +142,10 @@ impl Flat {
         start == end || self.0.range(..end).next_back().is_none_or(|(_, &(last, _))| last <= start)
     }
     /// Leaves in a range that do not translate.
-    fn invalid(&mut self, (start, end): (u64, u64)) -> Vec<(u64, u64)> {
-        self.change((start, end), Some);
-        let inside = if start < end { self.0.range(start..end) } else { self.0.range(0..0) };
-        let invalid = inside.filter(|(_, (_, known))| matches!(known, Known::Leaf(_, _, false)));
-        invalid.map(|(&start, &(end, _))| (start, end)).collect()
+    fn invalid(&self, (start, end): (u64, u64)) -> Vec<(u64, u64)> {
+        let parts = self.0.iter().filter(|(_, (_, known))| matches!(known, Known::Leaf(_, _, false)));
+        let parts = parts.map(|(&first, &(last, _))| (first.max(start), last.min(end)));
+        parts.filter(|(start, end)| start < end).collect()
     }
     fn joined(&self) -> Vec<(u64, u64, Known)> {
         let mut list = Vec::new();

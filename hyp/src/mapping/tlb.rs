@@ -79,6 +79,8 @@ impl Spans {
             && (last.level, last.same_size, last.last_level) == (span.level, span.same_size, span.last_level)
         {
             last.end = span.end;
+        } else if self.list[..self.len].contains(&span) {
+            // Tables that fall vacant above each other begin at one address.
         } else if self.len < SPANS {
             self.list[self.len] = span;
             self.len += 1;

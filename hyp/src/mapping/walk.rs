@@ -11,7 +11,7 @@ use super::addr::{Address, Pa, Range};
 use super::descriptor::{
     Attributes, CONTIGUOUS, Entry, Regime, VALID, below_tables, is_changing, is_leaf, is_table, pa,
 };
-use super::geometry::{Geometry, Granule4K, Shape, level_shift, level_size};
+use super::geometry::{Granule4K, Shape, level_shift, level_size};
 use super::map::{Map, Writer};
 use super::mmu::Mmu;
 use super::update::Words;
@@ -65,7 +65,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Cpu<'m, R, M, S> {
         self.slot.0.store(FIRST + self.map.epoch(), SeqCst);
         // The store is seen before the loads of the walk are made: it is one half of Dekker's bargain with who reclaims.
         fence(SeqCst);
-        Reader { map: self.map, slot: self.slot, root: self.map.root(), geometry: self.map.geometry() }
+        let (geometry, root) = (self.map.geometry(), self.map.root());
+        let limit = 1 << geometry.input_bits();
+        Reader { map: self.map, slot: self.slot, root, start_level: geometry.start_level(), limit }
     }
 
     /// Becomes the one writer of the map; waits until there is no other.
@@ -126,7 +128,9 @@ pub struct Reader<'m, R: Regime, M: Mmu, S: Shape = Granule4K> {
     slot: &'m Slot,
     // As in the map: a batch of translations has them at hand.
     root: Pa,
-    geometry: Geometry<S>,
+    start_level: u8,
+    /// The address after the last that it reaches.
+    limit: u64,
 }
 
 impl<R: Regime, M: Mmu, S: Shape> Drop for Reader<'_, R, M, S> {
@@ -139,15 +143,15 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
     /// What `input` translates to, if it does.
     #[inline(always)]
     pub fn translate(&self, input: R::Input) -> Option<Translation<R>> {
-        let (address, geometry) = (input.get(), self.geometry);
-        if address >> geometry.input_bits() != 0 {
+        let address = input.get();
+        if address >= self.limit {
             return None;
         }
         loop {
             let start = (self.root, 0);
             // Each level is code of its own, in which sizes are constants. A root may be of several tables.
             let index = |level: u8| (address >> level_shift::<S>(level)) as usize;
-            let found = match geometry.start_level() {
+            let found = match self.start_level {
                 0 => self.translate_at::<0>(start, index(0), address),
                 1 => self.translate_at::<1>(start, index(1), address),
                 2 => self.translate_at::<2>(start, index(2), address),
