@@ -551,7 +551,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         };
         let own = if self.exclusive { EXCLUSIVE } else { SHARED };
         replace(self.map, &group, strategy, change.size || change.contiguous, own, &mut self.spans);
-        self.stored = true;
+        self.stored |= matches!(strategy, Strategy::Store | Strategy::StoreThenInvalidate);
         from + count
     }
 

@@ -284,10 +284,15 @@ pub(super) fn replace<R: Regime, M: Mmu, S: Shape>(
             tlb::invalidate(map, &broken, own);
         }
     }
+    let broken = matches!(strategy, Strategy::BreakBeforeMake | Strategy::BreakQuiescently);
     for (i, (&old, &new)) in group.old.iter().zip(group.new).enumerate() {
-        if old != new || matches!(strategy, Strategy::BreakBeforeMake | Strategy::BreakQuiescently) {
+        if old != new || broken {
             words.link(group.table, group.index + i, new);
         }
+    }
+    if broken {
+        // The last step of the sequence (D8.17.1, R_DDMVT): who stood still may go on.
+        tlb::publish(map);
     }
 }
 
