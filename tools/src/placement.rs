@@ -189,7 +189,7 @@ mod tests {
     fn unsafe_code_is_found_outside_its_places() {
         let source = "fn f(p: *const u8) -> u8 {\n    unsafe { *p }\n}\nunsafe impl Send for X {}\n";
         let what = "`unsafe` may not stand here".to_owned();
-        assert_eq!(found("hyp/src/mapping/map.rs", source), [(2, what.clone()), (4, what)]);
+        assert_eq!(found("hyp/src/mapping/edit.rs", source), [(2, what.clone()), (4, what)]);
         for file in
             ["platform/fvp-base/src/main.rs", "guest-tests/src/host/checks.rs", "hyp/src/el2/vcpu/exit.rs"]
         {
