@@ -113,7 +113,7 @@ impl<R: Regime, M: Mmu> Linear<'_, R, M> {
                 writer.unmap(range(size)?)?.flush();
                 let output = Pa::new(start).map_err(far)?;
                 writer.map(range(size)?, output, self.data, Leaves::LARGEST)?;
-                self.map.protect(range(PART)?, self.executable)?
+                self.map.protect(range(PART.min(size))?, self.executable)?
             }
         };
         debt.flush();

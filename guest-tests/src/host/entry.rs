@@ -121,8 +121,10 @@ primary:
     bic     x0, x20, #0x1fffff
     bl      .Lmap_block
     add     x0, x0, #0x200000
+    tst     x20, #0x1fffff              // a tree that begins a block ends in it
+    b.eq    1f
     bl      .Lmap_block
-    movz    x0, #({uart} >> 16), lsl #16
+1:  movz    x0, #({uart} >> 16), lsl #16
     mov     x1, #0x701                  // Device-nGnRE
     orr     x1, x1, #(3 << 53)
     bl      .Lmap_block

@@ -91,19 +91,32 @@ impl Features {
 /// `ID_AA64ISAR0_EL1.TLB` of FEAT_TLBIRANGE.
 const TLB_RANGE: u8 = 0b0010;
 
-/// Parts on which a TLB invalidation must be repeated, by implementer and part number of `MIDR_EL1` (revisions are not told apart: to
-/// repeat is always right): Cortex-A76 1286807, Cortex-A55 2441007, Cortex-A510 2441009, Falkor v1 1009.
-const REPEATS_TLBI: [(u64, u64); 4] = [(0x41, 0xd0b), (0x41, 0xd05), (0x41, 0xd46), (0x51, 0x800)];
+/// Parts on which a TLB invalidation must be repeated, by implementer and part number of `MIDR_EL1`, after the list of Linux (revisions
+/// are not told apart: to repeat is always right). Erratum 4118414 (CVE-2025-10263) has most of them; Cortex-A76 1286807, Cortex-A55
+/// 2441007, Cortex-A510 2441009, and Falkor and Kryo 1009 the others.
+const REPEATS_TLBI: [(u64, &[u64]); 4] = [
+    (
+        0x41,
+        &[
+            0xd05, 0xd0b, 0xd0c, 0xd0d, 0xd0e, 0xd40, 0xd41, 0xd42, 0xd44, 0xd46, 0xd47, 0xd48, 0xd49, 0xd4b,
+            0xd4c, 0xd4e, 0xd4f, 0xd82, 0xd83, 0xd84, 0xd85, 0xd8c, 0xd90,
+        ],
+    ),
+    (0x4e, &[0x010]),
+    (0x51, &[0x200, 0x201, 0x205, 0x211, 0x800, 0x804]),
+    (0x6d, &[0xd49]),
+];
 
 /// How the running CPU's translations may change.
 fn capabilities(bbm: Option<u8>) -> Capabilities {
     let mmfr2 = read_id_aa64mmfr2_el1();
     let midr = read_midr_el1().bits();
-    let part = (midr >> 24 & 0xff, midr >> 4 & 0xfff);
+    let (implementer, part) = (midr >> 24 & 0xff, midr >> 4 & 0xfff);
+    let repeats = REPEATS_TLBI.iter().any(|(by, parts)| *by == implementer && parts.contains(&part));
     let mut set = Capabilities::LEAST | Capabilities::bbm(bbm.unwrap_or(mmfr2.bbm()));
     set.set(Capabilities::TLB_RANGE, read_id_aa64isar0_el1().tlb() >= TLB_RANGE);
     set.set(Capabilities::TLB_LEVEL, mmfr2.ttl() != 0);
-    set.set(Capabilities::TLBI_ONCE, !REPEATS_TLBI.contains(&part));
+    set.set(Capabilities::TLBI_ONCE, !repeats);
     set
 }
 

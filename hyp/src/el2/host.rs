@@ -78,6 +78,10 @@ impl Host {
         }
         let ipa = if abort.has_ipa() {
             faulting_page()
+        } else if !cfg!(feature = "trial") {
+            // A permission fault, and the host's permissions do not change while it runs but in trials. AT is not for other builds: the
+            // host could make its walk end in an External abort, which EL2 would take for its own.
+            return false;
         } else {
             // A walk that does not end now ends in a fault of its own.
             let Some(ipa) = cpu::ipa_of_page(read_far_el2().bits()) else { return true };

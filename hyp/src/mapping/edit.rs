@@ -175,7 +175,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
 
     /// Whether the word of `level` has to become a table if the range cuts it.
     fn splits(&self, raw: u64, level: u8) -> bool {
-        self.operation.word(raw, level) != raw || O::CUTS_ALL || O::CUTS && is_leaf(raw, level)
+        // An unlinked table is somebody's to give back once, so its word is never said twice.
+        let cut = O::CUTS_ALL && !is_unlinked(raw) || O::CUTS && is_leaf(raw, level);
+        cut || self.operation.word(raw, level) != raw
     }
 
     /// As [`Edit::splits`]; but beside others, who may change what a leaf says and whether it translates, any leaf may have to.
@@ -226,7 +228,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             }
             let stays = cuts || opens || self.operation.word(raw, level) & VALID != 0;
             let change = Difference {
-                valid_before: !self.exclusive || in_run || raw & VALID != 0,
+                valid_before: !self.exclusive
+                    || raw & VALID != 0
+                    || in_run && self.run_is_valid(node, index as usize),
                 valid_after: !self.exclusive || stays,
                 size,
                 contiguous: opens,
@@ -252,6 +256,12 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         };
         let words = self.words();
         (first..first + S::RUN).filter(touched).any(|i| self.may_split(words.load(node.table, i), node.level))
+    }
+
+    /// Whether any leaf of a run translates.
+    fn run_is_valid(&self, node: Node, index: usize) -> bool {
+        let first = index & !(S::RUN - 1);
+        (first..first + S::RUN).any(|i| self.words().load(node.table, i) & VALID != 0)
     }
 
     /// Tables that take the place of a leaf of `level` at `at`.

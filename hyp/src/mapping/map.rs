@@ -305,11 +305,13 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
 
     /// Gives back the tables of debts that are paid, if no walk sees them any more.
     pub(super) fn give_back(&self, ids: &[u64]) {
-        let unlinked = |record: &&Record| record.unlinked && ids.contains(&record.id);
-        let record = self.owed.cleared.lock().records.iter().flatten().find(unlinked).copied();
-        if let Some(record) = record {
+        let unlinked = |record: &Record| record.unlinked && ids.contains(&record.id);
+        let records = self.owed.cleared.lock().records;
+        if records.iter().flatten().any(unlinked) {
             let _gate = self.gate.exclude(|| self.mmu.relax());
-            self.reclaim(record.start, record.end);
+            for record in records.into_iter().flatten().filter(unlinked) {
+                self.reclaim(record.start, record.end);
+            }
         }
     }
 
@@ -1053,6 +1055,12 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         if start < end {
             // It takes the place of each table that is given back, whoever does that.
             map.owed.cleared.lock().state = Some((start, end, state));
+            if !done.spans.is_empty() {
+                tlb::invalidate(map, &done.spans, EXCLUSIVE);
+            }
+            if let Some(Recorded { id, alone: true }) = done.recorded {
+                map.paid(&[id]);
+            }
             map.settle_owed(start, end);
             drop(done);
             drop(map.exclude_settled(start, end));

@@ -2,7 +2,7 @@
 //! regime, stage 1 of the EL1&0 regime and stage 2, while CPUs are translating through them.
 //!
 //! Invariants:
-//! - A call that fails has stored nothing. Whatever can fail (alignment, overlap, table memory, CPUs that will not stand still) is found
+//! - A call that fails has changed nothing. Whatever can fail (alignment, overlap, table memory, CPUs that will not stand still) is found
 //!   out in a first walk; the second only stores.
 //! - No CPU sees a translation that is neither the old one nor the new one, and none is missing but while it is broken by
 //!   the rule.

@@ -1090,3 +1090,37 @@ fn a_table_of_the_callers_takes_the_place_of_one_entry() {
     map.cpu(0).unwrap().write().unmap(range(0, 4 << 30)).unwrap().flush();
     assert_eq!(mmu.pool().used(), map.geometry().root_tables());
 }
+
+/// A table that waits to be given back is no entry that could be split: its word would be said 512 times.
+#[test]
+fn a_table_that_waits_is_not_split_in_its_place() {
+    let mmu = FakeMmu::new(16);
+    let map = new::<Stage2, _>(&mmu, bbm(3));
+    add(&map, 1 << 30, 4096, Attributes::<Stage2>::RAM, Leaves::PAGES);
+    let debt = remove(&map, 1 << 30, 1 << 30);
+    mmu.pool().reserve(1).unwrap();
+    // SAFETY: one was reserved.
+    let table = unsafe { mmu.pool().take() };
+    for level in [0, 1, 2] {
+        // SAFETY: a table of the pool's, which the call does not take.
+        let split = unsafe { map.split_entry(Ipa::new(1 << 30).unwrap(), level, table) };
+        assert!(matches!(split.err(), Some(MapError::NoEntry { .. })), "level {level}");
+    }
+    debt.flush();
+    // SAFETY: it was not taken.
+    unsafe { mmu.pool().give(table) };
+    map.settle();
+    assert_eq!(mmu.pool().used(), map.geometry().root_tables());
+}
+
+/// At plain level 2 a state that splits a block makes everything go, as an unmap does: a TLB may hold block and pages.
+#[test]
+fn a_state_in_a_block_at_plain_level_2_invalidates_everything() {
+    let mmu = FakeMmu::new(16);
+    let map = new::<Stage2, _>(&mmu, bbm(2));
+    add(&map, 1 << 30, 2 << 20, Attributes::<Stage2>::RAM, Leaves::LARGEST);
+    mmu.take_tlbis();
+    let page = range((1 << 30) + 0x5000, 4096);
+    map.cpu(0).unwrap().write().set_state(page, State::new(1).unwrap()).unwrap();
+    assert!(mmu.take_tlbis().iter().any(|&(operation, _)| operation == Tlbi::All));
+}
