@@ -24,7 +24,7 @@ use crate::{
 
 /// How long a run may take by default.
 pub const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(120);
-/// The same with a Linux as the host.
+/// The same with a Linux as the host, or with trials of live changes.
 pub const LINUX_TIMEOUT: Duration = Duration::from_secs(300);
 /// Less than this holds no hypervisor, kernel and initramfs where QEMU places them.
 const LEAST_FOR_LINUX: Size = Size(256 << 20);
@@ -335,7 +335,7 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let image = images::hypervisor(args.machine.platform.package(), &features)?;
 
     let interactive = linux && io::stdin().is_terminal() && io::stdout().is_terminal();
-    let default = if linux { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
+    let default = if linux || args.machine.bbm.is_some() { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
     let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
     let append = args.append.into_iter().chain(args.machine.parameters()).collect();
     let follow = Follow { timeout, interactive, echo: true, ..Follow::default() };

@@ -464,6 +464,8 @@ impl Scenario {
     fn timeout(&self) -> Duration {
         match (self.linux, self.expect) {
             (Some(_), _) => run::LINUX_TIMEOUT,
+            // Each of their invalidations stops four emulated CPUs, on whatever cores there are.
+            (None, Expect::Pass) if self.bbm.is_some() => run::LINUX_TIMEOUT,
             (None, Expect::Pass) => run::PAYLOAD_TIMEOUT,
             (None, _) => SHORT,
         }
