@@ -39,9 +39,26 @@ ticks() {
 
 echo "Linux $(uname -r)"
 
+# told WORD: whether the command line has it
+told() {
+    grep -qw "$1" /proc/cmdline
+}
+
+cpu_dir=/sys/devices/system/cpu
+if told maxcpus=1; then
+    online=$(cat $cpu_dir/online)
+    if [ "$online" = 0 ]; then
+        check linux.maxcpus ok "CPU 0 alone until it is asked for more"
+    else
+        check linux.maxcpus FAIL "online $online"
+    fi
+    for switch in $cpu_dir/cpu*/online; do
+        [ "$(cat "$switch")" = 1 ] || echo 1 2>/dev/null >"$switch"
+    done
+fi
 cpus=$(nproc)
-present=$(cat /sys/devices/system/cpu/present)
-online=$(cat /sys/devices/system/cpu/online)
+present=$(cat $cpu_dir/present)
+online=$(cat $cpu_dir/online)
 figure linux.cpus "$cpus" cpus
 if [ "$present" = "$online" ]; then
     check linux.online ok "$online"
@@ -75,17 +92,32 @@ while [ "$cpu" -lt "$cpus" ]; do
     cpu=$((cpu + 1))
 done
 
-# CPU_OFF and a second CPU_ON
-if [ "$cpus" -gt 1 ]; then
-    switch=/sys/devices/system/cpu/cpu1/online
+# CPU_OFF and a second CPU_ON, of each that can
+cpu=1
+while [ "$cpu" -lt "$cpus" ]; do
+    name=linux.cpu_off_on.cpu$cpu
+    switch=$cpu_dir/cpu$cpu/online
     if ! echo 0 2>/dev/null >$switch || [ "$(cat $switch)" != 0 ]; then
-        check linux.cpu_off_on FAIL "CPU 1 does not go off"
+        check "$name" FAIL "it does not go off"
     elif ! echo 1 2>/dev/null >$switch || [ "$(cat $switch)" != 1 ]; then
-        check linux.cpu_off_on FAIL "CPU 1 does not come back"
-    elif [ "$(work 1)" != "$expected" ]; then
-        check linux.cpu_off_on FAIL "CPU 1 works wrong after it came back"
+        check "$name" FAIL "it does not come back"
+    elif [ "$(work "$cpu")" != "$expected" ]; then
+        check "$name" FAIL "it works wrong after it came back"
     else
-        check linux.cpu_off_on ok "CPU 1"
+        check "$name" ok
+    fi
+    cpu=$((cpu + 1))
+done
+
+# Suspend to idle, until the clock wakes it
+if told cloven.suspend; then
+    start=$(date +%s)
+    { echo +3 >/sys/class/rtc/rtc0/wakealarm && echo freeze >/sys/power/state; } 2>/dev/null
+    success=$(cat /sys/power/suspend_stats/success)
+    if [ "$success" = 1 ]; then
+        check linux.suspend_to_idle ok "$(($(date +%s) - start)) s"
+    else
+        check linux.suspend_to_idle FAIL "$success suspends; $(dmesg | tail -n 1)"
     fi
 fi
 
@@ -98,9 +130,12 @@ fi
 
 echo "@cloven done $checks"
 
-if grep -qw cloven.shell /proc/cmdline; then
+if told cloven.shell; then
     echo
     echo "A shell on Linux $(uname -r). 'exit' powers off; Ctrl-A X ends QEMU."
     setsid cttyhack sh
+fi
+if told cloven.reboot; then
+    reboot -f
 fi
 poweroff -f
