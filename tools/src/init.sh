@@ -11,6 +11,7 @@ mount -t devtmpfs devtmpfs /dev
 # Only what is as grave as an oops may cut into the lines below.
 dmesg -n 1
 
+echo cloven: the first process >/dev/kmsg
 checks=0
 
 # check NAME ok|FAIL DETAIL
@@ -22,6 +23,16 @@ check() {
 # figure NAME VALUE UNIT
 figure() {
     echo "@cloven figure $*"
+}
+
+# told WORD: whether the command line has it
+told() {
+    grep -qw "$1" /proc/cmdline
+}
+
+# view KIND: each line of the input as something that the host sees
+view() {
+    sed "s/^/@cloven view $1: /"
 }
 
 # work CPU: hashes the numbers up to 40000 on that CPU
@@ -38,11 +49,6 @@ ticks() {
 }
 
 echo "Linux $(uname -r)"
-
-# told WORD: whether the command line has it
-told() {
-    grep -qw "$1" /proc/cmdline
-}
 
 cpu_dir=/sys/devices/system/cpu
 if told maxcpus=1; then
@@ -72,6 +78,23 @@ for range in $(sed -n 's/^\([0-9a-f]*\)-\([0-9a-f]*\) : System RAM$/\1-\2/p' /pr
     ram=$((ram + 0x${range#*-} - 0x${range%-*} + 1))
 done
 figure linux.ram "$ram" bytes
+
+# With virtual time that counts instructions, a microsecond is a thousand of them; the kernel's clock begins when it finds its timer.
+figure linux.first_process "$(dmesg | sed -n 's/^\[ *\([0-9]*\)\.\([0-9]*\)\] cloven: .*/\1\2/p' | sed 's/^0*//')" us
+
+# Only what is to be compared with the same kernel without a hypervisor
+if told cloven.view; then
+    grep -w . /proc/cpuinfo | view cpuinfo
+    # AT_HWCAP, AT_HWCAP2, AT_HWCAP3 and AT_HWCAP4
+    od -A n -v -t x8 /proc/self/auxv | awk '$1 ~ /^0*(10|1a|1d|1e)$/ { print $1, $2 }' | view hwcap
+    awk -v cpus="$(nproc)" 'NR > 1 { for (i = 1; i <= cpus + 1; i++) $i = ""; print }' /proc/interrupts | view interrupt
+    # RAM is compared by its size.
+    sed -n '/: System RAM$/d; /: reserved$/d; /^[0-9a-f]/p' /proc/iomem | view iomem
+    dmesg -r | sed -n 's/^<[0-4]>\[[^]]*\] //p' | view warning
+    dmesg | sed -n 's/^\[[^]]*\] \(CPU features: .*\)/\1/p' | view feature
+    echo "@cloven done $checks"
+    poweroff -f
+fi
 
 expected=4dee400da20bb6b7cfd1721c3383c86bb26571402edfe6631109445b28632130
 cpu=0

@@ -82,10 +82,16 @@ pub struct Machine {
     pub el2: bool,
     /// The version of its interrupt controller.
     pub gic: u8,
+    /// Whether that has an interrupt translation service.
+    pub its: bool,
+    /// Whether a reset starts it anew; else it ends the run.
+    pub resets: bool,
     /// Where the image is put, if not where QEMU's Linux loader does; the payload is then the host.
     pub image_at: Option<u64>,
     /// Whether virtual time counts instructions.
     pub icount: bool,
+    /// Where QEMU's random numbers for the guest begin, if they are to be the same each time.
+    pub seed: Option<u64>,
     /// Whether the machine waits for a debugger before it starts.
     pub gdb: bool,
 }
@@ -98,8 +104,11 @@ impl Default for Machine {
             cpu: "max".to_owned(),
             el2: true,
             gic: 3,
+            its: true,
+            resets: false,
             image_at: None,
             icount: false,
+            seed: None,
             gdb: false,
         }
     }
@@ -190,7 +199,10 @@ impl Qemu {
             kind += ",memory-backend=ram";
         }
         command.args(["-machine", &kind, "-cpu", &machine.cpu, "-smp", &machine.cpus.to_string()]);
-        command.args(["-m", &machine.memory.to_string(), "-display", "none", "-no-reboot"]);
+        command.args(["-m", &machine.memory.to_string(), "-display", "none"]);
+        if !machine.resets {
+            command.arg("-no-reboot");
+        }
         // The default network card needs a file of a package of its own.
         command.args(["-nic", "none"]);
         command.args(if interactive { ["-serial", "mon:stdio"] } else { ["-serial", "stdio"] });
@@ -199,6 +211,9 @@ impl Qemu {
         }
         if machine.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
+        }
+        if let Some(seed) = machine.seed {
+            command.args(["-seed", &seed.to_string()]);
         }
         if machine.gdb {
             command.args(["-s", "-S"]);
@@ -238,7 +253,8 @@ impl Qemu {
 
 fn machine_kind(machine: &Machine) -> String {
     let virtualization = if machine.el2 { ",virtualization=on" } else { "" };
-    format!("virt{virtualization},gic-version={}", machine.gic)
+    let its = if machine.its { "" } else { ",its=off" };
+    format!("virt{virtualization},gic-version={}{its}", machine.gic)
 }
 
 /// Where QEMU puts the device tree of a machine that it boots no kernel on: at the start of RAM.
@@ -323,7 +339,7 @@ pub struct Follow<'a> {
     pub timeout: Option<Duration>,
     /// The user's terminal is the machine's console.
     pub interactive: bool,
-    /// The run is ended when all of these texts have come.
+    /// The run is ended when these texts have come, one after the other.
     pub until: &'a [&'a str],
     /// The console goes to standard output as it comes.
     pub echo: bool,
@@ -354,7 +370,7 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
 
     let mut screen = Screen::new(how.echo);
     let mut transcript = Transcript::default();
-    let mut waiting: Vec<&str> = how.until.to_vec();
+    let mut waiting = how.until;
     let start = Instant::now();
     let mut broken_since = None;
     let killed = loop {
@@ -370,7 +386,11 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
             Err(RecvTimeoutError::Timeout) => break how.timeout.map(Ended::TimedOut),
         };
         screen.show(&bytes, |line| {
-            waiting.retain(|text| !line.contains(text));
+            if let [next, rest @ ..] = waiting
+                && line.contains(next)
+            {
+                waiting = rest;
+            }
             transcript.push(line, |offset| symbols.describe(offset))
         });
         if !how.until.is_empty() && waiting.is_empty() {

@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::{
+    compare,
     console::{Check, Figure, Transcript},
     images::{self, Image},
     linux::{self, Store, Version},
@@ -182,10 +183,10 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Machine")]
     icount: bool,
     /// Boot a stock Linux as the host, fetched as a distribution package [default VERSION: 7.2]
-    #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "7.2", conflicts_with = "kernel")]
+    #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "7.2", group = "host")]
     linux: Option<Version>,
     /// Boot this kernel as the host
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", group = "host")]
     kernel: Option<PathBuf>,
     /// Give the host this initramfs in place of the one that checks what the host sees
     #[arg(long, value_name = "PATH")]
@@ -193,6 +194,9 @@ pub struct RunArgs {
     /// Add this to the command line of the host
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
+    /// Boot the same Linux with the hypervisor and, at EL1, without it, several times each, and tell in what that differs
+    #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb"])]
+    compare: bool,
     /// Write the table and the verdict to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -220,6 +224,8 @@ pub struct Job<'a> {
     pub machine: Machine,
     /// The host; without one the embedded payload runs.
     pub host: Option<Host>,
+    /// Whether the host's kernel runs without the hypervisor.
+    pub bare: bool,
     /// What the command line has beside what every host gets.
     pub append: Vec<String>,
     /// A device tree in place of QEMU's own.
@@ -273,13 +279,12 @@ impl Job<'_> {
         let checks_linux = self.host.as_ref().is_some_and(|host| host.checks);
         let needs_checks = self.host.is_none() || checks_linux;
         let (host_kernel, initrd) = self.host.map(|host| (host.kernel, host.initrd)).unzip();
-        let boot = Boot {
-            image: self.image.path.clone(),
-            host_kernel,
-            initrd,
-            append: append.join(" "),
-            device_tree: self.device_tree,
+        let (image, host_kernel) = match host_kernel {
+            Some(kernel) if self.bare => (kernel, None),
+            kernel => (self.image.path.clone(), kernel),
         };
+        let boot =
+            Boot { image, host_kernel, initrd, append: append.join(" "), device_tree: self.device_tree };
         if self.machine.gdb {
             announce_debugger(self.image)?;
         }
@@ -321,8 +326,9 @@ pub fn run(args: RunArgs) -> Result<bool> {
         linux || args.initrd.is_none(),
         "--initrd is for a Linux host: give --linux or --kernel PATH with it"
     );
-    let cpus = if args.icount { 1 } else { Machine::default().cpus };
-    let machine = args.machine.apply(Machine { cpus, icount: args.icount, ..Machine::default() });
+    let icount = args.icount || args.compare;
+    let cpus = if icount { 1 } else { Machine::default().cpus };
+    let machine = args.machine.apply(Machine { cpus, icount, ..Machine::default() });
     ensure!(
         !linux || machine.memory.0 >= LEAST_FOR_LINUX.0,
         "a Linux host needs more than {}: give --memory {LEAST_FOR_LINUX} or more",
@@ -338,8 +344,14 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let default = if linux || args.machine.bbm.is_some() { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
     let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
     let append = args.append.into_iter().chain(args.machine.parameters()).collect();
+    if let Some(host) = host.clone().filter(|_| args.compare) {
+        let compared = compare::compare(&qemu, &image, &machine, &host, append, timeout)?;
+        print!("{compared}");
+        report::write_json(args.json.as_deref(), &compared)?;
+        return Ok(compared.holds());
+    }
     let follow = Follow { timeout, interactive, echo: true, ..Follow::default() };
-    let job = Job { image: &image, machine, host, append, device_tree: None, follow };
+    let job = Job { image: &image, machine, host, bare: false, append, device_tree: None, follow };
     let outcome = job.run(&qemu)?;
     print!("{}", summary(&outcome));
     report::write_json(args.json.as_deref(), &outcome)?;

@@ -624,7 +624,15 @@ impl Lab {
             Follow { timeout: args.machine.timeout_or(scenario.timeout()), until, ..Follow::default() };
         let told = MachineArgs { bbm: args.machine.bbm.or(scenario.bbm), ..args.machine.clone() };
         let append = told.parameters().collect();
-        let job = Job { image: &image, machine: scenario.machine.clone(), host, append, device_tree, follow };
+        let job = Job {
+            image: &image,
+            machine: scenario.machine.clone(),
+            host,
+            bare: false,
+            append,
+            device_tree,
+            follow,
+        };
         Ok(scenario.expect.judge(&job.run(&self.qemu)?))
     }
 
