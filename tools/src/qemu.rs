@@ -631,11 +631,13 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_ended_when_the_awaited_texts_have_come() {
-        let how =
-            Follow { until: &["one", "two"], timeout: Some(Duration::from_secs(30)), ..Follow::default() };
-        let (_, ended) = script("echo two; echo one; exec sleep 60", &how);
+    fn a_run_is_ended_when_the_awaited_texts_have_come_in_their_order() {
+        let until = &["one", "two", "one"];
+        let how = Follow { until, timeout: Some(Duration::from_secs(30)), ..Follow::default() };
+        let (_, ended) = script("echo zero one; echo three; echo two; echo one; exec sleep 60", &how);
         assert_eq!(ended, Ended::Seen);
+        let (_, ended) = script("echo two; echo one; echo one", &how);
+        assert_eq!(ended, Ended::Off);
     }
 
     #[test]

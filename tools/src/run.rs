@@ -126,7 +126,7 @@ pub struct MachineArgs {
     /// Wait for a debugger before the first instruction
     #[arg(long, help_heading = "Machine")]
     pub gdb: bool,
-    /// End a run after this time [default: 120, with Linux 300, with --gdb or a shell none]
+    /// End a run after this time [default: 120, with Linux or --bbm 300, with --gdb or a shell none]
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Machine")]
     pub timeout: Option<u64>,
     /// How much the hypervisor logs
