@@ -18,6 +18,10 @@ use crate::{
 /// Runs of each kind, with the seeds from 1 on: an odd number, for the median.
 const RUNS: u64 = 5;
 
+/// Instructions of the vectors for each exit, which the hypervisor's own count leaves out: no more than a whole hypercall's there and
+/// back, with the loop around it (`run --icount`: `hypercall.round_trip`).
+const VECTORS: u64 = 140;
+
 /// A line that only one of the two hosts has.
 #[derive(Debug, Eq, PartialEq, Serialize)]
 pub struct Difference {
@@ -40,6 +44,10 @@ pub struct Comparison {
     pub with: u64,
     /// Instructions from reset until the host's first.
     pub boot: u64,
+    /// Exits to EL2 until the host turns the machine off.
+    pub exits: u64,
+    /// Instructions that they took, but for the vectors'.
+    pub at_el2: u64,
     /// Bytes of RAM that only the host without the hypervisor has.
     pub ram: u64,
     /// Bytes that the hypervisor says it reserved.
@@ -69,6 +77,14 @@ impl fmt::Display for Comparison {
         figure("the same with the hypervisor", report::grouped(self.with));
         figure("instructions before the host's first", report::grouped(self.boot));
         let more = (self.with + self.boot) as f64 / self.without as f64 - 1.0;
+        figure("exits to EL2 until power-off", report::grouped(self.exits));
+        let at_el2 = self.boot + self.at_el2 + self.exits * VECTORS;
+        figure("instructions at EL2, boot and exits, at most", report::grouped(at_el2));
+        let share = at_el2 as f64 / (self.with + self.boot) as f64;
+        figure(
+            "share of the instructions until the first process, at most",
+            format!("{:.2} %", share * 100.0),
+        );
         figure("more in all", format!("{:+.2} %", more * 100.0));
         figure("bytes of RAM less", report::grouped(self.ram));
         figure("bytes reserved", report::grouped(self.reserved));
@@ -114,6 +130,8 @@ pub fn compare(
         without: median(&without, "linux.first_process") * 1000,
         with: median(&with, "linux.first_process") * 1000,
         boot: median(&with, "boot.ticks"),
+        exits: median(&with, "el2.exits"),
+        at_el2: median(&with, "el2.ticks"),
         ram: median(&without, "linux.ram").saturating_sub(median(&with, "linux.ram")),
         reserved: median(&with, "memory.reserved"),
     })

@@ -337,7 +337,11 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let qemu = Qemu::locate()?;
     qemu.check_cpu(&machine.cpu)?;
     let host = host(&args)?;
-    let features = args.machine.features(&args.features);
+    let mut features = args.machine.features(&args.features);
+    // What EL2 costs is told by test builds.
+    if args.compare && !features.iter().any(|feature| feature == TRIAL) {
+        features.push(TRIAL.to_owned());
+    }
     let image = images::hypervisor(args.machine.platform.package(), &features)?;
 
     let interactive = linux && io::stdin().is_terminal() && io::stdout().is_terminal();

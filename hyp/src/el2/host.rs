@@ -182,6 +182,8 @@ unsafe fn descend(host: &Host, entry: HostEntry) -> ! {
 pub fn exit(handler: &impl SmcHandler, frame: &mut Frame) {
     // Nothing comes from below before the host runs.
     let Some(host) = HOST.get() else { return };
+    #[cfg(feature = "trial")]
+    let _time = super::trial::Time::start();
     let esr = read_esr_el2().bits();
     let exits = &PerCpu::this().exits;
     match Cause::decode(esr) {
@@ -241,6 +243,9 @@ fn answer(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
     }
     #[cfg(feature = "trial")]
     {
+        if function as u32 == smccc::psci::PSCI_SYSTEM_OFF {
+            super::trial::tell_costs();
+        }
         if let Some(answer) = super::trial::call(host, me, function as u32, &args) {
             frame.x[..4].copy_from_slice(&answer);
             return;
