@@ -144,6 +144,15 @@ if told cloven.suspend; then
     fi
 fi
 
+if ! told nokaslr; then
+    kaslr=$(dmesg | sed -n 's/^.*\(KASLR .*\)/\1/p')
+    if [ "$kaslr" = "KASLR enabled" ]; then
+        check linux.kaslr ok
+    else
+        check linux.kaslr FAIL "$kaslr"
+    fi
+fi
+
 offence=$(dmesg | grep -m 1 -E 'WARNING:|Oops|(^|[^A-Za-z0-9])BUG:')
 if [ -z "$offence" ]; then
     check linux.dmesg_clean ok
