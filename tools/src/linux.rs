@@ -1,4 +1,4 @@
-//! A stock Linux: fetches a distribution's kernel and busybox, and packs the initramfs that checks the host's view.
+//! A stock Linux: fetches a distribution's kernel and busybox (and U-Boot), and packs the initramfs that checks the host's view.
 //!
 //! Invariant: what is in the cache is whole (files are moved into place when they are finished), and a request that the
 //! cache satisfies uses no network and no package tool.
@@ -189,16 +189,24 @@ impl Store {
 
     /// A static busybox for the initramfs.
     fn busybox(&mut self) -> Result<PathBuf> {
-        let path = self.dir.join("busybox-arm64");
+        let fetched = self.file("busybox-arm64", "busybox-static", "*/bin/busybox");
+        fetched.context("there is no busybox for the initramfs; --initrd PATH takes an initramfs of your own")
+    }
+
+    /// A U-Boot for QEMU's `virt` machine.
+    pub fn u_boot(&mut self) -> Result<PathBuf> {
+        self.file("u-boot-qemu-arm64.bin", "u-boot-qemu", "*/qemu_arm64/u-boot.bin").context("there is no U-Boot")
+    }
+
+    /// The cached file `name`: what matches `pattern` in `package`.
+    fn file(&mut self, name: &str, package: &str, pattern: &str) -> Result<PathBuf> {
+        let path = self.dir.join(name);
         if path.is_file() {
             return Ok(path);
         }
-        let fetched = (|| {
-            let progress = Progress::start("busybox");
-            let file = self.apt()?.download("busybox-static", |percent| progress.percent(percent))?;
-            self.keep("busybox-arm64", &apt::unpack(&file, "*/bin/busybox")?)
-        })();
-        fetched.context("there is no busybox for the initramfs; --initrd PATH takes an initramfs of your own")
+        let progress = Progress::start(package);
+        let file = self.apt()?.download(package, |percent| progress.percent(percent))?;
+        self.keep(name, &apt::unpack(&file, pattern)?)
     }
 
     /// The initramfs with the checks, packed anew.

@@ -14,6 +14,7 @@ mod report;
 mod run;
 mod suite;
 mod symbols;
+mod tree;
 mod verdict;
 mod workspace;
 

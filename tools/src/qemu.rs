@@ -6,7 +6,7 @@ use std::{
     fmt, fs,
     io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     str::FromStr,
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -19,7 +19,13 @@ use rustix::{
     termios::{OptionalActions, Termios, tcgetattr, tcsetattr},
 };
 
-use crate::{apt::Apt, console::Transcript, symbols::Symbols, workspace};
+use crate::{
+    apt::Apt,
+    console::Transcript,
+    symbols::Symbols,
+    tree::{self, Additions, Area, Ram},
+    workspace,
+};
 
 const PROGRAM: &str = "qemu-system-aarch64";
 const PACKAGE: &str = "qemu-system-arm";
@@ -32,6 +38,14 @@ const BACKPORTS: [(&str, &str); 1] = [("bookworm", "bookworm-backports")];
 const RAM_START: u64 = 0x4000_0000;
 /// Where the host kernel goes: above the hypervisor's image, 112 MiB below the initramfs.
 const HOST_KERNEL: u64 = RAM_START + (16 << 20);
+/// Where the initramfs goes if it is not QEMU's Linux loader that puts it there: where that would.
+const INITRD: u64 = RAM_START + (128 << 20);
+/// Where a device tree goes that is not QEMU's own: behind QEMU's (1 MiB at the start of RAM) and the image under U-Boot.
+const TREE: u64 = RAM_START + (8 << 20);
+/// The most that a tree may take there.
+const TREE_ROOM: u64 = 1 << 20;
+/// Where the image goes under U-Boot, which itself lies at the end of RAM.
+const UNDER_U_BOOT: u64 = RAM_START + (4 << 20);
 /// How long a hypervisor that failed, or a Linux that broke, may go on to print why.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -82,8 +96,11 @@ pub struct Machine {
     pub el2: bool,
     /// The version of its interrupt controller.
     pub gic: u8,
-    /// Where the image is put, if not where QEMU's Linux loader does; the payload is then the host.
+    /// Where the image is put, if not where QEMU's Linux loader does: a few instructions then play the boot loader, with a device
+    /// tree of our own.
     pub image_at: Option<u64>,
+    /// What that tree lists of RAM, if not one bank.
+    pub ram: Option<Ram>,
     /// Whether virtual time counts instructions.
     pub icount: bool,
     /// Whether the machine waits for a debugger before it starts.
@@ -99,9 +116,17 @@ impl Default for Machine {
             el2: true,
             gic: 3,
             image_at: None,
+            ram: None,
             icount: false,
             gdb: false,
         }
+    }
+}
+
+impl Machine {
+    /// Bytes of RAM that a host may map, if it is given all of them.
+    pub fn mappable(&self) -> u64 {
+        self.ram.map_or(self.memory.0, |ram| ram.mappable())
     }
 }
 
@@ -118,6 +143,45 @@ pub struct Boot {
     pub append: String,
     /// A device tree in place of QEMU's own.
     pub device_tree: Option<PathBuf>,
+    /// The U-Boot that is started, and typed to, in place of the image.
+    pub u_boot: Option<PathBuf>,
+}
+
+impl Boot {
+    /// The host's kernel and initramfs, where they are put and what they take, if it is not QEMU's Linux loader that does it.
+    fn host_areas(&self) -> Result<[Option<Area>; 2]> {
+        let area = |path: &Option<PathBuf>, address| {
+            let size = path.as_ref().map(|path| {
+                fs::metadata(path).with_context(|| format!("cannot read {}", path.display())).map(|it| it.len())
+            });
+            Ok::<_, Error>(size.transpose()?.map(|size| (address, size)))
+        };
+        Ok([area(&self.host_kernel, HOST_KERNEL)?, area(&self.initrd, INITRD)?])
+    }
+
+    /// What is typed to U-Boot, and after which text.
+    pub fn typed(&self) -> Result<Vec<(&'static str, String)>> {
+        const PROMPT: &str = "=> ";
+        let [kernel, initrd] = self.host_areas()?;
+        let mut lines = Vec::new();
+        if !self.append.is_empty() {
+            lines.push(format!("setenv bootargs '{}'", self.append));
+        }
+        let mut tree = "${fdtcontroladdr}".to_owned();
+        if let Some((start, size)) = kernel {
+            // Where it lies there is no room behind it.
+            lines.push(format!("fdt move {tree} {TREE:#x} {TREE_ROOM:#x}"));
+            tree = format!("{TREE:#x}");
+            let node = format!("/chosen/module@{start:x}");
+            lines.push(format!("fdt mknode /chosen module@{start:x}"));
+            lines.push(format!("fdt set {node} compatible multiboot,kernel multiboot,module"));
+            lines.push(format!("fdt set {node} reg <0 {start:#x} 0 {size:#x}>"));
+        }
+        let initrd = initrd.map_or_else(|| "-".to_owned(), |(start, size)| format!("{start:#x}:{size:#x}"));
+        lines.push(format!("booti {UNDER_U_BOOT:#x} {initrd} {tree}"));
+        let typed = lines.into_iter().map(|line| (PROMPT, line + "\n"));
+        Ok([("Hit any key", " ".to_owned())].into_iter().chain(typed).collect())
+    }
 }
 
 /// An installed QEMU.
@@ -183,16 +247,9 @@ impl Qemu {
     /// The command that boots `boot` on `machine`, the serial console on its standard input and output.
     pub fn command(&self, machine: &Machine, boot: &Boot, interactive: bool) -> Command {
         let mut command = with_parent(&self.path);
-        let mut kind = machine_kind(machine);
-        if needs_lazy_memory(machine.memory) {
-            command
-                .args(["-object", &format!("memory-backend-ram,id=ram,size={},reserve=off", machine.memory)]);
-            kind += ",memory-backend=ram";
-        }
-        command.args(["-machine", &kind, "-cpu", &machine.cpu, "-smp", &machine.cpus.to_string()]);
-        command.args(["-m", &machine.memory.to_string(), "-display", "none", "-no-reboot"]);
+        command.args(machine_arguments(machine, ""));
         // The default network card needs a file of a package of its own.
-        command.args(["-nic", "none"]);
+        command.args(["-display", "none", "-no-reboot", "-nic", "none"]);
         command.args(if interactive { ["-serial", "mon:stdio"] } else { ["-serial", "stdio"] });
         if !interactive {
             command.args(["-monitor", "none"]);
@@ -203,12 +260,30 @@ impl Qemu {
         if machine.gdb {
             command.args(["-s", "-S"]);
         }
-        match machine.image_at {
-            Some(address) => command.args(loaded_at(&boot.image, address)),
-            None => command.arg("-kernel").arg(&boot.image),
+        let place = match (&boot.u_boot, machine.image_at) {
+            (None, None) => None,
+            (None, Some(address)) => {
+                command.args(trampoline(address));
+                Some(address)
+            }
+            (Some(u_boot), _) => {
+                command.arg("-bios").arg(u_boot);
+                Some(UNDER_U_BOOT)
+            }
         };
+        if let Some(address) = place {
+            let (tree, kernel, initrd) = (&boot.device_tree, &boot.host_kernel, &boot.initrd);
+            let files = [(tree, TREE), (kernel, HOST_KERNEL), (initrd, INITRD)];
+            let files = files.into_iter().filter_map(|(path, at)| Some((path.as_ref()?, at)));
+            for (path, at) in files.chain([(&boot.image, address)]) {
+                let device = format!("loader,file={},addr={at:#x},force-raw=on", escaped(path));
+                command.args(["-device", &device]);
+            }
+            return command;
+        }
+        command.arg("-kernel").arg(&boot.image);
         if let Some(kernel) = &boot.host_kernel {
-            let kernel = kernel.display().to_string().replace(',', ",,");
+            let kernel = escaped(kernel);
             command.args(["-device", &format!("guest-loader,addr={HOST_KERNEL:#x},kernel={kernel}")]);
         }
         if let Some(initrd) = &boot.initrd {
@@ -227,13 +302,39 @@ impl Qemu {
     pub fn device_tree(&self, machine: &Machine) -> Result<Vec<u8>> {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("tree");
-        let kind = format!("{},dumpdtb={}", machine_kind(machine), file.display());
         let mut command = Command::new(&self.path);
-        command.args(["-machine", &kind, "-cpu", &machine.cpu, "-smp", &machine.cpus.to_string()]);
-        command.args(["-m", &machine.memory.to_string(), "-display", "none", "-nic", "none"]);
-        workspace::output(&mut command)?;
+        command.args(machine_arguments(machine, &format!(",dumpdtb={}", file.display())));
+        workspace::output(command.args(["-display", "none", "-nic", "none"]))?;
         fs::read(&file).context("QEMU wrote no device tree")
     }
+
+    /// The same as a boot loader would hand it on with `boot`.
+    pub fn own_tree(&self, machine: &Machine, boot: &Boot) -> Result<Vec<u8>> {
+        let [kernel, initrd] = boot.host_areas()?;
+        let additions = Additions { ram: machine.ram, bootargs: &boot.append, kernel, initrd };
+        tree::edited(&self.device_tree(machine)?, &additions)
+    }
+}
+
+/// The machine, with `options` of its own.
+fn machine_arguments(machine: &Machine, options: &str) -> Vec<String> {
+    let mut kind = machine_kind(machine) + options;
+    let mut arguments = Vec::new();
+    let mut add = |name: &str, value: &str| arguments.extend([name.to_owned(), value.to_owned()]);
+    if needs_lazy_memory(machine.memory) {
+        add("-object", &format!("memory-backend-ram,id=ram,size={},reserve=off", machine.memory));
+        kind += ",memory-backend=ram";
+    }
+    add("-machine", &kind);
+    add("-cpu", &machine.cpu);
+    add("-smp", &machine.cpus.to_string());
+    add("-m", &machine.memory.to_string());
+    arguments
+}
+
+/// A path in an option with commas between its parts.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 fn machine_kind(machine: &Machine) -> String {
@@ -241,23 +342,18 @@ fn machine_kind(machine: &Machine) -> String {
     format!("virt{virtualization},gic-version={}", machine.gic)
 }
 
-/// Where QEMU puts the device tree of a machine that it boots no kernel on: at the start of RAM.
-const BARE_TREE: u64 = 0x4000_0000;
 /// Where the few instructions lie that play the boot loader: far from either end of 512 MiB of RAM.
 const TRAMPOLINE: u64 = 0x5000_0000;
 
-/// Puts the image at `address` (a multiple of 64 KiB below 4 GiB) and starts it there with the device tree in x0, as a boot
-/// loader would.
-fn loaded_at(image: &Path, address: u64) -> Vec<String> {
+/// Starts an image at `address` (a multiple of 64 KiB below 4 GiB) with the device tree in x0, as a boot loader would.
+fn trampoline(address: u64) -> Vec<String> {
     // movz Xd, #imm16, lsl #16 (Arm ARM C6.2.267); br x1; nop.
     let movz = |register: u64, value: u64| 0xd2a0_0000 | (value >> 16) << 5 | register;
-    let words = [movz(0, BARE_TREE) | movz(1, address) << 32, 0xd503_201f_d61f_0020];
-    let image = image.display().to_string().replace(',', ",,");
-    let mut devices = vec![format!("loader,file={image},addr={address:#x},force-raw=on")];
+    let words = [movz(0, TREE) | movz(1, address) << 32, 0xd503_201f_d61f_0020];
+    let mut devices = vec![format!("loader,addr={TRAMPOLINE:#x},cpu-num=0")];
     for (at, word) in (TRAMPOLINE..).step_by(8).zip(words) {
         devices.push(format!("loader,addr={at:#x},data={word:#x},data-len=8"));
     }
-    devices.push(format!("loader,addr={TRAMPOLINE:#x},cpu-num=0"));
     devices.into_iter().flat_map(|device| ["-device".to_owned(), device]).collect()
 }
 
@@ -288,10 +384,14 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// The address at which QEMU places a flat image with the arm64 header, for a debugger.
-pub fn load_address(image: &Path) -> Result<u64> {
+/// The address at which the image of `boot` lies on `machine`, for a debugger: of one with the arm64 header, unless it is put elsewhere.
+pub fn load_address(machine: &Machine, boot: &Boot) -> Result<u64> {
+    let put = boot.u_boot.as_ref().map(|_| UNDER_U_BOOT).or(machine.image_at);
+    if let Some(address) = put {
+        return Ok(address);
+    }
     let mut header = [0; 24];
-    fs::File::open(image)
+    fs::File::open(&boot.image)
         .and_then(|mut file| file.read_exact(&mut header))
         .context("the image has no header")?;
     let field = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("a field has 8 bytes"));
@@ -327,12 +427,18 @@ pub struct Follow<'a> {
     pub until: &'a [&'a str],
     /// The console goes to standard output as it comes.
     pub echo: bool,
+    /// What is typed to the console, each behind a text that comes after the one before it. Not where it is the user's.
+    pub typed: Vec<(&'static str, String)>,
 }
 
 /// Starts `command` and follows it to its end.
 pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Result<(Transcript, Ended)> {
     let terminal = SavedTerminal::save(how.interactive);
-    command.stdin(if how.interactive { Stdio::inherit() } else { Stdio::null() });
+    command.stdin(match how {
+        Follow { interactive: true, .. } => Stdio::inherit(),
+        Follow { typed, .. } if typed.is_empty() => Stdio::null(),
+        _ => Stdio::piped(),
+    });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut qemu =
         Running(command.spawn().with_context(|| format!("cannot start {}", workspace::shown(&command)))?);
@@ -352,6 +458,7 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
         {}
     });
 
+    let mut typist = Typist { keys: qemu.0.stdin.take(), rest: &how.typed, seen: String::new() };
     let mut screen = Screen::new(how.echo);
     let mut transcript = Transcript::default();
     let mut waiting: Vec<&str> = how.until.to_vec();
@@ -369,6 +476,7 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
             Err(RecvTimeoutError::Timeout) if broken_since.is_some() => break Some(Ended::Broken),
             Err(RecvTimeoutError::Timeout) => break how.timeout.map(Ended::TimedOut),
         };
+        typist.see(&bytes);
         screen.show(&bytes, |line| {
             waiting.retain(|text| !line.contains(text));
             transcript.push(line, |offset| symbols.describe(offset))
@@ -429,6 +537,31 @@ impl Drop for SavedTerminal {
     fn drop(&mut self) {
         if let Some(settings) = &self.0 {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, settings);
+        }
+    }
+}
+
+/// Types what is to be typed when its time has come.
+struct Typist<'a> {
+    keys: Option<ChildStdin>,
+    rest: &'a [(&'static str, String)],
+    /// What has come since something was typed.
+    seen: String,
+}
+
+impl Typist<'_> {
+    fn see(&mut self, bytes: &[u8]) {
+        if self.rest.is_empty() {
+            return;
+        }
+        self.seen += &String::from_utf8_lossy(bytes);
+        while let [(text, keys), rest @ ..] = self.rest
+            && let Some(at) = self.seen.find(text)
+        {
+            self.seen.drain(..at + text.len());
+            self.rest = rest;
+            // A QEMU that has ended hears nothing more; how it ended is told elsewhere.
+            let _ = self.keys.as_mut().map(|pipe| pipe.write_all(keys.as_bytes()));
         }
     }
 }
@@ -543,7 +676,7 @@ mod tests {
             host_kernel: Some("Image".into()),
             initrd: Some("root.cpio".into()),
             append: "console=ttyAMA0 quiet".into(),
-            device_tree: None,
+            ..Boot::default()
         };
         let line = arguments(&Machine::default(), &boot, false);
         assert!(

@@ -3,8 +3,9 @@
 //! Invariant: what is booted, followed and judged depends on the [`Job`] alone.
 
 use std::{
+    fs,
     io::{self, IsTerminal},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,7 @@ use crate::{
     qemu::{self, Boot, Ended, Follow, Machine, Qemu, Size},
     report,
     symbols::Symbols,
-    verdict,
+    verdict, workspace,
 };
 
 /// How long a run may take by default.
@@ -144,7 +145,8 @@ impl MachineArgs {
     pub fn apply(&self, machine: Machine) -> Machine {
         Machine {
             cpus: self.cpus.unwrap_or(machine.cpus),
-            memory: self.memory.unwrap_or(machine.memory),
+            // Banks lie where they lie, whatever is asked for elsewhere.
+            memory: self.memory.filter(|_| machine.ram.is_none()).unwrap_or(machine.memory),
             cpu: self.cpu.clone().unwrap_or(machine.cpu),
             gdb: self.gdb,
             ..machine
@@ -193,6 +195,9 @@ pub struct RunArgs {
     /// Add this to the command line of the host
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
+    /// Boot it by U-Boot, fetched as a distribution package, in place of QEMU's Linux loader
+    #[arg(long, conflicts_with = "icount")]
+    u_boot: bool,
     /// Write the table and the verdict to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -224,6 +229,8 @@ pub struct Job<'a> {
     pub append: Vec<String>,
     /// A device tree in place of QEMU's own.
     pub device_tree: Option<PathBuf>,
+    /// The U-Boot that boots it.
+    pub u_boot: Option<PathBuf>,
     /// How it is followed.
     pub follow: Follow<'a>,
 }
@@ -273,19 +280,28 @@ impl Job<'_> {
         let checks_linux = self.host.as_ref().is_some_and(|host| host.checks);
         let needs_checks = self.host.is_none() || checks_linux;
         let (host_kernel, initrd) = self.host.map(|host| (host.kernel, host.initrd)).unzip();
-        let boot = Boot {
+        let mut boot = Boot {
             image: self.image.path.clone(),
             host_kernel,
             initrd,
             append: append.join(" "),
             device_tree: self.device_tree,
+            u_boot: self.u_boot,
         };
+        let mut follow = self.follow;
+        if boot.u_boot.is_some() {
+            follow.typed = boot.typed()?;
+        } else if self.machine.image_at.is_some() {
+            let path = workspace::images_dir()?.join("own.dtb");
+            fs::write(&path, qemu.own_tree(&self.machine, &boot)?).context("cannot write the device tree")?;
+            boot.device_tree = Some(path);
+        }
         if self.machine.gdb {
-            announce_debugger(self.image)?;
+            announce_debugger(&self.machine, &boot, &self.image.elf)?;
         }
         let start = Instant::now();
-        let command = qemu.command(&self.machine, &boot, self.follow.interactive);
-        let (transcript, ended) = qemu::follow(command, &self.follow, &mut Symbols::new(&self.image.elf))?;
+        let command = qemu.command(&self.machine, &boot, follow.interactive);
+        let (transcript, ended) = qemu::follow(command, &follow, &mut Symbols::new(&self.image.elf))?;
         let seconds = report::rounded(start.elapsed().as_secs_f64());
 
         let mut checks = transcript.checks.clone();
@@ -304,9 +320,8 @@ impl Job<'_> {
     }
 }
 
-fn announce_debugger(image: &Image) -> Result<()> {
-    let address = qemu::load_address(&image.path)?;
-    let elf = image.elf.display();
+fn announce_debugger(machine: &Machine, boot: &Boot, elf: &Path) -> Result<()> {
+    let (address, elf) = (qemu::load_address(machine, boot)?, elf.display());
     eprintln!("waiting for a debugger; in another terminal:");
     eprintln!(
         "  gdb-multiarch -ex 'set architecture aarch64' -ex 'add-symbol-file {elf} -o {address:#x}' -ex 'target remote :1234'"
@@ -334,12 +349,13 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let features = args.machine.features(&args.features);
     let image = images::hypervisor(args.machine.platform.package(), &features)?;
 
-    let interactive = linux && io::stdin().is_terminal() && io::stdout().is_terminal();
+    let u_boot = args.u_boot.then(|| Store::open()?.u_boot()).transpose()?;
+    let interactive = linux && !args.u_boot && io::stdin().is_terminal() && io::stdout().is_terminal();
     let default = if linux || args.machine.bbm.is_some() { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
     let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
     let append = args.append.into_iter().chain(args.machine.parameters()).collect();
     let follow = Follow { timeout, interactive, echo: true, ..Follow::default() };
-    let job = Job { image: &image, machine, host, append, device_tree: None, follow };
+    let job = Job { image: &image, machine, host, append, device_tree: None, u_boot, follow };
     let outcome = job.run(&qemu)?;
     print!("{}", summary(&outcome));
     report::write_json(args.json.as_deref(), &outcome)?;

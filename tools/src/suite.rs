@@ -21,6 +21,7 @@ use crate::{
     qemu::{Ended, Follow, Machine, Qemu, Size},
     report,
     run::{self, Bbm, Host, Job, MachineArgs, Outcome, Verdict},
+    tree::Ram,
     workspace,
 };
 
@@ -58,6 +59,9 @@ pub struct TestArgs {
     /// Run the long matrices too
     #[arg(long)]
     full: bool,
+    /// Run only the tests in QEMU whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -146,11 +150,18 @@ pub fn run(args: &TestArgs) -> Result<bool> {
     );
     let wanted = |part| args.part.is_none_or(|only| only == part);
     let mut results = Results::default();
-    if wanted(Part::Unit) {
+    if wanted(Part::Unit) && args.only.is_none() {
         unit(args, &mut results)?;
     }
-    let scenarios: Vec<Scenario> =
-        scenarios(args.full).into_iter().filter(|scenario| wanted(scenario.part())).collect();
+    let named = |scenario: &Scenario| args.only.as_ref().is_none_or(|text| scenario.title().contains(text));
+    let scenarios: Vec<Scenario> = scenarios(args.full)
+        .into_iter()
+        .filter(|scenario| wanted(scenario.part()) && named(scenario))
+        .collect();
+    ensure!(
+        args.only.is_none() || !scenarios.is_empty(),
+        "no test in QEMU has a name with this text: `cargo xtask test qemu` prints the names"
+    );
     if !scenarios.is_empty() {
         emulate(scenarios, args, &mut results)?;
     }
@@ -416,6 +427,8 @@ struct Scenario {
     /// The level of FEAT_BBM that the hypervisor is told, if it is told one.
     bbm: Option<Bbm>,
     damage: Option<Damage>,
+    /// Whether U-Boot boots it.
+    u_boot: bool,
     expect: Expect,
 }
 
@@ -429,6 +442,7 @@ impl Scenario {
             features: &[],
             bbm: None,
             damage: None,
+            u_boot: false,
             expect: Expect::Pass,
         }
     }
@@ -530,6 +544,16 @@ fn scenarios(full: bool) -> Vec<Scenario> {
             )
         },
     ];
+    all.push(Scenario { u_boot: true, ..Scenario::other("U-Boot boots the image", Expect::Pass) });
+    all.push(Scenario {
+        name: "U-Boot boots it with a stock Linux as the host",
+        u_boot: true,
+        ..Scenario::linux("7.2", 4, "max")
+    });
+    for (name, machine) in own_trees() {
+        all.push(Scenario { name, machine: machine.clone(), ..Scenario::payload(4, GIB, "max") });
+        all.push(Scenario { name, machine, ..Scenario::linux("7.2", 4, "max") });
+    }
     all.extend([Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3].map(Scenario::trials));
     for version in ["6.18", "7.2"] {
         all.extend([1, 4].map(|cpus| Scenario::linux(version, cpus, "max")));
@@ -551,6 +575,29 @@ fn scenarios(full: bool) -> Vec<Scenario> {
         });
     }
     unique(all)
+}
+
+/// Machines whose RAM is not QEMU's one bank.
+fn own_trees() -> [(&'static str, Machine); 2] {
+    let banks = Ram {
+        banks: &[(0x4000_0000, 512 << 20), (300 << 30, 1 << 30)],
+        no_map: &[],
+        reserved: &[],
+        memreserve: &[],
+    };
+    // Beside the image, at no multiple of 2 MiB; where the host's tree would go; and wherever else.
+    let reserved = Ram {
+        banks: &[(0x4000_0000, 1 << 30)],
+        no_map: &[(0x5bff_0000, 0x1_0000), (0x6010_0000, 0x5000)],
+        reserved: &[(0x4000_0000, 0x20_0000), (0x6200_1000, 0x3000)],
+        memreserve: &[(0x6300_0000, 0x1_0000)],
+    };
+    let machine = Machine { image_at: Some(0x5c00_0000), ..Machine::default() };
+    let memory = Size(301 << 30);
+    [
+        ("RAM in two banks, one above 256 GiB", Machine { memory, ram: Some(banks), ..machine.clone() }),
+        ("RAM that is reserved in each of three ways", Machine { ram: Some(reserved), ..machine }),
+    ]
 }
 
 /// The scenarios without those that are named like one before them.
@@ -619,12 +666,14 @@ impl Lab {
             }
             None => None,
         };
+        let u_boot = scenario.u_boot.then(|| self.store.u_boot()).transpose()?;
         let until = if let Expect::Lines(texts) = scenario.expect { texts } else { &[] };
         let follow =
             Follow { timeout: args.machine.timeout_or(scenario.timeout()), until, ..Follow::default() };
         let told = MachineArgs { bbm: args.machine.bbm.or(scenario.bbm), ..args.machine.clone() };
         let append = told.parameters().collect();
-        let job = Job { image: &image, machine: scenario.machine.clone(), host, append, device_tree, follow };
+        let machine = scenario.machine.clone();
+        let job = Job { image: &image, machine, host, append, device_tree, u_boot, follow };
         Ok(scenario.expect.judge(&job.run(&self.qemu)?))
     }
 
