@@ -195,7 +195,8 @@ impl Store {
 
     /// A U-Boot for QEMU's `virt` machine.
     pub fn u_boot(&mut self) -> Result<PathBuf> {
-        self.file("u-boot-qemu-arm64.bin", "u-boot-qemu", "*/qemu_arm64/u-boot.bin").context("there is no U-Boot")
+        self.file("u-boot-qemu-arm64.bin", "u-boot-qemu", "*/qemu_arm64/u-boot.bin")
+            .context("there is no U-Boot")
     }
 
     /// The cached file `name`: what matches `pattern` in `package`.

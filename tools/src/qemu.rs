@@ -152,7 +152,9 @@ impl Boot {
     fn host_areas(&self) -> Result<[Option<Area>; 2]> {
         let area = |path: &Option<PathBuf>, address| {
             let size = path.as_ref().map(|path| {
-                fs::metadata(path).with_context(|| format!("cannot read {}", path.display())).map(|it| it.len())
+                fs::metadata(path)
+                    .with_context(|| format!("cannot read {}", path.display()))
+                    .map(|it| it.len())
             });
             Ok::<_, Error>(size.transpose()?.map(|size| (address, size)))
         };
