@@ -59,6 +59,11 @@ impl fmt::Display for Version {
     }
 }
 
+fn listed<'a>(versions: impl IntoIterator<Item = &'a Version>) -> String {
+    let versions: Vec<String> = versions.into_iter().map(Version::to_string).collect();
+    if versions.is_empty() { "none".to_owned() } else { versions.join(", ") }
+}
+
 /// The kernel build of a distribution. The order is that of preference.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Flavour {
@@ -146,9 +151,8 @@ impl Store {
             return Ok(kernel.clone());
         }
         self.fetch_kernel(request).with_context(|| {
-            let versions: Vec<String> = cached.iter().map(|(_, kernel)| kernel.version.to_string()).collect();
-            let cached = if versions.is_empty() { "none".to_owned() } else { versions.join(", ") };
-            format!("there is no kernel {request} (cached: {cached}); --kernel PATH takes one of your own")
+            let cached = listed(cached.iter().map(|(_, kernel)| &kernel.version));
+            format!("no Linux {request} (cached: {cached}; --kernel PATH takes one of your own)")
         })
     }
 
@@ -172,12 +176,14 @@ impl Store {
         let names = self.apt()?.names("^linux-(image|binary)-[0-9]")?;
         let package = Package::choose(names.iter().map(String::as_str), request);
         let package = package.with_context(|| {
-            let mut there: Vec<Version> =
-                names.iter().filter_map(|name| Package::parse(name)).map(|package| package.version).collect();
+            let mut there: Vec<Version> = names
+                .iter()
+                .filter_map(|name| Package::parse(name))
+                .map(|Package { version: Version(numbers), .. }| Version(numbers[..2].to_vec()))
+                .collect();
             there.sort();
             there.dedup();
-            let there: Vec<String> = there.iter().map(Version::to_string).collect();
-            format!("the archive has {}", there.join(", "))
+            format!("the archive has {}", listed(&there))
         })?;
         progress.show(&package.name);
         let file = self.apt()?.download(&package.name, |percent| progress.percent(percent))?;

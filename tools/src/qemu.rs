@@ -5,17 +5,21 @@
 use std::{
     fmt, fs,
     io::{self, IsTerminal, Read, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    process::{self, Child, ChildStdin, Command, ExitStatus, Stdio},
     str::FromStr,
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use rustix::{
-    process::getuid,
+    process::{Pid, Signal, getuid, kill_process},
     termios::{OptionalActions, Termios, tcgetattr, tcsetattr},
 };
 
@@ -58,6 +62,10 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self> {
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        ensure!(
+            digits != text || digits.parse::<u64>().is_err(),
+            "a size has a unit: {digits}M or {digits}G"
+        );
         let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
             "K" | "KIB" => 10,
             "M" | "MIB" => 20,
@@ -436,6 +444,10 @@ pub struct Follow<'a> {
 /// Starts `command` and follows it to its end.
 pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Result<(Transcript, Ended)> {
     let terminal = SavedTerminal::save(how.interactive);
+    if !how.interactive {
+        // An interrupt from the terminal is this program's, which then ends it.
+        command.process_group(0);
+    }
     command.stdin(match how {
         Follow { interactive: true, .. } => Stdio::inherit(),
         Follow { typed, .. } if typed.is_empty() => Stdio::null(),
@@ -444,6 +456,7 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut qemu =
         Running(command.spawn().with_context(|| format!("cannot start {}", workspace::shown(&command)))?);
+    *current() = Some(Current { qemu: Pid::from_child(&qemu.0), terminal: terminal.0.clone() });
     let mut stdout = qemu.0.stdout.take().expect("stdout is a pipe");
     let mut stderr = qemu.0.stderr.take().expect("stderr is a pipe");
     let messages = thread::spawn(move || {
@@ -498,6 +511,7 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
     screen.end(|line| transcript.push(line, |offset| symbols.describe(offset)));
     let status =
         if killed.is_some() { qemu.kill()? } else { qemu.0.wait().context("cannot wait for QEMU")? };
+    *current() = None;
     drop(terminal);
     let messages = messages.join().unwrap_or_default();
     let ended =
@@ -508,6 +522,36 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
 fn failure(status: ExitStatus, messages: &str) -> Ended {
     let last = messages.lines().rfind(|line| !line.trim().is_empty());
     Ended::Failed(last.map_or_else(|| status.to_string(), |message| format!("{status}: {message}")))
+}
+
+/// What there is to undo when this program is interrupted.
+struct Current {
+    qemu: Pid,
+    terminal: Option<Termios>,
+}
+
+static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
+
+fn current() -> std::sync::MutexGuard<'static, Option<Current>> {
+    CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on an interrupt (Ctrl-C, unless the terminal is the guest's), a hang-up or a request to end ends this program, its
+/// QEMU too, with a line that says so and the status that shells give such programs.
+pub fn end_when_interrupted() -> Result<()> {
+    ctrlc::set_handler(|| {
+        // Held to the end, so that the other thread, whose QEMU goes, says nothing more.
+        let current = current();
+        if let Some(Current { qemu, terminal }) = &*current {
+            let _ = kill_process(*qemu, Signal::KILL);
+            if let Some(settings) = terminal {
+                let _ = tcsetattr(io::stdin(), OptionalActions::Now, settings);
+            }
+        }
+        eprintln!("\ninterrupted{}", if current.is_some() { ": QEMU has been ended" } else { "" });
+        process::exit(130);
+    })
+    .context("cannot take interrupts")
 }
 
 /// A QEMU that is killed when it is dropped.

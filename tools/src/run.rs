@@ -127,11 +127,16 @@ pub struct MachineArgs {
     #[arg(long, help_heading = "Machine")]
     pub gdb: bool,
     /// End a run after this time [default: 120, with Linux 300, with --gdb or a shell none]
-    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Machine")]
+    #[arg(long, value_name = "SECS", help_heading = "Machine", value_parser = seconds)]
     pub timeout: Option<u64>,
     /// How much the hypervisor logs
     #[arg(long, value_enum, value_name = "LEVEL", help_heading = "Machine")]
     pub log: Option<Log>,
+}
+
+fn seconds(text: &str) -> Result<u64> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.context("a time is a whole number of seconds, at least 1")
 }
 
 impl MachineArgs {
@@ -196,7 +201,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
     /// Boot it by U-Boot, fetched as a distribution package, in place of QEMU's Linux loader
-    #[arg(long, conflicts_with = "icount")]
+    #[arg(long)]
     u_boot: bool,
     /// Write the table and the verdict to this file
     #[arg(long, value_name = "FILE")]
@@ -331,6 +336,7 @@ fn announce_debugger(machine: &Machine, boot: &Boot, elf: &Path) -> Result<()> {
 
 /// Carries out `cargo xtask run`; returns whether all held.
 pub fn run(args: RunArgs) -> Result<bool> {
+    report::check_json(args.json.as_deref())?;
     let linux = args.linux.is_some() || args.kernel.is_some();
     ensure!(
         linux || args.initrd.is_none(),

@@ -148,6 +148,7 @@ pub fn run(args: &TestArgs) -> Result<bool> {
         args.part != Some(Part::Unit) || !args.machine.is_given(),
         "the unit tests run on this machine: options of the emulated machine are for the parts qemu and linux"
     );
+    report::check_json(args.json.as_deref())?;
     let wanted = |part| args.part.is_none_or(|only| only == part);
     let mut results = Results::default();
     if wanted(Part::Unit) && args.only.is_none() {
