@@ -50,6 +50,8 @@ const TREE: u64 = RAM_START + (8 << 20);
 const TREE_ROOM: u64 = 1 << 20;
 /// Where the image goes under U-Boot, which itself lies at the end of RAM.
 const UNDER_U_BOOT: u64 = RAM_START + (4 << 20);
+/// The size of U-Boot's buffer for a line (`CONFIG_SYS_CBSIZE`).
+const U_BOOT_LINE: usize = 1024;
 /// How long a hypervisor that failed, or a Linux that broke, may go on to print why.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -189,6 +191,10 @@ impl Boot {
         }
         let initrd = initrd.map_or_else(|| "-".to_owned(), |(start, size)| format!("{start:#x}:{size:#x}"));
         lines.push(format!("booti {UNDER_U_BOOT:#x} {initrd} {tree}"));
+        ensure!(
+            lines.iter().all(|line| line.len() < U_BOOT_LINE) && !self.append.contains('\''),
+            "U-Boot takes lines of less than {U_BOOT_LINE} characters, and a command line without '"
+        );
         let typed = lines.into_iter().map(|line| (PROMPT, line + "\n"));
         Ok([("Hit any key", " ".to_owned())].into_iter().chain(typed).collect())
     }
@@ -355,11 +361,12 @@ fn machine_kind(machine: &Machine) -> String {
 /// Where the few instructions lie that play the boot loader: far from either end of 512 MiB of RAM.
 const TRAMPOLINE: u64 = 0x5000_0000;
 
-/// Starts an image at `address` (a multiple of 64 KiB below 4 GiB) with the device tree in x0, as a boot loader would.
+/// Starts an image at `address` (a multiple of 64 KiB below 2^48) with the device tree in x0, as a boot loader would.
 fn trampoline(address: u64) -> Vec<String> {
-    // movz Xd, #imm16, lsl #16 (Arm ARM C6.2.267); br x1; nop.
-    let movz = |register: u64, value: u64| 0xd2a0_0000 | (value >> 16) << 5 | register;
-    let words = [movz(0, TREE) | movz(1, address) << 32, 0xd503_201f_d61f_0020];
+    // movz Xd, #imm16, lsl #16; movk Xd, #imm16, lsl #32 (Arm ARM, C6.2); br x1.
+    let movz = |register: u64, value: u64| 0xd2a0_0000 | (value >> 16 & 0xffff) << 5 | register;
+    let movk = |register: u64, value: u64| 0xf2c0_0000 | (value >> 32 & 0xffff) << 5 | register;
+    let words = [movz(0, TREE) | movz(1, address) << 32, movk(1, address) | 0xd61f_0020 << 32];
     let mut devices = vec![format!("loader,addr={TRAMPOLINE:#x},cpu-num=0")];
     for (at, word) in (TRAMPOLINE..).step_by(8).zip(words) {
         devices.push(format!("loader,addr={at:#x},data={word:#x},data-len=8"));
@@ -686,6 +693,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_size_without_its_unit_is_suggested_with_one() {
+        assert_eq!("3".parse::<Size>().unwrap_err().to_string(), "a size has a unit: 3M or 3G");
+    }
+
+    #[test]
     fn sizes_are_read_with_their_unit() {
         for (text, bytes) in
             [("512M", 512 << 20), ("4G", 4 << 30), ("256GiB", 256 << 30), ("1t", 1 << 40), ("64k", 65536)]
@@ -709,6 +721,38 @@ mod tests {
         assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2)\n"), Some((10, 0)));
         assert_eq!(parse_version("QEMU emulator version 7.2.22\n"), Some((7, 2)));
         assert_eq!(parse_version("something else"), None);
+    }
+
+    #[test]
+    fn u_boot_is_told_of_a_host_and_of_its_command_line() {
+        let typed = |boot: &Boot| boot.typed().map(|typed| typed.into_iter().map(|(_, line)| line).collect());
+        let payload: Vec<String> = typed(&Boot::default()).unwrap();
+        assert_eq!(payload, [" ", "booti 0x40400000 - ${fdtcontroladdr}\n"]);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, [0; 5]).unwrap();
+        let host_kernel = Some(file.clone());
+        let linux = Boot { host_kernel, initrd: Some(file), append: "a b".into(), ..Boot::default() };
+        let lines: Vec<String> = typed(&linux).unwrap();
+        assert_eq!(lines[1], "setenv bootargs 'a b'\n");
+        assert!(lines.contains(&"fdt set /chosen/module@41000000 reg <0 0x41000000 0 0x5>\n".to_owned()));
+        assert_eq!(lines.last().unwrap(), "booti 0x40400000 0x48000000:0x5 0x40800000\n");
+        let line = arguments(&Machine::default(), &Boot { u_boot: Some("u".into()), ..linux.clone() }, false);
+        assert!(line.contains("-bios u -device loader,file="), "{line}");
+        assert!(
+            !line.contains("-kernel") && !line.contains("-initrd") && !line.contains("-append"),
+            "{line}"
+        );
+        assert!(typed(&Boot { append: "it's".into(), ..linux.clone() }).is_err());
+        assert!(typed(&Boot { append: "x".repeat(2000), ..linux }).is_err());
+    }
+
+    #[test]
+    fn what_plays_the_boot_loader_goes_to_any_address() {
+        // By llvm-mc: movz x0, #0x4080, lsl #16; movz x1, #0x2000, lsl #16; movk x1, #0x4b, lsl #32; br x1.
+        let line = trampoline(0x4b_2000_0000).join(" ");
+        assert!(line.contains("addr=0x50000000,data=0xd2a40001d2a81000"), "{line}");
+        assert!(line.contains("addr=0x50000008,data=0xd61f0020f2c00961"), "{line}");
     }
 
     fn arguments(machine: &Machine, boot: &Boot, interactive: bool) -> String {
@@ -756,6 +800,16 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", text]);
         follow(command, how, &mut Symbols::new(Path::new("/nonexistent"))).unwrap()
+    }
+
+    #[test]
+    fn each_line_is_typed_after_the_text_before_it() {
+        let typed = vec![("=> ", "one\n".to_owned()), ("=> ", "done 0\n".to_owned())];
+        let how = Follow { typed, timeout: Some(Duration::from_secs(30)), ..Follow::default() };
+        let prompts = "printf '=> '; read a; echo \"$a\"; printf '= > ='; printf '> '; read b; echo; echo \"@cloven $b\"";
+        let (transcript, ended) = script(prompts, &how);
+        assert_eq!((ended, transcript.done), (Ended::Off, Some(0)));
+        assert_eq!(transcript.tail().next(), Some("=> one"));
     }
 
     #[test]

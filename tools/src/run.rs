@@ -27,8 +27,12 @@ use crate::{
 pub const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// The same with a Linux as the host, or with trials of live changes.
 pub const LINUX_TIMEOUT: Duration = Duration::from_secs(300);
-/// Less than this holds no hypervisor, kernel and initramfs where QEMU places them.
+/// Less than this holds no hypervisor, kernel and initramfs where they are placed.
 const LEAST_FOR_LINUX: Size = Size(256 << 20);
+/// Less than this holds no U-Boot with the hypervisor and its payload.
+const LEAST_FOR_U_BOOT: Size = Size(64 << 20);
+/// Less than this has too few places for the payload's look at RAM.
+const LEAST_FOR_PAYLOAD: Size = Size(16 << 20);
 
 /// A board that the hypervisor runs on.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -200,7 +204,7 @@ pub struct RunArgs {
     /// Add this to the command line of the host
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
-    /// Boot it by U-Boot, fetched as a distribution package, in place of QEMU's Linux loader
+    /// Boot it by U-Boot, fetched as a distribution package, in place of QEMU's Linux loader; a Linux host then gives no shell
     #[arg(long)]
     u_boot: bool,
     /// Write the table and the verdict to this file
@@ -344,9 +348,14 @@ pub fn run(args: RunArgs) -> Result<bool> {
     );
     let cpus = if args.icount { 1 } else { Machine::default().cpus };
     let machine = args.machine.apply(Machine { cpus, icount: args.icount, ..Machine::default() });
+    let (who, least) = match (linux, args.u_boot) {
+        (true, _) => ("a Linux host", LEAST_FOR_LINUX),
+        (false, true) => ("U-Boot", LEAST_FOR_U_BOOT),
+        (false, false) => ("the payload", LEAST_FOR_PAYLOAD),
+    };
     ensure!(
-        !linux || machine.memory.0 >= LEAST_FOR_LINUX.0,
-        "a Linux host needs more than {}: give --memory {LEAST_FOR_LINUX} or more",
+        machine.memory.0 >= least.0,
+        "{who} needs more than {}: give --memory {least} or more",
         machine.memory
     );
     let qemu = Qemu::locate()?;

@@ -578,7 +578,7 @@ fn scenarios(full: bool) -> Vec<Scenario> {
     unique(all)
 }
 
-/// Machines whose RAM is not QEMU's one bank.
+/// Machines whose RAM is not QEMU's one bank that is all free.
 fn own_trees() -> [(&'static str, Machine); 2] {
     let banks = Ram {
         banks: &[(0x4000_0000, 512 << 20), (300 << 30, 1 << 30)],
@@ -593,11 +593,18 @@ fn own_trees() -> [(&'static str, Machine); 2] {
         reserved: &[(0x4000_0000, 0x20_0000), (0x6200_1000, 0x3000)],
         memreserve: &[(0x6300_0000, 0x1_0000)],
     };
-    let machine = Machine { image_at: Some(0x5c00_0000), ..Machine::default() };
-    let memory = Size(301 << 30);
+    let machine = |place, memory, ram| Machine {
+        image_at: Some(place),
+        memory: Size(memory),
+        ram: Some(ram),
+        ..Machine::default()
+    };
     [
-        ("RAM in two banks, one above 256 GiB", Machine { memory, ram: Some(banks), ..machine.clone() }),
-        ("RAM that is reserved in each of three ways", Machine { ram: Some(reserved), ..machine }),
+        (
+            "RAM in two banks, the image in one above 256 GiB",
+            machine((300 << 30) + (512 << 20), 301 << 30, banks),
+        ),
+        ("RAM that is reserved in each of three ways", machine(0x5c00_0000, 1 << 30, reserved)),
     ]
 }
 
