@@ -58,6 +58,8 @@ pub enum Line<'a> {
     Check(Check),
     /// `@cloven figure NAME VALUE UNIT`
     Figure(Figure),
+    /// `@cloven view TEXT`
+    View(&'a str),
     /// `@cloven done COUNT`
     Done(usize),
     /// A line that begins with `@cloven` and is none of these: part of it was lost.
@@ -105,7 +107,7 @@ fn hypervisor_text(line: &str) -> Option<&str> {
     (!cpu.is_empty() && cpu.bytes().all(|b| b.is_ascii_digit())).then_some(text)
 }
 
-fn parse_record(record: &str) -> Option<Line<'static>> {
+fn parse_record(record: &str) -> Option<Line<'_>> {
     let (kind, rest) = record.split_once(' ')?;
     let mut words = rest.splitn(3, ' ').map(str::trim);
     Some(match kind {
@@ -123,6 +125,7 @@ fn parse_record(record: &str) -> Option<Line<'static>> {
             let value = words.next()?.parse().ok()?;
             Line::Figure(Figure { name, value, unit: words.next().unwrap_or_default().to_owned() })
         }
+        "view" => Line::View(rest),
         "done" => Line::Done(rest.trim().parse().ok()?),
         _ => return None,
     })
@@ -142,6 +145,8 @@ pub struct Transcript {
     pub checks: Vec<Check>,
     /// The figures, in the order they were printed.
     pub figures: Vec<Figure>,
+    /// What the guest sees of its machine, to be compared with another run.
+    pub view: Vec<String>,
     /// The number of checks that the guest says it printed.
     pub done: Option<usize>,
     /// The first fatal message of the hypervisor.
@@ -162,6 +167,7 @@ impl Transcript {
         match parse(line) {
             Line::Check(check) => self.checks.push(check),
             Line::Figure(figure) => self.figures.push(figure),
+            Line::View(text) => self.view.push(text.to_owned()),
             Line::Done(count) => self.done = Some(count),
             Line::Malformed(text) => keep_first(&mut self.malformed, text),
             Line::Fatal(text) => keep_first(&mut self.fatal, text),

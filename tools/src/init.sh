@@ -11,6 +11,7 @@ mount -t devtmpfs devtmpfs /dev
 # Only what is as grave as an oops may cut into the lines below.
 dmesg -n 1
 
+echo cloven: the first process >/dev/kmsg
 checks=0
 
 # check NAME ok|FAIL DETAIL
@@ -22,6 +23,16 @@ check() {
 # figure NAME VALUE UNIT
 figure() {
     echo "@cloven figure $*"
+}
+
+# told WORD: whether the command line has it
+told() {
+    grep -qw "$1" /proc/cmdline
+}
+
+# view KIND: each line of the input as something that the host sees
+view() {
+    sed "s/^/@cloven view $1: /"
 }
 
 # work CPU: hashes the numbers up to 40000 on that CPU
@@ -39,9 +50,21 @@ ticks() {
 
 echo "Linux $(uname -r)"
 
+cpu_dir=/sys/devices/system/cpu
+if told maxcpus=1; then
+    online=$(cat $cpu_dir/online)
+    if [ "$online" = 0 ]; then
+        check linux.maxcpus ok "CPU 0 alone until it is asked for more"
+    else
+        check linux.maxcpus FAIL "online $online"
+    fi
+    for switch in $cpu_dir/cpu*/online; do
+        [ "$(cat "$switch")" = 1 ] || echo 1 2>/dev/null >"$switch"
+    done
+fi
 cpus=$(nproc)
-present=$(cat /sys/devices/system/cpu/present)
-online=$(cat /sys/devices/system/cpu/online)
+present=$(cat $cpu_dir/present)
+online=$(cat $cpu_dir/online)
 figure linux.cpus "$cpus" cpus
 if [ "$present" = "$online" ]; then
     check linux.online ok "$online"
@@ -55,6 +78,23 @@ for range in $(sed -n 's/^\([0-9a-f]*\)-\([0-9a-f]*\) : System RAM$/\1-\2/p' /pr
     ram=$((ram + 0x${range#*-} - 0x${range%-*} + 1))
 done
 figure linux.ram "$ram" bytes
+
+# With virtual time that counts instructions, a microsecond is a thousand of them; the kernel's clock begins when it finds its timer.
+figure linux.first_process "$(dmesg | sed -n 's/^\[ *\([0-9]*\)\.\([0-9]*\)\] cloven: .*/\1\2/p' | sed 's/^0*//')" us
+
+# Only what is to be compared with the same kernel without a hypervisor
+if told cloven.view; then
+    grep -w . /proc/cpuinfo | view cpuinfo
+    # AT_HWCAP, AT_HWCAP2, AT_HWCAP3 and AT_HWCAP4
+    od -A n -v -t x8 /proc/self/auxv | awk '$1 ~ /^0*(10|1a|1d|1e)$/ { print $1, $2 }' | view hwcap
+    awk -v cpus="$(nproc)" 'NR > 1 { for (i = 1; i <= cpus + 1; i++) $i = ""; print }' /proc/interrupts | view interrupt
+    # RAM is compared by its size.
+    sed -n '/: System RAM$/d; /: reserved$/d; /^[0-9a-f]/p' /proc/iomem | view iomem
+    dmesg -r | sed -n 's/^<[0-4]>\[[^]]*\] //p' | view warning
+    dmesg | sed -n 's/^\[[^]]*\] \(CPU features: .*\)/\1/p' | view feature
+    echo "@cloven done $checks"
+    poweroff -f
+fi
 
 expected=4dee400da20bb6b7cfd1721c3383c86bb26571402edfe6631109445b28632130
 cpu=0
@@ -75,17 +115,32 @@ while [ "$cpu" -lt "$cpus" ]; do
     cpu=$((cpu + 1))
 done
 
-# CPU_OFF and a second CPU_ON
-if [ "$cpus" -gt 1 ]; then
-    switch=/sys/devices/system/cpu/cpu1/online
+# CPU_OFF and a second CPU_ON, of each that can
+cpu=1
+while [ "$cpu" -lt "$cpus" ]; do
+    name=linux.cpu_off_on.cpu$cpu
+    switch=$cpu_dir/cpu$cpu/online
     if ! echo 0 2>/dev/null >$switch || [ "$(cat $switch)" != 0 ]; then
-        check linux.cpu_off_on FAIL "CPU 1 does not go off"
+        check "$name" FAIL "it does not go off"
     elif ! echo 1 2>/dev/null >$switch || [ "$(cat $switch)" != 1 ]; then
-        check linux.cpu_off_on FAIL "CPU 1 does not come back"
-    elif [ "$(work 1)" != "$expected" ]; then
-        check linux.cpu_off_on FAIL "CPU 1 works wrong after it came back"
+        check "$name" FAIL "it does not come back"
+    elif [ "$(work "$cpu")" != "$expected" ]; then
+        check "$name" FAIL "it works wrong after it came back"
     else
-        check linux.cpu_off_on ok "CPU 1"
+        check "$name" ok
+    fi
+    cpu=$((cpu + 1))
+done
+
+# Suspend to idle, until the clock wakes it
+if told cloven.suspend; then
+    start=$(date +%s)
+    { echo +3 >/sys/class/rtc/rtc0/wakealarm && echo freeze >/sys/power/state; } 2>/dev/null
+    success=$(cat /sys/power/suspend_stats/success)
+    if [ "$success" = 1 ]; then
+        check linux.suspend_to_idle ok "$(($(date +%s) - start)) s"
+    else
+        check linux.suspend_to_idle FAIL "$success suspends; $(dmesg | tail -n 1)"
     fi
 fi
 
@@ -98,9 +153,12 @@ fi
 
 echo "@cloven done $checks"
 
-if grep -qw cloven.shell /proc/cmdline; then
+if told cloven.shell; then
     echo
     echo "A shell on Linux $(uname -r). 'exit' powers off; Ctrl-A X ends QEMU."
     setsid cttyhack sh
+fi
+if told cloven.reboot; then
+    reboot -f
 fi
 poweroff -f

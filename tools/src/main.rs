@@ -5,6 +5,7 @@
 mod apt;
 mod bench;
 mod check;
+mod compare;
 mod console;
 mod images;
 mod linux;

@@ -106,6 +106,10 @@ pub struct Machine {
     pub el2: bool,
     /// The version of its interrupt controller.
     pub gic: u8,
+    /// Whether that has an interrupt translation service.
+    pub its: bool,
+    /// Whether a reset starts it anew; else it ends the run.
+    pub resets: bool,
     /// Where the image is put, if not where QEMU's Linux loader does: a few instructions then play the boot loader, with a device
     /// tree of our own.
     pub image_at: Option<u64>,
@@ -113,6 +117,8 @@ pub struct Machine {
     pub ram: Option<Ram>,
     /// Whether virtual time counts instructions.
     pub icount: bool,
+    /// Where QEMU's random numbers for the guest begin, if they are to be the same each time.
+    pub seed: Option<u64>,
     /// Whether the machine waits for a debugger before it starts.
     pub gdb: bool,
 }
@@ -125,9 +131,12 @@ impl Default for Machine {
             cpu: "max".to_owned(),
             el2: true,
             gic: 3,
+            its: true,
+            resets: false,
             image_at: None,
             ram: None,
             icount: false,
+            seed: None,
             gdb: false,
         }
     }
@@ -264,14 +273,20 @@ impl Qemu {
     pub fn command(&self, machine: &Machine, boot: &Boot, interactive: bool) -> Command {
         let mut command = with_parent(&self.path);
         command.args(machine_arguments(machine, ""));
+        if !machine.resets {
+            command.arg("-no-reboot");
+        }
         // The default network card needs a file of a package of its own.
-        command.args(["-display", "none", "-no-reboot", "-nic", "none"]);
+        command.args(["-display", "none", "-nic", "none"]);
         command.args(if interactive { ["-serial", "mon:stdio"] } else { ["-serial", "stdio"] });
         if !interactive {
             command.args(["-monitor", "none"]);
         }
         if machine.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
+        }
+        if let Some(seed) = machine.seed {
+            command.args(["-seed", &seed.to_string()]);
         }
         if machine.gdb {
             command.args(["-s", "-S"]);
@@ -355,7 +370,8 @@ fn escaped(path: &Path) -> String {
 
 fn machine_kind(machine: &Machine) -> String {
     let virtualization = if machine.el2 { ",virtualization=on" } else { "" };
-    format!("virt{virtualization},gic-version={}", machine.gic)
+    let its = if machine.its { "" } else { ",its=off" };
+    format!("virt{virtualization},gic-version={}{its}", machine.gic)
 }
 
 /// Where the few instructions lie that play the boot loader: far from either end of 512 MiB of RAM.
@@ -440,7 +456,7 @@ pub struct Follow<'a> {
     pub timeout: Option<Duration>,
     /// The user's terminal is the machine's console.
     pub interactive: bool,
-    /// The run is ended when all of these texts have come.
+    /// The run is ended when these texts have come, one after the other.
     pub until: &'a [&'a str],
     /// The console goes to standard output as it comes.
     pub echo: bool,
@@ -483,7 +499,7 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
     let mut typist = Typist { keys: qemu.0.stdin.take(), rest: &how.typed, seen: String::new() };
     let mut screen = Screen::new(how.echo);
     let mut transcript = Transcript::default();
-    let mut waiting: Vec<&str> = how.until.to_vec();
+    let mut waiting = how.until;
     let start = Instant::now();
     let mut broken_since = None;
     let killed = loop {
@@ -500,7 +516,11 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
         };
         typist.see(&bytes);
         screen.show(&bytes, |line| {
-            waiting.retain(|text| !line.contains(text));
+            if let [next, rest @ ..] = waiting
+                && line.contains(next)
+            {
+                waiting = rest;
+            }
             transcript.push(line, |offset| symbols.describe(offset))
         });
         if !how.until.is_empty() && waiting.is_empty() {
@@ -844,11 +864,13 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_ended_when_the_awaited_texts_have_come() {
-        let how =
-            Follow { until: &["one", "two"], timeout: Some(Duration::from_secs(30)), ..Follow::default() };
-        let (_, ended) = script("echo two; echo one; exec sleep 60", &how);
+    fn a_run_is_ended_when_the_awaited_texts_have_come_in_their_order() {
+        let until = &["one", "two", "one"];
+        let how = Follow { until, timeout: Some(Duration::from_secs(30)), ..Follow::default() };
+        let (_, ended) = script("echo zero one; echo three; echo two; echo one; exec sleep 60", &how);
         assert_eq!(ended, Ended::Seen);
+        let (_, ended) = script("echo two; echo one; echo one", &how);
+        assert_eq!(ended, Ended::Off);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::{
+    compare,
     console::{Check, Figure, Transcript},
     images::{self, Image},
     linux::{self, Store, Version},
@@ -130,7 +131,7 @@ pub struct MachineArgs {
     /// Wait for a debugger before the first instruction
     #[arg(long, help_heading = "Machine")]
     pub gdb: bool,
-    /// End a run after this time [default: 120, with Linux 300, with --gdb or a shell none]
+    /// End a run after this time [default: 120, with Linux or --bbm 300, with --gdb or a shell none]
     #[arg(long, value_name = "SECS", help_heading = "Machine", value_parser = seconds)]
     pub timeout: Option<u64>,
     /// How much the hypervisor logs
@@ -193,10 +194,10 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Machine")]
     icount: bool,
     /// Boot a stock Linux as the host, fetched as a distribution package [default VERSION: 7.2]
-    #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "7.2", conflicts_with = "kernel")]
+    #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "7.2", group = "host")]
     linux: Option<Version>,
     /// Boot this kernel as the host
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", group = "host")]
     kernel: Option<PathBuf>,
     /// Give the host this initramfs in place of the one that checks what the host sees
     #[arg(long, value_name = "PATH")]
@@ -207,6 +208,9 @@ pub struct RunArgs {
     /// Boot it by U-Boot, fetched as a distribution package, in place of QEMU's Linux loader; a Linux host then gives no shell
     #[arg(long)]
     u_boot: bool,
+    /// Boot the same Linux with the hypervisor and, at EL1, without it, several times each, and tell in what that differs
+    #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot"])]
+    compare: bool,
     /// Write the table and the verdict to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -234,6 +238,8 @@ pub struct Job<'a> {
     pub machine: Machine,
     /// The host; without one the embedded payload runs.
     pub host: Option<Host>,
+    /// Whether the host's kernel runs without the hypervisor.
+    pub bare: bool,
     /// What the command line has beside what every host gets.
     pub append: Vec<String>,
     /// A device tree in place of QEMU's own.
@@ -289,8 +295,12 @@ impl Job<'_> {
         let checks_linux = self.host.as_ref().is_some_and(|host| host.checks);
         let needs_checks = self.host.is_none() || checks_linux;
         let (host_kernel, initrd) = self.host.map(|host| (host.kernel, host.initrd)).unzip();
+        let (image, host_kernel) = match host_kernel {
+            Some(kernel) if self.bare => (kernel, None),
+            kernel => (self.image.path.clone(), kernel),
+        };
         let mut boot = Boot {
-            image: self.image.path.clone(),
+            image,
             host_kernel,
             initrd,
             append: append.join(" "),
@@ -346,8 +356,9 @@ pub fn run(args: RunArgs) -> Result<bool> {
         linux || args.initrd.is_none(),
         "--initrd is for a Linux host: give --linux or --kernel PATH with it"
     );
-    let cpus = if args.icount { 1 } else { Machine::default().cpus };
-    let machine = args.machine.apply(Machine { cpus, icount: args.icount, ..Machine::default() });
+    let icount = args.icount || args.compare;
+    let cpus = if icount { 1 } else { Machine::default().cpus };
+    let machine = args.machine.apply(Machine { cpus, icount, ..Machine::default() });
     let (who, least) = match (linux, args.u_boot) {
         (true, _) => ("a Linux host", LEAST_FOR_LINUX),
         (false, true) => ("U-Boot", LEAST_FOR_U_BOOT),
@@ -361,7 +372,11 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let qemu = Qemu::locate()?;
     qemu.check_cpu(&machine.cpu)?;
     let host = host(&args)?;
-    let features = args.machine.features(&args.features);
+    let mut features = args.machine.features(&args.features);
+    // What EL2 costs is told by test builds.
+    if args.compare && !features.iter().any(|feature| feature == TRIAL) {
+        features.push(TRIAL.to_owned());
+    }
     let image = images::hypervisor(args.machine.platform.package(), &features)?;
 
     let u_boot = args.u_boot.then(|| Store::open()?.u_boot()).transpose()?;
@@ -369,8 +384,14 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let default = if linux || args.machine.bbm.is_some() { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
     let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
     let append = args.append.into_iter().chain(args.machine.parameters()).collect();
+    if let Some(host) = host.clone().filter(|_| args.compare) {
+        let compared = compare::compare(&qemu, &image, &machine, &host, append, timeout)?;
+        print!("{compared}");
+        report::write_json(args.json.as_deref(), &compared)?;
+        return Ok(compared.holds());
+    }
     let follow = Follow { timeout, interactive, echo: true, ..Follow::default() };
-    let job = Job { image: &image, machine, host, append, device_tree: None, u_boot, follow };
+    let job = Job { image: &image, machine, host, bare: false, append, device_tree: None, u_boot, follow };
     let outcome = job.run(&qemu)?;
     print!("{}", summary(&outcome));
     report::write_json(args.json.as_deref(), &outcome)?;

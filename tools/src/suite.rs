@@ -427,6 +427,8 @@ struct Scenario {
     features: &'static [&'static str],
     /// The level of FEAT_BBM that the hypervisor is told, if it is told one.
     bbm: Option<Bbm>,
+    /// Words on the command line.
+    append: &'static [&'static str],
     damage: Option<Damage>,
     /// Whether U-Boot boots it.
     u_boot: bool,
@@ -442,14 +444,21 @@ impl Scenario {
             linux: None,
             features: &[],
             bbm: None,
+            append: &[],
             damage: None,
             u_boot: false,
             expect: Expect::Pass,
         }
     }
 
-    fn linux(version: &'static str, cpus: u32, cpu: &str) -> Self {
-        Self { name: "a stock Linux runs as the host", linux: Some(version), ..Self::payload(cpus, GIB, cpu) }
+    fn linux(version: &'static str, cpus: u32, memory: Size, cpu: &str) -> Self {
+        let name = "a stock Linux runs as the host";
+        Self { name, linux: Some(version), ..Self::payload(cpus, memory, cpu) }
+    }
+
+    /// The same without an interrupt translation service.
+    fn without_its(self) -> Self {
+        Self { machine: Machine { its: false, ..self.machine }, ..self }
     }
 
     /// A run of the payload that must come to something else than a pass.
@@ -457,9 +466,10 @@ impl Scenario {
         Self { name, expect, ..Self::payload(4, GIB, "max") }
     }
 
-    /// Changes of live maps under CPUs that use them.
-    fn trials(bbm: Bbm) -> Self {
+    /// Changes of live maps under CPUs that use them: with `full` as many as `run` makes.
+    fn trials(bbm: Bbm, full: bool) -> Self {
         Self {
+            append: if full { &[] } else { &["cloven.changes=2000"] },
             name: match bbm {
                 Bbm::Level0 => "maps change under their users, --bbm 0",
                 Bbm::Level1 => "maps change under their users, --bbm 1",
@@ -476,11 +486,12 @@ impl Scenario {
         if self.linux.is_some() { Part::Linux } else { Part::Qemu }
     }
 
-    fn timeout(&self) -> Duration {
+    /// How long it may take, with trials of live changes or without.
+    fn timeout(&self, trials: bool) -> Duration {
         match (self.linux, self.expect) {
             (Some(_), _) => run::LINUX_TIMEOUT,
-            // Each of their invalidations stops four emulated CPUs, on whatever cores there are.
-            (None, Expect::Pass) if self.bbm.is_some() => run::LINUX_TIMEOUT,
+            // Each of their invalidations stops all emulated CPUs, on whatever cores there are.
+            (None, Expect::Pass) if trials => run::LINUX_TIMEOUT,
             (None, Expect::Pass) => run::PAYLOAD_TIMEOUT,
             (None, _) => SHORT,
         }
@@ -489,7 +500,12 @@ impl Scenario {
     fn title(&self) -> String {
         let Machine { cpus, memory, cpu, .. } = &self.machine;
         let linux = self.linux.map_or_else(String::new, |version| format!("Linux {version}, "));
-        format!("{} ({linux}{cpus} CPU{}, {memory}, {cpu})", self.name, if *cpus == 1 { "" } else { "s" })
+        let its = if self.machine.its { "" } else { ", no ITS" };
+        format!(
+            "{} ({linux}{cpus} CPU{}, {memory}, {cpu}{its})",
+            self.name,
+            if *cpus == 1 { "" } else { "s" }
+        )
     }
 }
 
@@ -549,31 +565,50 @@ fn scenarios(full: bool) -> Vec<Scenario> {
     all.push(Scenario {
         name: "U-Boot boots it with a stock Linux as the host",
         u_boot: true,
-        ..Scenario::linux("7.2", 4, "max")
+        ..Scenario::linux("7.2", 4, GIB, "max")
     });
     for (name, machine) in own_trees() {
         all.push(Scenario { name, machine: machine.clone(), ..Scenario::payload(4, GIB, "max") });
-        all.push(Scenario { name, machine, ..Scenario::linux("7.2", 4, "max") });
+        all.push(Scenario { name, machine, ..Scenario::linux("7.2", 4, GIB, "max") });
     }
-    all.extend([Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3].map(Scenario::trials));
-    for version in ["6.18", "7.2"] {
-        all.extend([1, 4].map(|cpus| Scenario::linux(version, cpus, "max")));
-    }
+    all.extend([Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3].map(|bbm| Scenario::trials(bbm, full)));
+    let gib = |count: u64| Size(count << 30);
+    all.extend([
+        Scenario::linux("7.2", 4, GIB, "max"),
+        Scenario::linux("7.2", 1, half, "cortex-a72"),
+        Scenario::linux("7.2", 2, gib(64), "neoverse-n2"),
+        Scenario::linux("6.18", 4, gib(2), "cortex-a76").without_its(),
+        Scenario::linux("6.18", 1, gib(4), "neoverse-n1"),
+        Scenario {
+            name: "a stock Linux starts on one CPU and takes the others later",
+            append: &["maxcpus=1"],
+            ..Scenario::linux("6.12", 4, gib(2), "cortex-a72")
+        },
+        Scenario {
+            name: "a stock Linux suspends to idle",
+            append: &["cloven.suspend"],
+            ..Scenario::linux("7.2", 2, GIB, "neoverse-n1")
+        },
+        Scenario {
+            name: "a stock Linux starts again after a reset",
+            append: &["cloven.reboot"],
+            machine: Machine { cpus: 2, resets: true, ..Machine::default() },
+            expect: Expect::Lines(&["info: Cloven", "@cloven done", "info: Cloven", "@cloven done"]),
+            ..Scenario::linux("6.18", 2, GIB, "max")
+        },
+    ]);
     if full {
         for cpu in ["max", "cortex-a72", "cortex-a76", "cortex-a710", "neoverse-n1", "neoverse-n2"] {
             for memory in [half, GIB, Size(4 << 30), Size(256 << 30)] {
                 all.extend([1, 2, 4, 8].map(|cpus| Scenario::payload(cpus, memory, cpu)));
             }
         }
-        for version in ["6.12", "6.18", "7.0", "7.2"] {
-            for cpu in ["max", "cortex-a72", "neoverse-n1", "neoverse-n2"] {
-                all.extend([1, 4, 8].map(|cpus| Scenario::linux(version, cpus, cpu)));
-            }
-        }
-        all.push(Scenario {
-            machine: Machine { memory: Size(64 << 30), ..Machine::default() },
-            ..Scenario::linux("7.2", 4, "max")
-        });
+        all.extend(pairwise(MATRIX.map(|values| values.len())).into_iter().map(|chosen| {
+            let [version, cpus, memory, cpu, its] = std::array::from_fn(|at| MATRIX[at][chosen[at]]);
+            let (cpus, memory) = (cpus.parse().unwrap_or(1), memory.parse().unwrap_or(GIB));
+            let scenario = Scenario::linux(version, cpus, memory, cpu);
+            if its == "its" { scenario } else { scenario.without_its() }
+        }));
     }
     unique(all)
 }
@@ -606,6 +641,46 @@ fn own_trees() -> [(&'static str, Machine); 2] {
         ),
         ("RAM that is reserved in each of three ways", machine(0x5c00_0000, 1 << 30, reserved)),
     ]
+}
+
+/// What a Linux host is to run on: version, CPUs, memory, CPU model, interrupt translation service.
+const MATRIX: [&[&str]; 5] = [
+    &["7.2", "6.18", "6.12"],
+    &["4", "1", "2", "8"],
+    &["512M", "2G", "4G", "64G", "256G"],
+    &["max", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-n2"],
+    &["its", "none"],
+];
+
+/// Choices of one value from each of `N` lists of these lengths, such that every two values of two lists stand in one of them together.
+///
+/// Greedy: each choice begins with a pair that is missing, and takes in each other list the value with the most missing pairs.
+fn pairwise<const N: usize>(lengths: [usize; N]) -> Vec<[usize; N]> {
+    let values = |list: usize| (0..lengths[list]).map(move |value| (list, value));
+    let all = || (0..N).flat_map(values);
+    let mut missing: Vec<[(usize, usize); 2]> =
+        all().flat_map(|a| all().filter(move |b| a.0 < b.0).map(move |b| [a, b])).collect();
+    let mut choices = Vec::new();
+    while let Some(&[a, b]) = missing.first() {
+        let mut chosen: [Option<usize>; N] = [None; N];
+        for (list, value) in [a, b] {
+            chosen[list] = Some(value);
+        }
+        let has = |chosen: &[Option<usize>; N], (list, value): (usize, usize)| chosen[list] == Some(value);
+        for list in 0..N {
+            let gain = |value: usize| {
+                let mut with = chosen;
+                with[list] = Some(value);
+                missing.iter().filter(|pair| pair.iter().all(|&part| has(&with, part))).count()
+            };
+            // The first of the best.
+            let best = (0..lengths[list]).rev().max_by_key(|&value| gain(value));
+            chosen[list] = chosen[list].or(best);
+        }
+        missing.retain(|pair| !pair.iter().all(|&part| has(&chosen, part)));
+        choices.push(chosen.map(Option::unwrap_or_default));
+    }
+    choices
 }
 
 /// The scenarios without those that are named like one before them.
@@ -676,12 +751,20 @@ impl Lab {
         };
         let u_boot = scenario.u_boot.then(|| self.store.u_boot()).transpose()?;
         let until = if let Expect::Lines(texts) = scenario.expect { texts } else { &[] };
-        let follow =
-            Follow { timeout: args.machine.timeout_or(scenario.timeout()), until, ..Follow::default() };
         let told = MachineArgs { bbm: args.machine.bbm.or(scenario.bbm), ..args.machine.clone() };
-        let append = told.parameters().collect();
-        let machine = scenario.machine.clone();
-        let job = Job { image: &image, machine, host, append, device_tree, u_boot, follow };
+        let timeout = args.machine.timeout_or(scenario.timeout(told.bbm.is_some()));
+        let follow = Follow { timeout, until, ..Follow::default() };
+        let append = told.parameters().chain(scenario.append.iter().map(|word| (*word).to_owned())).collect();
+        let job = Job {
+            image: &image,
+            machine: scenario.machine.clone(),
+            host,
+            bare: false,
+            append,
+            device_tree,
+            u_boot,
+            follow,
+        };
         Ok(scenario.expect.judge(&job.run(&self.qemu)?))
     }
 
@@ -785,6 +868,21 @@ mod tests {
         titles.dedup();
         assert_eq!(titles.len(), all.len());
         assert!(scenarios(false).len() < all.len());
+    }
+
+    #[test]
+    fn every_pair_of_values_is_in_the_matrix() {
+        let lengths = MATRIX.map(|values| values.len());
+        let choices = pairwise(lengths);
+        for (a, b) in (0..lengths.len()).flat_map(|a| (a + 1..lengths.len()).map(move |b| (a, b))) {
+            for (x, y) in (0..lengths[a]).flat_map(|x| (0..lengths[b]).map(move |y| (x, y))) {
+                let there = choices.iter().any(|choice| choice[a] == x && choice[b] == y);
+                assert!(there, "{} with {}", MATRIX[a][x], MATRIX[b][y]);
+            }
+        }
+        assert!(choices.len() <= 30, "{} runs", choices.len());
+        assert!(MATRIX[1].iter().all(|cpus| cpus.parse::<u32>().is_ok()));
+        assert!(MATRIX[2].iter().all(|memory| memory.parse::<Size>().is_ok()));
     }
 
     #[test]

@@ -108,9 +108,7 @@ fn trial_ranges(machine: &Machine<'_>, taken: &[Range<Pa>]) -> Option<[u64; 2]> 
 
 /// How the payload's translations may change: as the hypervisor was told (`cloven.bbm`), or as the CPU says.
 fn capabilities(machine: &Machine<'_>) -> Capabilities {
-    let told = machine.bootargs.and_then(|text| {
-        text.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("cloven.bbm="))?.parse().ok()
-    });
+    let told = machine.parameter("cloven.bbm").and_then(|text| text.parse().ok());
     let own = arm_sysregs::el1::accessors::read_id_aa64mmfr2_el1().bbm();
     Capabilities::LEAST | Capabilities::bbm(told.unwrap_or(own))
 }

@@ -19,7 +19,7 @@ const TOUCH_EL2: u32 = 0xc600_0012;
 const CHANGE_EL2: u32 = 0xc600_0013;
 const NOT_SUPPORTED: u64 = u64::MAX;
 
-/// Changes in each trial.
+/// Changes in each trial, unless `cloven.changes` says otherwise.
 const CHANGES: u64 = 10_000;
 /// CPUs that touch, at most.
 const TOUCHING: usize = 3;
@@ -89,8 +89,8 @@ pub fn touch(me: usize, at_el2: bool) {
     }
 }
 
-fn say_outcome(report: &mut Report, name: &str, ready: bool, outcome: Outcome) {
-    report.check(name, ready && outcome.holds(CHANGES), format_args!("{outcome:?}"));
+fn say_outcome(report: &mut Report, name: &str, ready: bool, outcome: Outcome, changes: u64) {
+    report.check(name, ready && outcome.holds(changes), format_args!("{outcome:?}"));
 }
 
 /// All trials that can be made here.
@@ -104,14 +104,15 @@ pub fn all(report: &mut Report, machine: &Machine<'_>, memory: &Memory) {
         say!("payload: trials of live changes take more than one CPU");
         return;
     }
+    let changes = machine.parameter("cloven.changes").and_then(|text| text.parse().ok()).unwrap_or(CHANGES);
     let map = &memory.map;
     let tried = |report: &mut Report, name, under| {
         let host = Host { map, under };
         ranges.into_iter().for_each(|start| own(map, start, PART, C::WRITABLE));
         // SAFETY: free RAM, mapped as data at its own address; the other CPUs wait for orders.
         let ready = unsafe { TRIAL.prepare(&host, ranges) };
-        let outcome = cpus::while_touching(others, false, || TRIAL.change(&host, others, CHANGES, SEED));
-        say_outcome(report, name, ready, outcome);
+        let outcome = cpus::while_touching(others, false, || TRIAL.change(&host, others, changes, SEED));
+        say_outcome(report, name, ready, outcome, changes);
     };
     let in_place = map.capabilities().bbm_level() == 3;
     if in_place {
@@ -127,9 +128,9 @@ pub fn all(report: &mut Report, machine: &Machine<'_>, memory: &Memory) {
     if in_place {
         let ready = call(PREPARE_EL2, [ranges[0], ranges[1], 0])[0] == 0;
         let outcome = cpus::while_touching(others, true, || {
-            let answer = call(CHANGE_EL2, [others as u64, CHANGES, SEED]);
+            let answer = call(CHANGE_EL2, [others as u64, changes, SEED]);
             Outcome { changes: answer[0], refused: answer[1], wrong: answer[2], passes: answer[3] }
         });
-        say_outcome(report, "trial.el2_map_changes_under_its_users", ready, outcome);
+        say_outcome(report, "trial.el2_map_changes_under_its_users", ready, outcome, changes);
     }
 }

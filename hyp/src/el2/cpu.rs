@@ -3,7 +3,7 @@
 //! Invariant: what is set here does not depend on what was in the registers before (they are UNKNOWN at reset), and a
 //! register that a feature brings is written only if the feature is there.
 //!
-//! What must: SMC, to relay PSCI; stage 2. References: Arm ARM D24.2 for each register, Linux `booting.rst` for what a
+//! What must: SMC, to relay PSCI; stage 2; the buffers of profiling (SPE) and trace (TRBE), which walk stage 2 by themselves. References: Arm ARM D24.2 for each register, Linux `booting.rst` for what a
 //! kernel expects of the level above.
 
 use core::arch::asm;
@@ -28,9 +28,10 @@ write_sysreg!(zcr_el2: s3_4_c1_c2_0, u64, safe);
 write_sysreg!(smcr_el2: s3_4_c1_c2_6, u64, safe);
 write_sysreg!(smprimap_el2: s3_4_c1_c2_5, u64, safe);
 write_sysreg!(pmscr_el2: s3_4_c9_c9_0, u64, safe);
+write_sysreg!(pmblimitr_el1: s3_0_c9_c10_0, u64, safe);
+write_sysreg!(trblimitr_el1: s3_0_c9_c11_0, u64, safe);
 write_sysreg!(lorc_el1: s3_0_c10_c4_3, u64, safe);
 read_sysreg!(pmbidr_el1: s3_0_c9_c10_7, u64, safe);
-read_sysreg!(pmsidr_el1: s3_0_c9_c9_7, u64, safe);
 read_sysreg!(trbidr_el1: s3_0_c9_c11_7, u64, safe);
 
 /// Vector length fields that ask for the longest there is.
@@ -40,15 +41,13 @@ const SMCR_FA64: u64 = 1 << 31;
 const SMFR0_FA64: u64 = 1 << 63;
 /// A profiling or trace buffer that EL3 keeps for itself.
 const BUFFER_OWNED_ABOVE: u64 = 1 << 4;
-const PMSCR_PA_PCT: u64 = 1 << 4 | 1 << 6;
-const MDCR_E2PB_EL1: u64 = 0b11 << 12;
-const MDCR_E2TB_EL1: u64 = 0b11 << 24;
+/// `MDCR_EL2.TPMS`: profiling controls trap. Without `E2PB` and `E2TB` the buffers' registers do too.
+const MDCR_TPMS: u64 = 1 << 14;
 const BRBCR_CC_MPRED: u64 = 1 << 3 | 1 << 4;
 const PMU_V3P1: u8 = 0b0100;
 const PMU_V3P5: u8 = 0b0110;
 const PMU_V3P9: u8 = 0b1001;
 const PMU_IMPLEMENTATION_DEFINED: u8 = 0xf;
-const PMSIDR_FDS: u64 = 1 << 7;
 const DEBUG_V8P9: u8 = 0b1011;
 const SPSR_EL1H_MASKED: u64 = 0b1111 << 6 | 0b0101;
 
@@ -136,10 +135,9 @@ pub fn ipa_of_page(far: u64) -> Option<u64> {
     (par & FAILED == 0).then_some(par & PAGE)
 }
 
-/// The level of FEAT_BBM that `cloven.bbm=LEVEL` on the command line gives, if it does: at most the running CPU's own, unless
+/// The level of FEAT_BBM that the parameter `cloven.bbm` gives as `text`, if it does: at most the running CPU's own, unless
 /// `raise`, which is for tests on an emulator that raises no conflict aborts.
-pub fn believed_bbm(bootargs: &str, raise: bool) -> Option<u8> {
-    let text = bootargs.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("cloven.bbm="))?;
+pub fn believed_bbm(text: &str, raise: bool) -> Option<u8> {
     let level = text.parse().ok().filter(|&level| level <= 3);
     let own = read_id_aa64mmfr2_el1().bbm();
     match level {
@@ -169,20 +167,25 @@ pub fn affinity() -> u64 {
     read_mpidr_el1().bits() & AFFINITY
 }
 
-/// Prepares this CPU's EL2 and EL1 for the host. Stage 2 is installed after it: `HCR_EL2.VM` may be cached in TLB entries,
-/// which that invalidates.
+/// Prepares this CPU's EL2 and EL1 for the host. Stage 2 is installed, and turned on, after it.
+///
+/// A CPU that speculates AT instructions at EL2 (Cortex-A55 1530923, A57 1319537, A72 1319367, A76 1165522) may walk EL1's translations
+/// meanwhile, through registers that are UNKNOWN until they are written. So stage 1 of EL1 is off before anything else, and stage 2
+/// is turned on only when its registers are set; what such a walk left in the TLB goes with [`crate::stage2::install::install`]'s
+/// invalidation. With one VMID, never changed afterwards, there is no other moment at which these errata matter.
 ///
 /// # Safety
 /// Runs at EL2 with the EL2 map on, before this CPU enters the host.
 pub unsafe fn prepare(features: &Features) {
     // SAFETY: every register concerns EL1 and EL0 only, or traps from there, and the host does not run yet.
     unsafe {
+        el1(features);
+        asm!("isb", options(nostack));
         traps(features);
         vectors_and_floating_point();
         debug_and_profiling();
         interrupts_and_timers();
         fine_grained_traps();
-        el1(features);
         asm!("isb", options(nostack));
     }
 }
@@ -193,7 +196,7 @@ unsafe fn traps(features: &Features) {
     let (isar1, isar2) = (read_id_aa64isar1_el1(), read_id_aa64isar2_el1());
     let (mmfr1, mmfr3) = (read_id_aa64mmfr1_el1(), read_id_aa64mmfr3_el1());
 
-    let mut hcr = HcrEl2::VM | HcrEl2::SWIO | HcrEl2::RW | HcrEl2::TSC;
+    let mut hcr = HcrEl2::SWIO | HcrEl2::RW | HcrEl2::TSC;
     let pauth = isar1.apa() != 0 || isar1.api() != 0 || isar2.apa3() != 0;
     hcr.set(HcrEl2::APK | HcrEl2::API, pauth);
     hcr.set(HcrEl2::ATA, pfr1.mte() >= 0b0010);
@@ -257,7 +260,7 @@ unsafe fn vectors_and_floating_point() {
     }
 }
 
-/// The PMU, self-hosted debug, profiling, trace and branch records belong to the host.
+/// The PMU, self-hosted debug and branch records belong to the host; profiling and trace buffers to nobody.
 unsafe fn debug_and_profiling() {
     let dfr0 = read_id_aa64dfr0_el1();
     let mut mdcr = 0;
@@ -275,13 +278,17 @@ unsafe fn debug_and_profiling() {
         // Off, and no counter overflows into an interrupt before the host looks.
         write_pmcr_el0(PmcrEl0::empty());
     }
-    // Their buffers are translated by stage 1 and stage 2 of EL1, so they reach no further than the host does.
-    if dfr0.pmsver() != 0 && read_pmbidr_el1() & BUFFER_OWNED_ABOVE == 0 {
-        write_pmscr_el2(PMSCR_PA_PCT);
-        mdcr |= MDCR_E2PB_EL1;
+    // Profiling and trace buffers walk stage 2 at any moment, and take a broken entry for the end of their buffer, not for a reason to
+    // try again (Arm ARM D8.2, I_JZRDG): the host gets neither. EL2 owns them, off; the host reads so in PMBIDR_EL1.P and TRBIDR_EL1.P.
+    if dfr0.pmsver() != 0 {
+        if read_pmbidr_el1() & BUFFER_OWNED_ABOVE == 0 {
+            write_pmblimitr_el1(0);
+            write_pmscr_el2(0);
+        }
+        mdcr |= MDCR_TPMS;
     }
     if dfr0.tracebuffer() != 0 && read_trbidr_el1() & BUFFER_OWNED_ABOVE == 0 {
-        mdcr |= MDCR_E2TB_EL1;
+        write_trblimitr_el1(0);
     }
     write_mdcr_el2(MdcrEl2::from_bits_retain(mdcr));
     if dfr0.brbe() != 0 {
@@ -333,10 +340,8 @@ unsafe fn fine_grained_traps() {
 
     let mut debug = HdfgrtrEl2::empty();
     debug.set(HdfgrtrEl2::NBRBIDR | HdfgrtrEl2::NBRBCTL | HdfgrtrEl2::NBRBDATA, brbe);
-    debug.set(HdfgrtrEl2::NPMSNEVFR_EL1, dfr0.pmsver() >= 0b0011);
     let mut debug_writes = HdfgwtrEl2::empty();
     debug_writes.set(HdfgwtrEl2::NBRBCTL | HdfgwtrEl2::NBRBDATA, brbe);
-    debug_writes.set(HdfgwtrEl2::NPMSNEVFR_EL1, dfr0.pmsver() >= 0b0011);
 
     // SAFETY: the caller's.
     unsafe {
@@ -357,7 +362,6 @@ unsafe fn fine_grained_traps() {
             );
             debug2.set(Hdfgrtr2El2::NMDSELR_EL1, dfr0.debugver() >= DEBUG_V8P9);
             debug2.set(Hdfgrtr2El2::NPMSSDATA | Hdfgrtr2El2::NPMSSCR_EL1, dfr0.pmss() != 0);
-            debug2.set(Hdfgrtr2El2::NPMSDSFR_EL1, dfr0.pmsver() != 0 && read_pmsidr_el1() & PMSIDR_FDS != 0);
             let mut registers2 = Hfgrtr2El2::empty();
             registers2.set(Hfgrtr2El2::NRCWSMASK_EL1, pfr1.the() != 0);
             registers2.set(Hfgrtr2El2::NPFAR_EL1, pfr1.pfar() != 0);

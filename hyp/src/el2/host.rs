@@ -9,13 +9,13 @@ use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
 use arm_sysregs::el1::{accessors::*, registers::*};
 use arm_sysregs::el2::{accessors::*, registers::*};
 use log::{debug, error, warn};
-use smccc::Smc;
 use spin::Once;
 
 use super::boot::{El2Map, HostMap};
 use super::cache;
 use super::cpu::{self, Features};
 use super::entry::secondary_address;
+use super::exits::Exit;
 use super::image::Layout;
 use super::inject::{Exception, Interrupted};
 use super::percpu::PerCpu;
@@ -33,6 +33,12 @@ const INSTRUCTION: u64 = 4;
 /// D8.4.6).
 const SPSR_OF_ONE_INSTRUCTION: u64 = 1 << 21 | 0b11 << 10;
 
+/// Whom a relayed call ends at.
+#[cfg(not(feature = "stand-in"))]
+type Firmware = smccc::Smc;
+#[cfg(feature = "stand-in")]
+type Firmware = super::stand_in::StandIn<smccc::Smc>;
+
 /// What every CPU needs to carry the host. Made once, on the boot CPU.
 pub struct Host {
     /// Where the hypervisor lies.
@@ -42,7 +48,7 @@ pub struct Host {
     /// Its CPUs, in the order of their numbers: the boot CPU first.
     pub cpus: &'static [CpuPower],
     /// Who answers its calls.
-    pub services: Services<'static, Smc>,
+    pub services: Services<'static, Firmware>,
     /// Its stage 2.
     pub stage2: stage2::Registers,
     /// What the boot CPU has; the others must have as much.
@@ -59,7 +65,7 @@ static HOST: Once<Host> = Once::new();
 
 impl Host {
     /// The services for `cpus`: with PSCI if the machine's firmware speaks it.
-    pub fn services(cpus: &'static [CpuPower], has_psci: bool) -> Services<'static, Smc> {
+    pub fn services(cpus: &'static [CpuPower], has_psci: bool) -> Services<'static, Firmware> {
         Services { psci: has_psci.then(|| Psci::new(cpus)) }
     }
 }
@@ -150,7 +156,7 @@ extern "C" fn cloven_secondary() -> ! {
             host.features
         );
         host.cpus[percpu.number()].left();
-        let _ = smccc::psci::cpu_off::<Smc>();
+        let _ = smccc::psci::cpu_off::<smccc::Smc>();
         super::fault::refuse(format_args!("the firmware did not turn it off"));
     }
     host.cpus[percpu.number()].arrived();
@@ -176,20 +182,29 @@ unsafe fn descend(host: &Host, entry: HostEntry) -> ! {
 pub fn exit(handler: &impl SmcHandler, frame: &mut Frame) {
     // Nothing comes from below before the host runs.
     let Some(host) = HOST.get() else { return };
+    #[cfg(feature = "trial")]
+    let _time = super::trial::Time::start();
     let esr = read_esr_el2().bits();
+    let exits = &PerCpu::this().exits;
     match Cause::decode(esr) {
-        Cause::Hvc => answer(host, handler, frame),
+        Cause::Hvc => {
+            exits.count(Exit::Hvc);
+            answer(host, handler, frame);
+        }
         Cause::Smc => {
+            exits.count(Exit::Smc);
             // Trapped before it was executed.
             advance();
             answer(host, handler, frame);
         }
         Cause::Abort(abort) if abort.is_tlb_conflict() => {
+            exits.count(Exit::Conflict);
             stage2::install::forget_all();
             limited(|| warn!("TLB conflict below, syndrome {esr:#x}: all entries of this CPU forgotten"));
         }
-        Cause::Abort(abort) if host.is_to_try_again(abort) => {}
+        Cause::Abort(abort) if host.is_to_try_again(abort) => exits.count(Exit::Retried),
         Cause::Abort(abort) => {
+            exits.count(Exit::Refused);
             let far = read_far_el2().bits();
             let pc = read_elr_el2().bits();
             limited(|| {
@@ -206,7 +221,9 @@ pub fn exit(handler: &impl SmcHandler, frame: &mut Frame) {
             unsafe { write_far_el1(FarEl1::from_bits_retain(far)) };
             inject(host, Exception::External(abort));
         }
-        Cause::SystemRegister { .. } | Cause::Other { .. } => {
+        cause @ (Cause::SystemRegister { .. } | Cause::Other { .. }) => {
+            let is_register = matches!(cause, Cause::SystemRegister { .. });
+            exits.count(if is_register { Exit::SystemRegister } else { Exit::Other });
             let pc = read_elr_el2().bits();
             limited(|| warn!("host: undefined instruction at PC {pc:#x}, syndrome {esr:#x}"));
             inject(host, Exception::Undefined);
@@ -215,16 +232,26 @@ pub fn exit(handler: &impl SmcHandler, frame: &mut Frame) {
 }
 
 fn answer(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
-    let me = PerCpu::this().number();
+    let percpu = PerCpu::this();
+    let me = percpu.number();
+    #[cfg(any(feature = "trial", feature = "stand-in"))]
+    let [function, args @ ..] = frame.x;
+    #[cfg(feature = "stand-in")]
+    if let Some(answer) = super::stand_in::call(me, function as u32, &args) {
+        frame.x[..2].copy_from_slice(&answer);
+        return;
+    }
     #[cfg(feature = "trial")]
     {
-        let [function, args @ ..] = frame.x;
+        if function as u32 == smccc::psci::PSCI_SYSTEM_OFF {
+            super::trial::tell_costs();
+        }
         if let Some(answer) = super::trial::call(host, me, function as u32, &args) {
             frame.x[..4].copy_from_slice(&answer);
             return;
         }
     }
-    host.services.answer(host, handler, me, &mut frame.x);
+    host.services.answer(host, handler, (me, &percpu.exits), &mut frame.x);
 }
 
 fn advance() {

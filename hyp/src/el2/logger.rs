@@ -25,13 +25,6 @@ pub fn init(console: Console, level: LevelFilter) {
     log::set_max_level(level);
 }
 
-/// The level that the command line asks for with `cloven.log=LEVEL`, if it does.
-pub fn level(bootargs: &str) -> Option<LevelFilter> {
-    let argument =
-        bootargs.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("cloven.log="))?;
-    argument.parse().ok()
-}
-
 /// A line of the dying: no level filter, and the lock is broken if it does not come free.
 pub fn fatal(line: fmt::Arguments<'_>) {
     dying_line(format_args!("fatal: {line}"));

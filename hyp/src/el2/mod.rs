@@ -15,14 +15,17 @@
 //! | [`inject`] | taking an exception to EL1 as the hardware would (Arm ARM D1.3) |
 //! | [`smccc`] | which call is answered by whom (SMCCC DEN0028) |
 //! | [`psci`] | CPUs off, pending and on (PSCI DEN0022) |
+//! | [`exits`] | exits from below, counted by kind |
 //! | `entry` | the image header, the first instructions of each CPU (Linux `booting.rst`) |
 //! | `boot` | the boot CPU's way to the host |
 //! | `cpu` | the EL2 registers that let a stock kernel use what the CPU has |
 //! | `vectors`, `host` | exceptions from below, and their answers |
 //! | `fault` | faults of our own: register dump and backtrace |
 //! | `trial` | calls of test builds that change maps |
+//! | `stand_in` | of test builds: who answers in place of the firmware |
 //! | `image`, `percpu`, `cache`, `logger` | our memory, per-CPU data, cache maintenance, messages |
 
+pub mod exits;
 pub mod inject;
 pub mod psci;
 pub mod smccc;
@@ -46,6 +49,8 @@ pub mod image;
 pub mod logger;
 #[cfg(target_arch = "aarch64")]
 mod percpu;
+#[cfg(all(target_arch = "aarch64", feature = "stand-in"))]
+pub mod stand_in;
 #[cfg(all(target_arch = "aarch64", feature = "trial"))]
 pub mod trial;
 #[cfg(target_arch = "aarch64")]

@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use arm_sysregs::el2::accessors::read_tpidr_el2;
 
 use super::cache;
+use super::exits::Exits;
 use super::image::Layout;
 use super::psci::HostEntry;
 use crate::mapping::{Address, AddressError, GRANULE, Pa, Range};
@@ -40,6 +41,8 @@ pub struct PerCpu {
     host_context: AtomicU64,
     /// Faults of our own on this CPU.
     pub deaths: AtomicU32,
+    /// How often it came to EL2 from below.
+    pub exits: Exits,
 }
 
 impl PerCpu {
@@ -56,6 +59,7 @@ impl PerCpu {
             host_pc: AtomicU64::new(0),
             host_context: AtomicU64::new(0),
             deaths: AtomicU32::new(0),
+            exits: Exits::new(),
         };
         // SAFETY: aligned (a page's start), mapped, and nobody refers to it, by the caller's word.
         unsafe { at.write(data) };

@@ -9,6 +9,7 @@ use smccc::arch::{
     SMCCC_ARCH_WORKAROUND_3, SMCCC_VERSION,
 };
 
+use super::exits::Exits;
 use super::psci::{NOT_SUPPORTED, Power, Psci};
 
 /// The version of the convention that the host is given: 1.2.
@@ -20,10 +21,17 @@ const SMCCC_ARCH_WORKAROUND_4: u32 = 0x8000_0004;
 pub const CALL_UID: u32 = 0x8600_ff01;
 /// Of the vendor-specific hypervisor service: the version of its interface.
 pub const CALL_REVISION: u32 = 0x8600_ff03;
+/// Of the vendor-specific hypervisor service (SMC64): how often the calling CPU came to EL2 from below by the kind of exit in x1, the
+/// number of an [`Exit`](super::exits::Exit). x0 is 0 and x1 the count since the CPU's data was made, this call included; for any other
+/// number x0 is INVALID_PARAMETER and x1 is kept.
+pub const CALL_EXITS: u32 = 0xc600_0001;
+const SUCCESS: i64 = 0;
+/// A parameter of the call has a value that it does not know (SMCCC, "Return codes").
+pub const INVALID_PARAMETER: i64 = -3;
 /// Cloven's answer to [`CALL_UID`]: the UUID 6e1d3c52-7f0a-4b38-9c41-d7a5b2e08f94 in four registers.
 pub const UID: [u64; 4] = [0x523c_1d6e, 0x384b_0a7f, 0xa5d7_419c, 0x948f_e0b2];
 /// Cloven's answer to [`CALL_REVISION`]: major, minor.
-pub const REVISION: [u64; 2] = [0, 1];
+pub const REVISION: [u64; 2] = [0, 2];
 
 /// Answers what [`Services`] does not know: the platform's own calls.
 pub trait SmcHandler {
@@ -50,8 +58,14 @@ pub struct Services<'a, C> {
 }
 
 impl<C: Call> Services<'_, C> {
-    /// Answers the call in x0 to x17 for CPU number `me`: puts the answer in their place.
-    pub fn answer(&self, power: &impl Power, handler: &impl SmcHandler, me: usize, x: &mut [u64; 18]) {
+    /// Answers the call in x0 to x17 for CPU number `me`, whose exits are `exits`: puts the answer in their place.
+    pub fn answer(
+        &self,
+        power: &impl Power,
+        handler: &impl SmcHandler,
+        (me, exits): (usize, &Exits),
+        x: &mut [u64; 18],
+    ) {
         let function = x[0] as u32;
         let [_, args @ ..] = *x;
         if let Some(answer) = self.general(function, args[0] as u32) {
@@ -64,6 +78,11 @@ impl<C: Call> Services<'_, C> {
             x[..4].copy_from_slice(&UID);
         } else if function == CALL_REVISION {
             x[..2].copy_from_slice(&REVISION);
+        } else if function == CALL_EXITS {
+            match exits.of(args[0]) {
+                Some(count) => x[..2].copy_from_slice(&[SUCCESS as u64, count]),
+                None => x[0] = INVALID_PARAMETER as u64,
+            }
         } else if self.psci.is_some() && is_passed_on(function) {
             x[..4].copy_from_slice(&C::call64(function, args)[..4]);
         } else if let Some(answer) = handler.call(function, &args) {
@@ -104,6 +123,7 @@ fn is_passed_on(function: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::exits::Exit;
     use super::super::psci::{CpuPower, FirmwareEntry, HostEntry};
     use super::*;
 
@@ -136,7 +156,9 @@ mod tests {
         let psci = with_firmware.then(|| Psci::<Smc>::new(&cpus));
         let mut x = [0xee; 18];
         (x[0], x[1]) = (function, arg);
-        Services { psci }.answer(&Board, &NoCalls, 0, &mut x);
+        let exits = Exits::new();
+        exits.count(Exit::Smc);
+        Services { psci }.answer(&Board, &NoCalls, (0, &exits), &mut x);
         assert!(x[4..].iter().all(|&value| value == 0xee), "x4 to x17 are the caller's");
         x
     }
@@ -177,5 +199,15 @@ mod tests {
     fn the_vendor_service_says_who_it_is() {
         assert_eq!(answer(false, CALL_UID.into(), 0)[..4], UID);
         assert_eq!(answer(false, CALL_REVISION.into(), 0)[..2], REVISION);
+    }
+
+    #[test]
+    fn exits_are_told_by_their_kind() {
+        let exits = |kind| answer(false, CALL_EXITS.into(), kind);
+        assert_eq!(exits(Exit::Smc as u64)[..4], [0, 1, 0xee, 0xee]);
+        assert_eq!(exits(Exit::Hvc as u64)[..2], [0, 0]);
+        for bad in [Exit::ALL.len() as u64, 1 << 32, u64::MAX] {
+            assert_eq!(exits(bad)[..4], [INVALID_PARAMETER as u64, bad, 0xee, 0xee]);
+        }
     }
 }

@@ -1,8 +1,12 @@
-//! Calls of test builds: the host changes its own stage 2 with them, and takes part in a trial of EL2's own map.
+//! Of test builds: calls with which the host changes its own stage 2, or takes part in a trial of EL2's own map, and what EL2 costs the
+//! host.
 //!
 //! Invariant: only RAM of the host can be changed, and what the host can do with it, but for writes that it asks to lose.
 
-use log::debug;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use arm_sysregs::el0::accessors::read_cntpct_el0;
+use log::{debug, info};
 
 use super::cache;
 use super::host::Host;
@@ -20,6 +24,33 @@ pub const TOUCH_EL2: u32 = 0xc600_0012;
 pub const CHANGE_EL2: u32 = 0xc600_0013;
 
 static TRIAL: Trial = Trial::new();
+
+/// Exits answered by all CPUs, and ticks of the counter between their first instruction in Rust and the last.
+static EXITS: AtomicU64 = AtomicU64::new(0);
+static TICKS: AtomicU64 = AtomicU64::new(0);
+
+/// The time of one exit, which is over when this is dropped.
+pub struct Time(u64);
+
+impl Time {
+    /// The exit begins.
+    pub fn start() -> Self {
+        Self(read_cntpct_el0().bits())
+    }
+}
+
+impl Drop for Time {
+    fn drop(&mut self) {
+        EXITS.fetch_add(1, Relaxed);
+        TICKS.fetch_add(read_cntpct_el0().bits() - self.0, Relaxed);
+    }
+}
+
+/// What EL2 has cost so far.
+pub fn tell_costs() {
+    info!("@cloven figure el2.exits {} exits", EXITS.load(Relaxed));
+    info!("@cloven figure el2.ticks {} ticks", TICKS.load(Relaxed));
+}
 
 /// The answer to `function` for CPU number `me`, if it is one of these calls.
 pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[u64; 4]> {

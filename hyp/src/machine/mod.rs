@@ -169,6 +169,12 @@ pub fn tree_size(first: [u8; 8]) -> Result<usize, MachineError> {
 }
 
 impl<'a> Machine<'a> {
+    /// The value of the last `NAME=VALUE` on the command line.
+    pub fn parameter(&self, name: &str) -> Option<&'a str> {
+        let words = self.bootargs?.split_ascii_whitespace();
+        words.rev().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    }
+
     /// Reads the machine out of its device tree.
     ///
     /// # Errors

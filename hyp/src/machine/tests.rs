@@ -75,6 +75,17 @@ fn qemus_tree_says_what_the_machine_is() {
 }
 
 #[test]
+fn the_last_of_several_parameters_of_one_name_counts() {
+    let machine = read(TWO_BANKS).unwrap();
+    assert_eq!(machine.parameter("cloven.log"), Some("debug"));
+    assert_eq!((machine.parameter("quiet"), machine.parameter("cloven")), (None, None));
+    let text = Some("a=1 b a=2 ab=3 c=");
+    let machine = Machine { bootargs: text, ..machine };
+    let values = ["a", "b", "ab", "c"].map(|name| machine.parameter(name));
+    assert_eq!(values, [Some("2"), None, Some("3"), Some("")]);
+}
+
+#[test]
 fn banks_are_sorted_merged_and_cut_to_granules() {
     let machine = read(TWO_BANKS).unwrap();
     assert_eq!(ends(&machine.memory), [(0x4000_1000, 0x8000_0000), (0x8_8000_0000, 0x9_4000_0000)]);

@@ -7,8 +7,8 @@ use crate::mapping::{Scope, Stage2, Tlbi};
 use crate::stage1::install::Instructions;
 use crate::tlbi;
 
-/// From the next entry to EL1 on, this CPU translates its accesses through the map of `registers` (with
-/// `HCR_EL2.VM` set). Nothing that it cached of an earlier map is used.
+/// From the next entry to EL1 on, this CPU translates its accesses through the map of `registers`: `HCR_EL2.VM` is set when these
+/// are. Nothing that it cached of an earlier map, or without one, is used.
 ///
 /// # Safety
 /// Runs at EL2. The map must be whole and never be freed while it is installed.
@@ -21,11 +21,17 @@ pub unsafe fn install(registers: &Registers) {
             "msr vtcr_el2, {vtcr}",
             "msr vttbr_el2, {vttbr}",
             "isb",
+            "mrs {hcr}, hcr_el2",
+            "orr {hcr}, {hcr}, #{VM}",
+            "msr hcr_el2, {hcr}",
+            "isb",
             "tlbi alle1",
             "dsb nsh",
             "isb",
             vtcr = in(reg) registers.vtcr,
             vttbr = in(reg) registers.vttbr,
+            hcr = out(reg) _,
+            VM = const 1,
             options(nostack),
         );
     }

@@ -39,12 +39,13 @@ fn boot(device_tree: u64) -> Result<core::convert::Infallible, boot::Error> {
     let tree = unsafe { boot::device_tree(device_tree)? };
     let machine =
         Machine::read(Fdt::new(tree).map_err(boot::Error::damaged)?).map_err(boot::Error::DeviceTree)?;
-    if let Some(level) = machine.bootargs.and_then(logger::level) {
+    if let Some(level) = machine.parameter("cloven.log").and_then(|text| text.parse().ok()) {
         log::set_max_level(level);
     }
     boot::announce(&machine);
 
-    let bbm = machine.bootargs.and_then(|text| cpu::believed_bbm(text, cfg!(feature = "trial")));
+    let bbm =
+        machine.parameter("cloven.bbm").and_then(|text| cpu::believed_bbm(text, cfg!(feature = "trial")));
     // SAFETY: this is the boot CPU, on the boot map, once; the console's registers are mapped again.
     let booted = unsafe { boot::enable_mmu(&machine, tree, CONSOLE, bbm)? };
     let kernel = Kernel::choose(&machine, PAYLOAD)?;
