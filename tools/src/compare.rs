@@ -115,7 +115,7 @@ pub fn compare(
         let append = append.map(str::to_owned).collect();
         let host = Some(Host { checks: false, ..host.clone() });
         let follow = Follow { timeout, ..Follow::default() };
-        let job = Job { image, machine, host, bare, append, device_tree: None, follow };
+        let job = Job { image, machine, host, bare, append, device_tree: None, u_boot: None, follow };
         let outcome = job.run(qemu)?;
         ensure!(outcome.verdict == Verdict::Pass, "a run failed: {}", outcome.reasons.join("; "));
         Ok(outcome)

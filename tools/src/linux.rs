@@ -1,4 +1,4 @@
-//! A stock Linux: fetches a distribution's kernel and busybox, and packs the initramfs that checks the host's view.
+//! A stock Linux: fetches a distribution's kernel and busybox (and U-Boot), and packs the initramfs that checks the host's view.
 //!
 //! Invariant: what is in the cache is whole (files are moved into place when they are finished), and a request that the
 //! cache satisfies uses no network and no package tool.
@@ -57,6 +57,11 @@ impl fmt::Display for Version {
         let numbers: Vec<String> = self.0.iter().map(u32::to_string).collect();
         f.pad(&numbers.join("."))
     }
+}
+
+fn listed<'a>(versions: impl IntoIterator<Item = &'a Version>) -> String {
+    let versions: Vec<String> = versions.into_iter().map(Version::to_string).collect();
+    if versions.is_empty() { "none".to_owned() } else { versions.join(", ") }
 }
 
 /// The kernel build of a distribution. The order is that of preference.
@@ -146,9 +151,8 @@ impl Store {
             return Ok(kernel.clone());
         }
         self.fetch_kernel(request).with_context(|| {
-            let versions: Vec<String> = cached.iter().map(|(_, kernel)| kernel.version.to_string()).collect();
-            let cached = if versions.is_empty() { "none".to_owned() } else { versions.join(", ") };
-            format!("there is no kernel {request} (cached: {cached}); --kernel PATH takes one of your own")
+            let cached = listed(cached.iter().map(|(_, kernel)| &kernel.version));
+            format!("no Linux {request} (cached: {cached}; --kernel PATH takes one of your own)")
         })
     }
 
@@ -172,12 +176,14 @@ impl Store {
         let names = self.apt()?.names("^linux-(image|binary)-[0-9]")?;
         let package = Package::choose(names.iter().map(String::as_str), request);
         let package = package.with_context(|| {
-            let mut there: Vec<Version> =
-                names.iter().filter_map(|name| Package::parse(name)).map(|package| package.version).collect();
+            let mut there: Vec<Version> = names
+                .iter()
+                .filter_map(|name| Package::parse(name))
+                .map(|Package { version: Version(numbers), .. }| Version(numbers[..2].to_vec()))
+                .collect();
             there.sort();
             there.dedup();
-            let there: Vec<String> = there.iter().map(Version::to_string).collect();
-            format!("the archive has {}", there.join(", "))
+            format!("the archive has {}", listed(&there))
         })?;
         progress.show(&package.name);
         let file = self.apt()?.download(&package.name, |percent| progress.percent(percent))?;
@@ -189,16 +195,25 @@ impl Store {
 
     /// A static busybox for the initramfs.
     fn busybox(&mut self) -> Result<PathBuf> {
-        let path = self.dir.join("busybox-arm64");
+        let fetched = self.file("busybox-arm64", "busybox-static", "*/bin/busybox");
+        fetched.context("there is no busybox for the initramfs; --initrd PATH takes an initramfs of your own")
+    }
+
+    /// A U-Boot for QEMU's `virt` machine.
+    pub fn u_boot(&mut self) -> Result<PathBuf> {
+        self.file("u-boot-qemu-arm64.bin", "u-boot-qemu", "*/qemu_arm64/u-boot.bin")
+            .context("there is no U-Boot")
+    }
+
+    /// The cached file `name`: what matches `pattern` in `package`.
+    fn file(&mut self, name: &str, package: &str, pattern: &str) -> Result<PathBuf> {
+        let path = self.dir.join(name);
         if path.is_file() {
             return Ok(path);
         }
-        let fetched = (|| {
-            let progress = Progress::start("busybox");
-            let file = self.apt()?.download("busybox-static", |percent| progress.percent(percent))?;
-            self.keep("busybox-arm64", &apt::unpack(&file, "*/bin/busybox")?)
-        })();
-        fetched.context("there is no busybox for the initramfs; --initrd PATH takes an initramfs of your own")
+        let progress = Progress::start(package);
+        let file = self.apt()?.download(package, |percent| progress.percent(percent))?;
+        self.keep(name, &apt::unpack(&file, pattern)?)
     }
 
     /// The initramfs with the checks, packed anew.

@@ -15,6 +15,7 @@ mod report;
 mod run;
 mod suite;
 mod symbols;
+mod tree;
 mod verdict;
 mod workspace;
 
@@ -48,12 +49,13 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().verb {
+    let verb = Cli::parse().verb;
+    let outcome = qemu::end_when_interrupted().and_then(|()| match verb {
         Verb::Run(args) => run::run(args),
         Verb::Test(args) => suite::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Check(args) => check::run(&args),
-    };
+    });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -5,21 +5,31 @@
 use std::{
     fmt, fs,
     io::{self, IsTerminal, Read, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{self, Child, ChildStdin, Command, ExitStatus, Stdio},
     str::FromStr,
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use rustix::{
-    process::getuid,
+    process::{Pid, Signal, getuid, kill_process},
     termios::{OptionalActions, Termios, tcgetattr, tcsetattr},
 };
 
-use crate::{apt::Apt, console::Transcript, symbols::Symbols, workspace};
+use crate::{
+    apt::Apt,
+    console::Transcript,
+    symbols::Symbols,
+    tree::{self, Additions, Area, Ram},
+    workspace,
+};
 
 const PROGRAM: &str = "qemu-system-aarch64";
 const PACKAGE: &str = "qemu-system-arm";
@@ -32,6 +42,16 @@ const BACKPORTS: [(&str, &str); 1] = [("bookworm", "bookworm-backports")];
 const RAM_START: u64 = 0x4000_0000;
 /// Where the host kernel goes: above the hypervisor's image, 112 MiB below the initramfs.
 const HOST_KERNEL: u64 = RAM_START + (16 << 20);
+/// Where the initramfs goes if it is not QEMU's Linux loader that puts it there: where that would.
+const INITRD: u64 = RAM_START + (128 << 20);
+/// Where a device tree goes that is not QEMU's own: behind QEMU's (1 MiB at the start of RAM) and the image under U-Boot.
+const TREE: u64 = RAM_START + (8 << 20);
+/// The most that a tree may take there.
+const TREE_ROOM: u64 = 1 << 20;
+/// Where the image goes under U-Boot, which itself lies at the end of RAM.
+const UNDER_U_BOOT: u64 = RAM_START + (4 << 20);
+/// The size of U-Boot's buffer for a line (`CONFIG_SYS_CBSIZE`).
+const U_BOOT_LINE: usize = 1024;
 /// How long a hypervisor that failed, or a Linux that broke, may go on to print why.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -44,6 +64,10 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self> {
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        ensure!(
+            digits != text || digits.parse::<u64>().is_err(),
+            "a size has a unit: {digits}M or {digits}G"
+        );
         let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
             "K" | "KIB" => 10,
             "M" | "MIB" => 20,
@@ -86,8 +110,11 @@ pub struct Machine {
     pub its: bool,
     /// Whether a reset starts it anew; else it ends the run.
     pub resets: bool,
-    /// Where the image is put, if not where QEMU's Linux loader does; the payload is then the host.
+    /// Where the image is put, if not where QEMU's Linux loader does: a few instructions then play the boot loader, with a device
+    /// tree of our own.
     pub image_at: Option<u64>,
+    /// What that tree lists of RAM, if not one bank.
+    pub ram: Option<Ram>,
     /// Whether virtual time counts instructions.
     pub icount: bool,
     /// Where QEMU's random numbers for the guest begin, if they are to be the same each time.
@@ -107,10 +134,18 @@ impl Default for Machine {
             its: true,
             resets: false,
             image_at: None,
+            ram: None,
             icount: false,
             seed: None,
             gdb: false,
         }
+    }
+}
+
+impl Machine {
+    /// Bytes of RAM that a host may map, if it is given all of them.
+    pub fn mappable(&self) -> u64 {
+        self.ram.map_or(self.memory.0, |ram| ram.mappable())
     }
 }
 
@@ -127,6 +162,51 @@ pub struct Boot {
     pub append: String,
     /// A device tree in place of QEMU's own.
     pub device_tree: Option<PathBuf>,
+    /// The U-Boot that is started, and typed to, in place of the image.
+    pub u_boot: Option<PathBuf>,
+}
+
+impl Boot {
+    /// The host's kernel and initramfs, where they are put and what they take, if it is not QEMU's Linux loader that does it.
+    fn host_areas(&self) -> Result<[Option<Area>; 2]> {
+        let area = |path: &Option<PathBuf>, address| {
+            let size = path.as_ref().map(|path| {
+                fs::metadata(path)
+                    .with_context(|| format!("cannot read {}", path.display()))
+                    .map(|it| it.len())
+            });
+            Ok::<_, Error>(size.transpose()?.map(|size| (address, size)))
+        };
+        Ok([area(&self.host_kernel, HOST_KERNEL)?, area(&self.initrd, INITRD)?])
+    }
+
+    /// What is typed to U-Boot, and after which text.
+    pub fn typed(&self) -> Result<Vec<(&'static str, String)>> {
+        const PROMPT: &str = "=> ";
+        let [kernel, initrd] = self.host_areas()?;
+        let mut lines = Vec::new();
+        if !self.append.is_empty() {
+            lines.push(format!("setenv bootargs '{}'", self.append));
+        }
+        let mut tree = "${fdtcontroladdr}".to_owned();
+        if let Some((start, size)) = kernel {
+            // Where it lies there is no room behind it.
+            lines.push(format!("fdt move {tree} {TREE:#x} {TREE_ROOM:#x}"));
+            tree = format!("{TREE:#x}");
+            let node = format!("/chosen/module@{start:x}");
+            lines.push(format!("fdt mknode /chosen module@{start:x}"));
+            lines.push(format!("fdt set {node} compatible multiboot,kernel multiboot,module"));
+            lines.push(format!("fdt set {node} reg <0 {start:#x} 0 {size:#x}>"));
+        }
+        let initrd = initrd.map_or_else(|| "-".to_owned(), |(start, size)| format!("{start:#x}:{size:#x}"));
+        lines.push(format!("booti {UNDER_U_BOOT:#x} {initrd} {tree}"));
+        ensure!(
+            lines.iter().all(|line| line.len() < U_BOOT_LINE) && !self.append.contains('\''),
+            "U-Boot takes lines of less than {U_BOOT_LINE} characters, and a command line without '"
+        );
+        let typed = lines.into_iter().map(|line| (PROMPT, line + "\n"));
+        Ok([("Hit any key", " ".to_owned())].into_iter().chain(typed).collect())
+    }
 }
 
 /// An installed QEMU.
@@ -192,19 +272,12 @@ impl Qemu {
     /// The command that boots `boot` on `machine`, the serial console on its standard input and output.
     pub fn command(&self, machine: &Machine, boot: &Boot, interactive: bool) -> Command {
         let mut command = with_parent(&self.path);
-        let mut kind = machine_kind(machine);
-        if needs_lazy_memory(machine.memory) {
-            command
-                .args(["-object", &format!("memory-backend-ram,id=ram,size={},reserve=off", machine.memory)]);
-            kind += ",memory-backend=ram";
-        }
-        command.args(["-machine", &kind, "-cpu", &machine.cpu, "-smp", &machine.cpus.to_string()]);
-        command.args(["-m", &machine.memory.to_string(), "-display", "none"]);
+        command.args(machine_arguments(machine, ""));
         if !machine.resets {
             command.arg("-no-reboot");
         }
         // The default network card needs a file of a package of its own.
-        command.args(["-nic", "none"]);
+        command.args(["-display", "none", "-nic", "none"]);
         command.args(if interactive { ["-serial", "mon:stdio"] } else { ["-serial", "stdio"] });
         if !interactive {
             command.args(["-monitor", "none"]);
@@ -218,12 +291,30 @@ impl Qemu {
         if machine.gdb {
             command.args(["-s", "-S"]);
         }
-        match machine.image_at {
-            Some(address) => command.args(loaded_at(&boot.image, address)),
-            None => command.arg("-kernel").arg(&boot.image),
+        let place = match (&boot.u_boot, machine.image_at) {
+            (None, None) => None,
+            (None, Some(address)) => {
+                command.args(trampoline(address));
+                Some(address)
+            }
+            (Some(u_boot), _) => {
+                command.arg("-bios").arg(u_boot);
+                Some(UNDER_U_BOOT)
+            }
         };
+        if let Some(address) = place {
+            let (tree, kernel, initrd) = (&boot.device_tree, &boot.host_kernel, &boot.initrd);
+            let files = [(tree, TREE), (kernel, HOST_KERNEL), (initrd, INITRD)];
+            let files = files.into_iter().filter_map(|(path, at)| Some((path.as_ref()?, at)));
+            for (path, at) in files.chain([(&boot.image, address)]) {
+                let device = format!("loader,file={},addr={at:#x},force-raw=on", escaped(path));
+                command.args(["-device", &device]);
+            }
+            return command;
+        }
+        command.arg("-kernel").arg(&boot.image);
         if let Some(kernel) = &boot.host_kernel {
-            let kernel = kernel.display().to_string().replace(',', ",,");
+            let kernel = escaped(kernel);
             command.args(["-device", &format!("guest-loader,addr={HOST_KERNEL:#x},kernel={kernel}")]);
         }
         if let Some(initrd) = &boot.initrd {
@@ -242,13 +333,39 @@ impl Qemu {
     pub fn device_tree(&self, machine: &Machine) -> Result<Vec<u8>> {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("tree");
-        let kind = format!("{},dumpdtb={}", machine_kind(machine), file.display());
         let mut command = Command::new(&self.path);
-        command.args(["-machine", &kind, "-cpu", &machine.cpu, "-smp", &machine.cpus.to_string()]);
-        command.args(["-m", &machine.memory.to_string(), "-display", "none", "-nic", "none"]);
-        workspace::output(&mut command)?;
+        command.args(machine_arguments(machine, &format!(",dumpdtb={}", file.display())));
+        workspace::output(command.args(["-display", "none", "-nic", "none"]))?;
         fs::read(&file).context("QEMU wrote no device tree")
     }
+
+    /// The same as a boot loader would hand it on with `boot`.
+    pub fn own_tree(&self, machine: &Machine, boot: &Boot) -> Result<Vec<u8>> {
+        let [kernel, initrd] = boot.host_areas()?;
+        let additions = Additions { ram: machine.ram, bootargs: &boot.append, kernel, initrd };
+        tree::edited(&self.device_tree(machine)?, &additions)
+    }
+}
+
+/// The machine, with `options` of its own.
+fn machine_arguments(machine: &Machine, options: &str) -> Vec<String> {
+    let mut kind = machine_kind(machine) + options;
+    let mut arguments = Vec::new();
+    let mut add = |name: &str, value: &str| arguments.extend([name.to_owned(), value.to_owned()]);
+    if needs_lazy_memory(machine.memory) {
+        add("-object", &format!("memory-backend-ram,id=ram,size={},reserve=off", machine.memory));
+        kind += ",memory-backend=ram";
+    }
+    add("-machine", &kind);
+    add("-cpu", &machine.cpu);
+    add("-smp", &machine.cpus.to_string());
+    add("-m", &machine.memory.to_string());
+    arguments
+}
+
+/// A path in an option with commas between its parts.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 fn machine_kind(machine: &Machine) -> String {
@@ -257,23 +374,19 @@ fn machine_kind(machine: &Machine) -> String {
     format!("virt{virtualization},gic-version={}{its}", machine.gic)
 }
 
-/// Where QEMU puts the device tree of a machine that it boots no kernel on: at the start of RAM.
-const BARE_TREE: u64 = 0x4000_0000;
 /// Where the few instructions lie that play the boot loader: far from either end of 512 MiB of RAM.
 const TRAMPOLINE: u64 = 0x5000_0000;
 
-/// Puts the image at `address` (a multiple of 64 KiB below 4 GiB) and starts it there with the device tree in x0, as a boot
-/// loader would.
-fn loaded_at(image: &Path, address: u64) -> Vec<String> {
-    // movz Xd, #imm16, lsl #16 (Arm ARM C6.2.267); br x1; nop.
-    let movz = |register: u64, value: u64| 0xd2a0_0000 | (value >> 16) << 5 | register;
-    let words = [movz(0, BARE_TREE) | movz(1, address) << 32, 0xd503_201f_d61f_0020];
-    let image = image.display().to_string().replace(',', ",,");
-    let mut devices = vec![format!("loader,file={image},addr={address:#x},force-raw=on")];
+/// Starts an image at `address` (a multiple of 64 KiB below 2^48) with the device tree in x0, as a boot loader would.
+fn trampoline(address: u64) -> Vec<String> {
+    // movz Xd, #imm16, lsl #16; movk Xd, #imm16, lsl #32 (Arm ARM, C6.2); br x1.
+    let movz = |register: u64, value: u64| 0xd2a0_0000 | (value >> 16 & 0xffff) << 5 | register;
+    let movk = |register: u64, value: u64| 0xf2c0_0000 | (value >> 32 & 0xffff) << 5 | register;
+    let words = [movz(0, TREE) | movz(1, address) << 32, movk(1, address) | 0xd61f_0020 << 32];
+    let mut devices = vec![format!("loader,addr={TRAMPOLINE:#x},cpu-num=0")];
     for (at, word) in (TRAMPOLINE..).step_by(8).zip(words) {
         devices.push(format!("loader,addr={at:#x},data={word:#x},data-len=8"));
     }
-    devices.push(format!("loader,addr={TRAMPOLINE:#x},cpu-num=0"));
     devices.into_iter().flat_map(|device| ["-device".to_owned(), device]).collect()
 }
 
@@ -304,10 +417,14 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// The address at which QEMU places a flat image with the arm64 header, for a debugger.
-pub fn load_address(image: &Path) -> Result<u64> {
+/// The address at which the image of `boot` lies on `machine`, for a debugger: of one with the arm64 header, unless it is put elsewhere.
+pub fn load_address(machine: &Machine, boot: &Boot) -> Result<u64> {
+    let put = boot.u_boot.as_ref().map(|_| UNDER_U_BOOT).or(machine.image_at);
+    if let Some(address) = put {
+        return Ok(address);
+    }
     let mut header = [0; 24];
-    fs::File::open(image)
+    fs::File::open(&boot.image)
         .and_then(|mut file| file.read_exact(&mut header))
         .context("the image has no header")?;
     let field = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("a field has 8 bytes"));
@@ -343,15 +460,26 @@ pub struct Follow<'a> {
     pub until: &'a [&'a str],
     /// The console goes to standard output as it comes.
     pub echo: bool,
+    /// What is typed to the console, each behind a text that comes after the one before it. Not where it is the user's.
+    pub typed: Vec<(&'static str, String)>,
 }
 
 /// Starts `command` and follows it to its end.
 pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Result<(Transcript, Ended)> {
     let terminal = SavedTerminal::save(how.interactive);
-    command.stdin(if how.interactive { Stdio::inherit() } else { Stdio::null() });
+    if !how.interactive {
+        // An interrupt from the terminal is this program's, which then ends it.
+        command.process_group(0);
+    }
+    command.stdin(match how {
+        Follow { interactive: true, .. } => Stdio::inherit(),
+        Follow { typed, .. } if typed.is_empty() => Stdio::null(),
+        _ => Stdio::piped(),
+    });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut qemu =
         Running(command.spawn().with_context(|| format!("cannot start {}", workspace::shown(&command)))?);
+    *current() = Some(Current { qemu: Pid::from_child(&qemu.0), terminal: terminal.0.clone() });
     let mut stdout = qemu.0.stdout.take().expect("stdout is a pipe");
     let mut stderr = qemu.0.stderr.take().expect("stderr is a pipe");
     let messages = thread::spawn(move || {
@@ -368,6 +496,7 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
         {}
     });
 
+    let mut typist = Typist { keys: qemu.0.stdin.take(), rest: &how.typed, seen: String::new() };
     let mut screen = Screen::new(how.echo);
     let mut transcript = Transcript::default();
     let mut waiting = how.until;
@@ -385,6 +514,7 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
             Err(RecvTimeoutError::Timeout) if broken_since.is_some() => break Some(Ended::Broken),
             Err(RecvTimeoutError::Timeout) => break how.timeout.map(Ended::TimedOut),
         };
+        typist.see(&bytes);
         screen.show(&bytes, |line| {
             if let [next, rest @ ..] = waiting
                 && line.contains(next)
@@ -408,6 +538,7 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
     screen.end(|line| transcript.push(line, |offset| symbols.describe(offset)));
     let status =
         if killed.is_some() { qemu.kill()? } else { qemu.0.wait().context("cannot wait for QEMU")? };
+    *current() = None;
     drop(terminal);
     let messages = messages.join().unwrap_or_default();
     let ended =
@@ -418,6 +549,36 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
 fn failure(status: ExitStatus, messages: &str) -> Ended {
     let last = messages.lines().rfind(|line| !line.trim().is_empty());
     Ended::Failed(last.map_or_else(|| status.to_string(), |message| format!("{status}: {message}")))
+}
+
+/// What there is to undo when this program is interrupted.
+struct Current {
+    qemu: Pid,
+    terminal: Option<Termios>,
+}
+
+static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
+
+fn current() -> std::sync::MutexGuard<'static, Option<Current>> {
+    CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on an interrupt (Ctrl-C, unless the terminal is the guest's), a hang-up or a request to end ends this program, its
+/// QEMU too, with a line that says so and the status that shells give such programs.
+pub fn end_when_interrupted() -> Result<()> {
+    ctrlc::set_handler(|| {
+        // Held to the end, so that the other thread, whose QEMU goes, says nothing more.
+        let current = current();
+        if let Some(Current { qemu, terminal }) = &*current {
+            let _ = kill_process(*qemu, Signal::KILL);
+            if let Some(settings) = terminal {
+                let _ = tcsetattr(io::stdin(), OptionalActions::Now, settings);
+            }
+        }
+        eprintln!("\ninterrupted{}", if current.is_some() { ": QEMU has been ended" } else { "" });
+        process::exit(130);
+    })
+    .context("cannot take interrupts")
 }
 
 /// A QEMU that is killed when it is dropped.
@@ -449,6 +610,31 @@ impl Drop for SavedTerminal {
     fn drop(&mut self) {
         if let Some(settings) = &self.0 {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, settings);
+        }
+    }
+}
+
+/// Types what is to be typed when its time has come.
+struct Typist<'a> {
+    keys: Option<ChildStdin>,
+    rest: &'a [(&'static str, String)],
+    /// What has come since something was typed.
+    seen: String,
+}
+
+impl Typist<'_> {
+    fn see(&mut self, bytes: &[u8]) {
+        if self.rest.is_empty() {
+            return;
+        }
+        self.seen += &String::from_utf8_lossy(bytes);
+        while let [(text, keys), rest @ ..] = self.rest
+            && let Some(at) = self.seen.find(text)
+        {
+            self.seen.drain(..at + text.len());
+            self.rest = rest;
+            // A QEMU that has ended hears nothing more; how it ended is told elsewhere.
+            let _ = self.keys.as_mut().map(|pipe| pipe.write_all(keys.as_bytes()));
         }
     }
 }
@@ -527,6 +713,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_size_without_its_unit_is_suggested_with_one() {
+        assert_eq!("3".parse::<Size>().unwrap_err().to_string(), "a size has a unit: 3M or 3G");
+    }
+
+    #[test]
     fn sizes_are_read_with_their_unit() {
         for (text, bytes) in
             [("512M", 512 << 20), ("4G", 4 << 30), ("256GiB", 256 << 30), ("1t", 1 << 40), ("64k", 65536)]
@@ -552,6 +743,38 @@ mod tests {
         assert_eq!(parse_version("something else"), None);
     }
 
+    #[test]
+    fn u_boot_is_told_of_a_host_and_of_its_command_line() {
+        let typed = |boot: &Boot| boot.typed().map(|typed| typed.into_iter().map(|(_, line)| line).collect());
+        let payload: Vec<String> = typed(&Boot::default()).unwrap();
+        assert_eq!(payload, [" ", "booti 0x40400000 - ${fdtcontroladdr}\n"]);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, [0; 5]).unwrap();
+        let host_kernel = Some(file.clone());
+        let linux = Boot { host_kernel, initrd: Some(file), append: "a b".into(), ..Boot::default() };
+        let lines: Vec<String> = typed(&linux).unwrap();
+        assert_eq!(lines[1], "setenv bootargs 'a b'\n");
+        assert!(lines.contains(&"fdt set /chosen/module@41000000 reg <0 0x41000000 0 0x5>\n".to_owned()));
+        assert_eq!(lines.last().unwrap(), "booti 0x40400000 0x48000000:0x5 0x40800000\n");
+        let line = arguments(&Machine::default(), &Boot { u_boot: Some("u".into()), ..linux.clone() }, false);
+        assert!(line.contains("-bios u -device loader,file="), "{line}");
+        assert!(
+            !line.contains("-kernel") && !line.contains("-initrd") && !line.contains("-append"),
+            "{line}"
+        );
+        assert!(typed(&Boot { append: "it's".into(), ..linux.clone() }).is_err());
+        assert!(typed(&Boot { append: "x".repeat(2000), ..linux }).is_err());
+    }
+
+    #[test]
+    fn what_plays_the_boot_loader_goes_to_any_address() {
+        // By llvm-mc: movz x0, #0x4080, lsl #16; movz x1, #0x2000, lsl #16; movk x1, #0x4b, lsl #32; br x1.
+        let line = trampoline(0x4b_2000_0000).join(" ");
+        assert!(line.contains("addr=0x50000000,data=0xd2a40001d2a81000"), "{line}");
+        assert!(line.contains("addr=0x50000008,data=0xd61f0020f2c00961"), "{line}");
+    }
+
     fn arguments(machine: &Machine, boot: &Boot, interactive: bool) -> String {
         workspace::shown(&Qemu { path: "qemu".into() }.command(machine, boot, interactive))
     }
@@ -563,7 +786,7 @@ mod tests {
             host_kernel: Some("Image".into()),
             initrd: Some("root.cpio".into()),
             append: "console=ttyAMA0 quiet".into(),
-            device_tree: None,
+            ..Boot::default()
         };
         let line = arguments(&Machine::default(), &boot, false);
         assert!(
@@ -597,6 +820,16 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", text]);
         follow(command, how, &mut Symbols::new(Path::new("/nonexistent"))).unwrap()
+    }
+
+    #[test]
+    fn each_line_is_typed_after_the_text_before_it() {
+        let typed = vec![("=> ", "one\n".to_owned()), ("=> ", "done 0\n".to_owned())];
+        let how = Follow { typed, timeout: Some(Duration::from_secs(30)), ..Follow::default() };
+        let prompts = "printf '=> '; read a; echo \"$a\"; printf '= > ='; printf '> '; read b; echo; echo \"@cloven $b\"";
+        let (transcript, ended) = script(prompts, &how);
+        assert_eq!((ended, transcript.done), (Ended::Off, Some(0)));
+        assert_eq!(transcript.tail().next(), Some("=> one"));
     }
 
     #[test]

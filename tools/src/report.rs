@@ -7,6 +7,13 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+/// An error now if [`write_json`] will not be able to write.
+pub fn check_json(file: Option<&Path>) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let open = fs::OpenOptions::new().append(true).create(true).open(file);
+    open.map(drop).with_context(|| format!("cannot write {}", file.display()))
+}
+
 /// Writes `value` as JSON, if a file was asked for.
 pub fn write_json(file: Option<&Path>, value: &impl Serialize) -> Result<()> {
     let Some(file) = file else { return Ok(()) };

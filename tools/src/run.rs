@@ -3,8 +3,9 @@
 //! Invariant: what is booted, followed and judged depends on the [`Job`] alone.
 
 use std::{
+    fs,
     io::{self, IsTerminal},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -20,15 +21,19 @@ use crate::{
     qemu::{self, Boot, Ended, Follow, Machine, Qemu, Size},
     report,
     symbols::Symbols,
-    verdict,
+    verdict, workspace,
 };
 
 /// How long a run may take by default.
 pub const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// The same with a Linux as the host, or with trials of live changes.
 pub const LINUX_TIMEOUT: Duration = Duration::from_secs(300);
-/// Less than this holds no hypervisor, kernel and initramfs where QEMU places them.
+/// Less than this holds no hypervisor, kernel and initramfs where they are placed.
 const LEAST_FOR_LINUX: Size = Size(256 << 20);
+/// Less than this holds no U-Boot with the hypervisor and its payload.
+const LEAST_FOR_U_BOOT: Size = Size(64 << 20);
+/// Less than this has too few places for the payload's look at RAM.
+const LEAST_FOR_PAYLOAD: Size = Size(16 << 20);
 
 /// A board that the hypervisor runs on.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -127,11 +132,16 @@ pub struct MachineArgs {
     #[arg(long, help_heading = "Machine")]
     pub gdb: bool,
     /// End a run after this time [default: 120, with Linux or --bbm 300, with --gdb or a shell none]
-    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Machine")]
+    #[arg(long, value_name = "SECS", help_heading = "Machine", value_parser = seconds)]
     pub timeout: Option<u64>,
     /// How much the hypervisor logs
     #[arg(long, value_enum, value_name = "LEVEL", help_heading = "Machine")]
     pub log: Option<Log>,
+}
+
+fn seconds(text: &str) -> Result<u64> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.context("a time is a whole number of seconds, at least 1")
 }
 
 impl MachineArgs {
@@ -145,7 +155,8 @@ impl MachineArgs {
     pub fn apply(&self, machine: Machine) -> Machine {
         Machine {
             cpus: self.cpus.unwrap_or(machine.cpus),
-            memory: self.memory.unwrap_or(machine.memory),
+            // Banks lie where they lie, whatever is asked for elsewhere.
+            memory: self.memory.filter(|_| machine.ram.is_none()).unwrap_or(machine.memory),
             cpu: self.cpu.clone().unwrap_or(machine.cpu),
             gdb: self.gdb,
             ..machine
@@ -194,8 +205,11 @@ pub struct RunArgs {
     /// Add this to the command line of the host
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
+    /// Boot it by U-Boot, fetched as a distribution package, in place of QEMU's Linux loader; a Linux host then gives no shell
+    #[arg(long)]
+    u_boot: bool,
     /// Boot the same Linux with the hypervisor and, at EL1, without it, several times each, and tell in what that differs
-    #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb"])]
+    #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot"])]
     compare: bool,
     /// Write the table and the verdict to this file
     #[arg(long, value_name = "FILE")]
@@ -230,6 +244,8 @@ pub struct Job<'a> {
     pub append: Vec<String>,
     /// A device tree in place of QEMU's own.
     pub device_tree: Option<PathBuf>,
+    /// The U-Boot that boots it.
+    pub u_boot: Option<PathBuf>,
     /// How it is followed.
     pub follow: Follow<'a>,
 }
@@ -283,14 +299,28 @@ impl Job<'_> {
             Some(kernel) if self.bare => (kernel, None),
             kernel => (self.image.path.clone(), kernel),
         };
-        let boot =
-            Boot { image, host_kernel, initrd, append: append.join(" "), device_tree: self.device_tree };
+        let mut boot = Boot {
+            image,
+            host_kernel,
+            initrd,
+            append: append.join(" "),
+            device_tree: self.device_tree,
+            u_boot: self.u_boot,
+        };
+        let mut follow = self.follow;
+        if boot.u_boot.is_some() {
+            follow.typed = boot.typed()?;
+        } else if self.machine.image_at.is_some() {
+            let path = workspace::images_dir()?.join("own.dtb");
+            fs::write(&path, qemu.own_tree(&self.machine, &boot)?).context("cannot write the device tree")?;
+            boot.device_tree = Some(path);
+        }
         if self.machine.gdb {
-            announce_debugger(self.image)?;
+            announce_debugger(&self.machine, &boot, &self.image.elf)?;
         }
         let start = Instant::now();
-        let command = qemu.command(&self.machine, &boot, self.follow.interactive);
-        let (transcript, ended) = qemu::follow(command, &self.follow, &mut Symbols::new(&self.image.elf))?;
+        let command = qemu.command(&self.machine, &boot, follow.interactive);
+        let (transcript, ended) = qemu::follow(command, &follow, &mut Symbols::new(&self.image.elf))?;
         let seconds = report::rounded(start.elapsed().as_secs_f64());
 
         let mut checks = transcript.checks.clone();
@@ -309,9 +339,8 @@ impl Job<'_> {
     }
 }
 
-fn announce_debugger(image: &Image) -> Result<()> {
-    let address = qemu::load_address(&image.path)?;
-    let elf = image.elf.display();
+fn announce_debugger(machine: &Machine, boot: &Boot, elf: &Path) -> Result<()> {
+    let (address, elf) = (qemu::load_address(machine, boot)?, elf.display());
     eprintln!("waiting for a debugger; in another terminal:");
     eprintln!(
         "  gdb-multiarch -ex 'set architecture aarch64' -ex 'add-symbol-file {elf} -o {address:#x}' -ex 'target remote :1234'"
@@ -321,6 +350,7 @@ fn announce_debugger(image: &Image) -> Result<()> {
 
 /// Carries out `cargo xtask run`; returns whether all held.
 pub fn run(args: RunArgs) -> Result<bool> {
+    report::check_json(args.json.as_deref())?;
     let linux = args.linux.is_some() || args.kernel.is_some();
     ensure!(
         linux || args.initrd.is_none(),
@@ -329,9 +359,14 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let icount = args.icount || args.compare;
     let cpus = if icount { 1 } else { Machine::default().cpus };
     let machine = args.machine.apply(Machine { cpus, icount, ..Machine::default() });
+    let (who, least) = match (linux, args.u_boot) {
+        (true, _) => ("a Linux host", LEAST_FOR_LINUX),
+        (false, true) => ("U-Boot", LEAST_FOR_U_BOOT),
+        (false, false) => ("the payload", LEAST_FOR_PAYLOAD),
+    };
     ensure!(
-        !linux || machine.memory.0 >= LEAST_FOR_LINUX.0,
-        "a Linux host needs more than {}: give --memory {LEAST_FOR_LINUX} or more",
+        machine.memory.0 >= least.0,
+        "{who} needs more than {}: give --memory {least} or more",
         machine.memory
     );
     let qemu = Qemu::locate()?;
@@ -344,7 +379,8 @@ pub fn run(args: RunArgs) -> Result<bool> {
     }
     let image = images::hypervisor(args.machine.platform.package(), &features)?;
 
-    let interactive = linux && io::stdin().is_terminal() && io::stdout().is_terminal();
+    let u_boot = args.u_boot.then(|| Store::open()?.u_boot()).transpose()?;
+    let interactive = linux && !args.u_boot && io::stdin().is_terminal() && io::stdout().is_terminal();
     let default = if linux || args.machine.bbm.is_some() { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
     let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
     let append = args.append.into_iter().chain(args.machine.parameters()).collect();
@@ -355,7 +391,7 @@ pub fn run(args: RunArgs) -> Result<bool> {
         return Ok(compared.holds());
     }
     let follow = Follow { timeout, interactive, echo: true, ..Follow::default() };
-    let job = Job { image: &image, machine, host, bare: false, append, device_tree: None, follow };
+    let job = Job { image: &image, machine, host, bare: false, append, device_tree: None, u_boot, follow };
     let outcome = job.run(&qemu)?;
     print!("{}", summary(&outcome));
     report::write_json(args.json.as_deref(), &outcome)?;

@@ -21,6 +21,7 @@ use crate::{
     qemu::{Ended, Follow, Machine, Qemu, Size},
     report,
     run::{self, Bbm, Host, Job, MachineArgs, Outcome, Verdict},
+    tree::Ram,
     workspace,
 };
 
@@ -58,6 +59,9 @@ pub struct TestArgs {
     /// Run the long matrices too
     #[arg(long)]
     full: bool,
+    /// Run only the tests in QEMU whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -144,13 +148,21 @@ pub fn run(args: &TestArgs) -> Result<bool> {
         args.part != Some(Part::Unit) || !args.machine.is_given(),
         "the unit tests run on this machine: options of the emulated machine are for the parts qemu and linux"
     );
+    report::check_json(args.json.as_deref())?;
     let wanted = |part| args.part.is_none_or(|only| only == part);
     let mut results = Results::default();
-    if wanted(Part::Unit) {
+    if wanted(Part::Unit) && args.only.is_none() {
         unit(args, &mut results)?;
     }
-    let scenarios: Vec<Scenario> =
-        scenarios(args.full).into_iter().filter(|scenario| wanted(scenario.part())).collect();
+    let named = |scenario: &Scenario| args.only.as_ref().is_none_or(|text| scenario.title().contains(text));
+    let scenarios: Vec<Scenario> = scenarios(args.full)
+        .into_iter()
+        .filter(|scenario| wanted(scenario.part()) && named(scenario))
+        .collect();
+    ensure!(
+        args.only.is_none() || !scenarios.is_empty(),
+        "no test in QEMU has a name with this text: `cargo xtask test qemu` prints the names"
+    );
     if !scenarios.is_empty() {
         emulate(scenarios, args, &mut results)?;
     }
@@ -418,6 +430,8 @@ struct Scenario {
     /// Words on the command line.
     append: &'static [&'static str],
     damage: Option<Damage>,
+    /// Whether U-Boot boots it.
+    u_boot: bool,
     expect: Expect,
 }
 
@@ -432,6 +446,7 @@ impl Scenario {
             bbm: None,
             append: &[],
             damage: None,
+            u_boot: false,
             expect: Expect::Pass,
         }
     }
@@ -546,6 +561,16 @@ fn scenarios(full: bool) -> Vec<Scenario> {
             )
         },
     ];
+    all.push(Scenario { u_boot: true, ..Scenario::other("U-Boot boots the image", Expect::Pass) });
+    all.push(Scenario {
+        name: "U-Boot boots it with a stock Linux as the host",
+        u_boot: true,
+        ..Scenario::linux("7.2", 4, GIB, "max")
+    });
+    for (name, machine) in own_trees() {
+        all.push(Scenario { name, machine: machine.clone(), ..Scenario::payload(4, GIB, "max") });
+        all.push(Scenario { name, machine, ..Scenario::linux("7.2", 4, GIB, "max") });
+    }
     all.extend([Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3].map(|bbm| Scenario::trials(bbm, full)));
     let gib = |count: u64| Size(count << 30);
     all.extend([
@@ -586,6 +611,36 @@ fn scenarios(full: bool) -> Vec<Scenario> {
         }));
     }
     unique(all)
+}
+
+/// Machines whose RAM is not QEMU's one bank that is all free.
+fn own_trees() -> [(&'static str, Machine); 2] {
+    let banks = Ram {
+        banks: &[(0x4000_0000, 512 << 20), (300 << 30, 1 << 30)],
+        no_map: &[],
+        reserved: &[],
+        memreserve: &[],
+    };
+    // Beside the image, at no multiple of 2 MiB; where the host's tree would go; and wherever else.
+    let reserved = Ram {
+        banks: &[(0x4000_0000, 1 << 30)],
+        no_map: &[(0x5bff_0000, 0x1_0000), (0x6010_0000, 0x5000)],
+        reserved: &[(0x4000_0000, 0x20_0000), (0x6200_1000, 0x3000)],
+        memreserve: &[(0x6300_0000, 0x1_0000)],
+    };
+    let machine = |place, memory, ram| Machine {
+        image_at: Some(place),
+        memory: Size(memory),
+        ram: Some(ram),
+        ..Machine::default()
+    };
+    [
+        (
+            "RAM in two banks, the image in one above 256 GiB",
+            machine((300 << 30) + (512 << 20), 301 << 30, banks),
+        ),
+        ("RAM that is reserved in each of three ways", machine(0x5c00_0000, 1 << 30, reserved)),
+    ]
 }
 
 /// What a Linux host is to run on: version, CPUs, memory, CPU model, interrupt translation service.
@@ -694,6 +749,7 @@ impl Lab {
             }
             None => None,
         };
+        let u_boot = scenario.u_boot.then(|| self.store.u_boot()).transpose()?;
         let until = if let Expect::Lines(texts) = scenario.expect { texts } else { &[] };
         let told = MachineArgs { bbm: args.machine.bbm.or(scenario.bbm), ..args.machine.clone() };
         let timeout = args.machine.timeout_or(scenario.timeout(told.bbm.is_some()));
@@ -706,6 +762,7 @@ impl Lab {
             bare: false,
             append,
             device_tree,
+            u_boot,
             follow,
         };
         Ok(scenario.expect.judge(&job.run(&self.qemu)?))

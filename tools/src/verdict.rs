@@ -58,8 +58,8 @@ pub fn linux_checks(transcript: &Transcript, machine: &Machine) -> Vec<Check> {
         (None, _) => Err("Linux did not say how much RAM it sees".to_owned()),
         (_, None) => Err("the hypervisor did not say how much memory it reserved".to_owned()),
         (Some(seen), Some(reserved)) => {
-            let sum = format!("{seen} bytes seen + {reserved} reserved of {}", machine.memory.0);
-            if seen.checked_add(reserved) == Some(machine.memory.0) { Ok(sum) } else { Err(sum) }
+            let sum = format!("{seen} bytes seen + {reserved} reserved of {}", machine.mappable());
+            if seen.checked_add(reserved) == Some(machine.mappable()) { Ok(sum) } else { Err(sum) }
         }
     };
     let check = |name: &str, outcome: Result<String, String>| {

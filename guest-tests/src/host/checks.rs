@@ -83,13 +83,12 @@ const RAM_PROBES: usize = 256;
 pub fn ram(report: &mut Report, machine: &Machine<'_>, memory: &Memory) {
     let total: u64 = machine.memory.iter().map(|bank| bank.size()).sum();
     let step = (total / (RAM_PROBES as u64 - 64)).next_multiple_of(4096).max(4096);
-    let used = [memory.hypervisor, memory.image, memory.tree];
     let mut places: ArrayVec<(*mut u64, u64), RAM_PROBES> = ArrayVec::new();
-    for part in machine.memory.iter().flat_map(|bank| bank.minus(&used)) {
+    for part in machine.memory.iter().flat_map(|bank| bank.minus(&memory.taken)) {
         let last = (part.end() - 8) & !7;
         for address in (part.start().get()..last).step_by(step as usize).chain([last]) {
             let place = address as *mut u64;
-            // SAFETY: RAM that the tree gives us, in use by nobody, mapped as data.
+            // SAFETY: RAM that the tree gives us and does not reserve, in use by nobody, mapped as data.
             let old = unsafe { place.read_volatile() };
             if places.try_push((place, old)).is_err() {
                 break;

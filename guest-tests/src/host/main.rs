@@ -31,7 +31,7 @@ extern "C" fn payload_main(device_tree: u64) -> ! {
     let fdt = Fdt::new(tree).unwrap_or_else(|error| panic!("device tree: {error}"));
     let machine = Machine::read(fdt).unwrap_or_else(|error| panic!("device tree {error}"));
     // SAFETY: the boot CPU, on the boot map, once, before any other runs.
-    let memory = cpus::init(&machine, unsafe { memory::enable_mmu(&machine, tree) });
+    let memory = cpus::init(&machine, unsafe { memory::enable_mmu(&machine, fdt) });
 
     say!("payload: {} CPUs, hypervisor at {}", machine.cpus.len(), memory.hypervisor);
     let mut report = Report::default();

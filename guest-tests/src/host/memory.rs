@@ -4,7 +4,10 @@
 //! each [`View`], with the permissions of that view: so what refuses an access there is stage 2.
 
 use arrayvec::ArrayVec;
-use hyp::machine::Machine;
+use dtoolkit::fdt::Fdt;
+use dtoolkit::standard::NodeStandard;
+use dtoolkit::{Node, ToCellInt};
+use hyp::machine::{MAX_RANGES, Machine};
 use hyp::mapping::{
     Address, Attributes, Capabilities, El1And0, Leaves, Linear, Map, Options, Pa, Pool, Range, Slot, Va,
 };
@@ -51,14 +54,17 @@ impl View {
     }
 }
 
+/// Ranges that are not free, at most: what the tree reserves in either way, this image and the tree.
+const MAX_TAKEN: usize = 2 * MAX_RANGES + 2;
+
 /// What the checks want to know of memory.
 pub struct Memory {
-    /// The hypervisor's memory, which the device tree says is not to be mapped.
+    /// The hypervisor's memory, as the device tree names it.
     pub hypervisor: Range<Pa>,
     /// This image.
     pub image: Range<Pa>,
-    /// The device tree.
-    pub tree: Range<Pa>,
+    /// What is in use in RAM: that image, the device tree, and what the tree reserves, the hypervisor's memory too.
+    pub taken: ArrayVec<Range<Pa>, MAX_TAKEN>,
     /// A page after everything that there is, if the CPU can address it: it lies at [`BEYOND`].
     pub beyond: Option<u64>,
     /// Turns the MMU on.
@@ -91,8 +97,8 @@ pub fn stack_end(number: usize) -> u64 {
 }
 
 /// Two ranges for trials, in RAM that is nobody's.
-fn trial_ranges(machine: &Machine<'_>, used: [Range<Pa>; 3]) -> Option<[u64; 2]> {
-    let parts = machine.memory.iter().flat_map(|bank| bank.minus(&used));
+fn trial_ranges(machine: &Machine<'_>, taken: &[Range<Pa>]) -> Option<[u64; 2]> {
+    let parts = machine.memory.iter().flat_map(|bank| bank.minus(taken));
     let starts = parts.flat_map(|part| {
         let first = part.start().get().next_multiple_of(SIZE);
         (first..).step_by(SIZE as usize).take_while(move |start| start + SIZE <= part.end())
@@ -107,18 +113,24 @@ fn capabilities(machine: &Machine<'_>) -> Capabilities {
     Capabilities::LEAST | Capabilities::bbm(told.unwrap_or(own))
 }
 
+/// The hypervisor's memory: the reserved range that is compatible with it, whatever else is reserved.
+fn hypervisor(tree: Fdt<'_>) -> Option<Range<Pa>> {
+    let mut reserved = tree.find_node("/reserved-memory")?.children();
+    let entry = reserved.find(|node| node.is_compatible("cloven,hypervisor"))?.reg().ok()??.next()?;
+    Range::of_granules(entry.address.to_int().ok()?, entry.size.to_int().ok()?).ok()
+}
+
 /// Makes the map and runs the boot CPU on it.
 ///
 /// # Safety
 /// Runs once, on the boot CPU, on the boot map.
-pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
+pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: Fdt<'_>) -> Memory {
     let start = symbol(&raw const entry::image_start);
     let rodata = symbol(&raw const entry::image_rodata);
     let data = symbol(&raw const entry::image_data);
     let end = symbol(&raw const entry::image_end);
     let (image, user) = (range(start, end), symbol(&raw const entry::user_load));
-    let hypervisor =
-        *machine.no_map.first().unwrap_or_else(|| panic!("no memory is reserved for a hypervisor"));
+    let hypervisor = hypervisor(tree).unwrap_or_else(|| panic!("no memory is reserved for a hypervisor"));
 
     let tables = range(stack_end(MAX_CPUS - 1) + BOOT_TABLES * PAGE, end - PAGE);
     // SAFETY: the image behind the stacks and the boot map, but for the last page, which EL0 gets: ours, and used for nothing else.
@@ -135,10 +147,14 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
     };
 
     type A = Attributes<El1And0>;
-    let tree_range =
-        Range::new(tree.as_ptr() as u64, tree.len() as u64).unwrap_or_else(|error| panic!("{error}"));
-    let trials = trial_ranges(machine, [hypervisor, image, tree_range]);
-    let mut elsewhere: ArrayVec<Range<Pa>, 3> = ArrayVec::new();
+    let tree_range = Range::new(tree.data().as_ptr() as u64, tree.data().len() as u64);
+    let mut taken: ArrayVec<Range<Pa>, MAX_TAKEN> =
+        machine.no_map.iter().chain(&machine.reserved).copied().collect();
+    taken.extend([image, tree_range.unwrap_or_else(|error| panic!("{error}"))]);
+    let trials = trial_ranges(machine, &taken);
+    // Of what is not to be mapped, the hypervisor's memory is: it is what shows that stage 2 refuses it.
+    let no_map = machine.no_map.iter().copied().filter(|range| *range != hypervisor);
+    let mut elsewhere: ArrayVec<Range<Pa>, { MAX_RANGES + 3 }> = no_map.collect();
     elsewhere.push(image);
     for start in trials.into_iter().flatten() {
         add_in(range(start, start + PART), View::Data, A::DATA, Leaves::PAGES);
@@ -185,5 +201,5 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: &[u8]) -> Memory {
     let registers = Registers::el1(&map, pa_range);
     // SAFETY: the map is whole, never freed, and has this code, the stack and all references at their own addresses.
     unsafe { stage1::install::el1(&registers) };
-    Memory { hypervisor, image, tree: tree_range, beyond, registers, map, trials }
+    Memory { hypervisor, image, taken, beyond, registers, map, trials }
 }
