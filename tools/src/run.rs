@@ -26,6 +26,8 @@ use crate::{
 pub const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// The same with a Linux as the host, or with trials of live changes.
 pub const LINUX_TIMEOUT: Duration = Duration::from_secs(300);
+/// The same with the hostile payload and ten million operations.
+pub const HOSTILE_TIMEOUT: Duration = Duration::from_secs(1200);
 /// Less than this holds no hypervisor, kernel and initramfs where QEMU places them.
 const LEAST_FOR_LINUX: Size = Size(256 << 20);
 
@@ -103,6 +105,12 @@ impl Bbm {
 
 /// The feature of test builds: calls that change maps under their users, and a `--bbm` that may be more than the CPUs have.
 pub const TRIAL: &str = "trial";
+
+/// What the hostile payload is told on the command line.
+pub fn hostile_parameters(operations: Option<u64>, seed: Option<u64>) -> impl Iterator<Item = String> {
+    let operations = operations.map(|count| format!("cloven.operations={count}"));
+    operations.into_iter().chain(seed.map(|seed| format!("cloven.seed={seed}")))
+}
 
 /// The machine and the manner of a run: the options that `run` and `test` share.
 #[derive(Args, Clone, Debug, Default)]
@@ -193,6 +201,15 @@ pub struct RunArgs {
     /// Add this to the command line of the host
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
+    /// Run the payload that attacks the hypervisor at random, in a build with a stand-in for the firmware
+    #[arg(long, conflicts_with_all = ["linux", "kernel", "bbm"])]
+    hostile: bool,
+    /// How often it does, all CPUs together [default: 10000000]
+    #[arg(long, value_name = "N", requires = "hostile")]
+    operations: Option<u64>,
+    /// The seed of what it does [default: 1]
+    #[arg(long, value_name = "N", requires = "hostile")]
+    seed: Option<u64>,
     /// Write the table and the verdict to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -331,13 +348,21 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let qemu = Qemu::locate()?;
     qemu.check_cpu(&machine.cpu)?;
     let host = host(&args)?;
-    let features = args.machine.features(&args.features);
+    let mut features = args.machine.features(&args.features);
+    if args.hostile {
+        features.push(images::STAND_IN.to_owned());
+    }
     let image = images::hypervisor(args.machine.platform.package(), &features)?;
 
     let interactive = linux && io::stdin().is_terminal() && io::stdout().is_terminal();
-    let default = if linux || args.machine.bbm.is_some() { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
+    let default = match args.hostile {
+        true => HOSTILE_TIMEOUT,
+        false if linux || args.machine.bbm.is_some() => LINUX_TIMEOUT,
+        false => PAYLOAD_TIMEOUT,
+    };
     let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
-    let append = args.append.into_iter().chain(args.machine.parameters()).collect();
+    let append = args.append.into_iter().chain(args.machine.parameters());
+    let append = append.chain(hostile_parameters(args.operations, args.seed)).collect();
     let follow = Follow { timeout, interactive, echo: true, ..Follow::default() };
     let job = Job { image: &image, machine, host, append, device_tree: None, follow };
     let outcome = job.run(&qemu)?;

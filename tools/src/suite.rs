@@ -61,7 +61,7 @@ pub struct TestArgs {
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// The seed of what is random in the unit tests
+    /// The seed of what is random in the unit tests and in the hostile payload
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
@@ -70,6 +70,9 @@ pub struct TestArgs {
 
 /// Calls that the mapping engine's random tests make in each regime with each set of capabilities, with `--full`.
 const FULL_OPERATIONS: u64 = 1_000_000;
+
+/// Operations of the hostile payload, without and with `--full`.
+const HOSTILE_OPERATIONS: [u64; 2] = [200_000, 10_000_000];
 
 /// How a test ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -415,6 +418,8 @@ struct Scenario {
     features: &'static [&'static str],
     /// The level of FEAT_BBM that the hypervisor is told, if it is told one.
     bbm: Option<Bbm>,
+    /// How often the hostile payload attacks, if it is that one.
+    operations: Option<u64>,
     damage: Option<Damage>,
     expect: Expect,
 }
@@ -428,6 +433,7 @@ impl Scenario {
             linux: None,
             features: &[],
             bbm: None,
+            operations: None,
             damage: None,
             expect: Expect::Pass,
         }
@@ -457,6 +463,16 @@ impl Scenario {
         }
     }
 
+    /// The hypervisor attacked from all CPUs.
+    fn hostile(operations: u64) -> Self {
+        Self {
+            name: "a hostile payload finds nothing",
+            features: &[images::STAND_IN],
+            operations: Some(operations),
+            ..Self::payload(4, GIB, "max")
+        }
+    }
+
     fn part(&self) -> Part {
         if self.linux.is_some() { Part::Linux } else { Part::Qemu }
     }
@@ -466,6 +482,7 @@ impl Scenario {
             (Some(_), _) => run::LINUX_TIMEOUT,
             // Each of their invalidations stops four emulated CPUs, on whatever cores there are.
             (None, Expect::Pass) if self.bbm.is_some() => run::LINUX_TIMEOUT,
+            (None, Expect::Pass) if self.operations.is_some() => run::HOSTILE_TIMEOUT,
             (None, Expect::Pass) => run::PAYLOAD_TIMEOUT,
             (None, _) => SHORT,
         }
@@ -531,6 +548,7 @@ fn scenarios(full: bool) -> Vec<Scenario> {
         },
     ];
     all.extend([Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3].map(Scenario::trials));
+    all.push(Scenario::hostile(HOSTILE_OPERATIONS[usize::from(full)]));
     for version in ["6.18", "7.2"] {
         all.extend([1, 4].map(|cpus| Scenario::linux(version, cpus, "max")));
     }
@@ -623,7 +641,8 @@ impl Lab {
         let follow =
             Follow { timeout: args.machine.timeout_or(scenario.timeout()), until, ..Follow::default() };
         let told = MachineArgs { bbm: args.machine.bbm.or(scenario.bbm), ..args.machine.clone() };
-        let append = told.parameters().collect();
+        let seed = scenario.operations.map(|_| args.seed);
+        let append = told.parameters().chain(run::hostile_parameters(scenario.operations, seed)).collect();
         let job = Job { image: &image, machine: scenario.machine.clone(), host, append, device_tree, follow };
         Ok(scenario.expect.judge(&job.run(&self.qemu)?))
     }
