@@ -77,7 +77,8 @@ extern "C" fn payload_unexpected(vector: usize) -> ! {
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    say!("@cloven check payload.alive FAIL {}", info.message());
+    let at = info.location().map(|at| (at.file(), at.line()));
+    say!("@cloven check payload.alive FAIL {} {at:?}", info.message());
     // So that what follows turns the machine off.
     firmware::stand_in(false);
     let _ = smccc::psci::system_off::<smccc::Smc>();

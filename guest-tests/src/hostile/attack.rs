@@ -158,7 +158,7 @@ impl<'a> Attack<'a> {
         if self.next == BATCH {
             self.write_code();
         }
-        let code = View::Code.of(self.page.address()) + 8 * self.next as u64;
+        let place = self.page.address() + 8 * self.next as u64;
         self.next += 1;
         let value = match self.random.below(4) {
             0 => self.calls.forbidden_address(&mut self.random),
@@ -167,10 +167,15 @@ impl<'a> Attack<'a> {
             _ => self.random.word(),
         };
         // SAFETY: an instruction that harms nothing of the payload's, and a return.
-        if unsafe { entry::probe_fetch(code, value) } != 0 {
+        if unsafe { entry::probe_fetch(View::Code.of(place), value) } != 0 {
             let esr = Cpu::this().fault[0].load(Relaxed);
             match esr >> 26 {
-                EC_UNKNOWN => self.calls.tally.undefined += 1,
+                EC_UNKNOWN => {
+                    self.calls.tally.undefined += 1;
+                    // SAFETY: this CPU's own page.
+                    let instruction = unsafe { (place as *const u32).read_volatile() };
+                    self.calls.tally.trapped += u64::from(registers::is_trapped(instruction));
+                }
                 // Maintenance of the hypervisor's memory.
                 EC_DATA_ABORT | EC_INSTRUCTION_ABORT if esr & FSC_MASK == FSC_EXTERNAL => {
                     self.calls.tally.refused += 1;

@@ -101,6 +101,8 @@ pub struct Tally {
     pub refused: u64,
     /// Instructions that were undefined: some of them by EL2's word.
     pub undefined: u64,
+    /// Of those, such as EL2 certainly traps.
+    pub trapped: u64,
     /// Calls that came to the firmware, since its stand-in was turned on.
     pub relayed: u64,
 }
@@ -259,14 +261,15 @@ impl Calls {
     /// The count of the kind `kind`, of which the hypervisor said `seen`, if it is one.
     fn exits(&self, kind: u64, seen: u64) -> Option<u64> {
         let base = *self.base.get(usize::try_from(kind).ok()?)?;
-        let Tally { hvc, smc, refused, undefined, .. } = self.tally;
+        let Tally { hvc, smc, refused, undefined, trapped, .. } = self.tally;
         Some(match kind {
             0 => base + hvc,
             1 => base + smc,
             2 => base + refused,
             // Nothing changes a translation here, and QEMU has no conflicts.
             3 | 4 => base,
-            // What is undefined at EL1 does not come to EL2.
+            // What is undefined at EL1 itself does not come to EL2.
+            5 => seen.clamp(base + trapped, base + undefined),
             _ => seen.clamp(base, base + undefined),
         })
     }

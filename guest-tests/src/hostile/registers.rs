@@ -42,8 +42,140 @@ const EXCLUDED: [(Encoding, &str); 27] = [
     ([1, 3, 7, 7, ANY], "GCSPUSHM and the like: write to memory"),
 ];
 
-/// CRn that hold most of the registers that there are.
-const DENSE: [u8; 12] = [0, 1, 2, 4, 5, 6, 7, 9, 10, 12, 13, 14];
+/// What the build with the stand-in traps to EL2, and Cloven then says is undefined: ACTLR_EL1.
+const TRAPPED: Encoding = [3, 0, 1, 0, 1];
+const IS_READ: u32 = 1 << 21;
+
+/// MSR from x1, or SYS.
+fn write_of(encoding: Encoding) -> u32 {
+    let [op0, op1, crn, crm, op2] = encoding.map(u32::from);
+    0xd500_0000 | op0 << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5 | 1
+}
+
+/// Whether an instruction of [`instruction`] certainly traps to EL2.
+pub fn is_trapped(instruction: u32) -> bool {
+    instruction & !IS_READ == write_of(TRAPPED)
+}
+
+/// `op0, op1, CRn, CRm` of registers and instructions that there are: EL1's, EL0's, debug, maintenance, and those of EL2 and EL3.
+const KNOWN: [[u8; 4]; 116] = [
+    [3, 0, 0, 0],
+    [3, 0, 0, 1],
+    [3, 0, 0, 4],
+    [3, 0, 0, 5],
+    [3, 0, 0, 6],
+    [3, 0, 0, 7],
+    [3, 0, 1, 0],
+    [3, 0, 1, 2],
+    [3, 0, 2, 0],
+    [3, 0, 2, 1],
+    [3, 0, 2, 2],
+    [3, 0, 2, 3],
+    [3, 0, 2, 5],
+    [3, 0, 4, 0],
+    [3, 0, 4, 1],
+    [3, 0, 4, 2],
+    [3, 0, 4, 3],
+    [3, 0, 4, 6],
+    [3, 0, 5, 1],
+    [3, 0, 5, 2],
+    [3, 0, 5, 3],
+    [3, 0, 5, 6],
+    [3, 0, 6, 0],
+    [3, 0, 7, 4],
+    [3, 0, 9, 9],
+    [3, 0, 9, 10],
+    [3, 0, 9, 11],
+    [3, 0, 9, 14],
+    [3, 0, 10, 2],
+    [3, 0, 10, 4],
+    [3, 0, 10, 5],
+    [3, 0, 12, 0],
+    [3, 0, 12, 1],
+    [3, 0, 12, 8],
+    [3, 0, 12, 9],
+    [3, 0, 12, 11],
+    [3, 0, 12, 12],
+    [3, 0, 13, 0],
+    [3, 0, 14, 1],
+    [3, 0, 15, 0],
+    [3, 1, 0, 0],
+    [3, 1, 15, 0],
+    [3, 2, 0, 0],
+    [3, 3, 0, 0],
+    [3, 3, 2, 4],
+    [3, 3, 2, 5],
+    [3, 3, 4, 2],
+    [3, 3, 4, 4],
+    [3, 3, 4, 5],
+    [3, 3, 9, 12],
+    [3, 3, 9, 13],
+    [3, 3, 9, 14],
+    [3, 3, 13, 0],
+    [3, 3, 13, 2],
+    [3, 3, 13, 4],
+    [3, 3, 14, 0],
+    [3, 3, 14, 2],
+    [3, 3, 14, 3],
+    [3, 3, 14, 8],
+    [3, 3, 14, 12],
+    [3, 3, 14, 15],
+    [2, 0, 0, 0],
+    [2, 0, 0, 1],
+    [2, 0, 0, 2],
+    [2, 0, 0, 3],
+    [2, 0, 0, 5],
+    [2, 0, 1, 0],
+    [2, 0, 1, 1],
+    [2, 0, 1, 3],
+    [2, 0, 1, 4],
+    [2, 0, 7, 8],
+    [2, 0, 7, 9],
+    [2, 0, 7, 14],
+    [2, 1, 0, 0],
+    [2, 1, 9, 0],
+    [2, 3, 0, 1],
+    [2, 3, 0, 4],
+    [2, 3, 0, 5],
+    [1, 0, 7, 1],
+    [1, 0, 7, 5],
+    [1, 0, 7, 6],
+    [1, 0, 7, 8],
+    [1, 0, 7, 9],
+    [1, 0, 7, 10],
+    [1, 0, 7, 14],
+    [1, 0, 8, 1],
+    [1, 0, 8, 3],
+    [1, 0, 8, 5],
+    [1, 0, 8, 7],
+    [1, 0, 9, 7],
+    [1, 3, 7, 3],
+    [1, 3, 7, 5],
+    [1, 3, 7, 10],
+    [1, 3, 7, 11],
+    [1, 3, 7, 12],
+    [1, 3, 7, 13],
+    [1, 3, 7, 14],
+    [3, 4, 1, 0],
+    [3, 4, 1, 1],
+    [3, 4, 2, 0],
+    [3, 4, 2, 1],
+    [3, 4, 4, 0],
+    [3, 4, 5, 1],
+    [3, 4, 6, 0],
+    [3, 4, 12, 0],
+    [3, 4, 13, 0],
+    [3, 4, 14, 1],
+    [3, 5, 1, 0],
+    [3, 5, 2, 0],
+    [3, 5, 12, 0],
+    [3, 6, 1, 1],
+    [3, 6, 12, 0],
+    [1, 4, 7, 8],
+    [1, 4, 8, 3],
+    [1, 4, 8, 7],
+    [1, 6, 8, 7],
+];
 
 /// Whether the payload can live with a write to this.
 fn is_harmless(encoding: Encoding) -> bool {
@@ -52,28 +184,21 @@ fn is_harmless(encoding: Encoding) -> bool {
     })
 }
 
-/// MRS, MSR (register), SYS or SYSL with x1: half of them anywhere, half where EL1's and EL0's registers are.
+/// MRS, MSR (register), SYS or SYSL with x1: half of them anywhere, half where there is something.
 pub fn instruction(random: &mut Random) -> u32 {
     loop {
         let mut field = |limit| random.below(limit) as u8;
-        let anywhere = field(2) == 0;
-        let encoding = if anywhere {
-            [1 + field(3), field(8), field(16), field(16), field(8)]
-        } else {
-            let op1 = [0, 0, 3, 4][usize::from(field(4))];
-            [
-                [1, 2, 3, 3, 3, 3][usize::from(field(6))],
-                op1,
-                DENSE[usize::from(field(12))],
-                field(16),
-                field(8),
-            ]
+        let encoding = match field(64) {
+            0 => TRAPPED,
+            1..32 => [1 + field(3), field(8), field(16), field(16), field(8)],
+            _ => {
+                let [op0, op1, crn, crm] = KNOWN[usize::from(field(KNOWN.len() as u64))];
+                [op0, op1, crn, crm, field(8)]
+            }
         };
-        let is_read = field(2) == 0;
+        let is_read = random.below(2) == 0;
         if is_read || is_harmless(encoding) {
-            let [op0, op1, crn, crm, op2] = encoding.map(u32::from);
-            let fields = op0 << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5;
-            return 0xd500_0000 | u32::from(is_read) << 21 | fields | 1;
+            return write_of(encoding) | if is_read { IS_READ } else { 0 };
         }
     }
 }
