@@ -164,6 +164,14 @@ mod tests {
     }
 
     #[test]
+    fn the_hostile_payload_goes_with_the_stand_in_only() {
+        let of = |features: &[&str]| {
+            Payload::of(&features.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).name()
+        };
+        assert_eq!((of(&[]), of(&["trial"]), of(&["trial", STAND_IN])), ("host", "host", "hostile"));
+    }
+
+    #[test]
     fn segments_stand_at_their_distance_from_the_lowest() {
         let file = elf(&[(1, 0x1008, b"data", 4), (1, 0x1000, b"text", 4)]);
         assert_eq!(flatten(&file).unwrap(), b"text\0\0\0\0data");
