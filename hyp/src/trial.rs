@@ -242,7 +242,7 @@ impl Trial {
 
     /// Makes `count` changes at random while `others` CPUs touch, then ends the trial. Says what came of it.
     pub fn change(&self, subject: &impl Subject, others: usize, count: u64, seed: u64) -> Outcome {
-        let mut random = Random(seed | 1);
+        let mut random = Random::new(seed | 1);
         let mut outcome = Outcome::default();
         while self.using[..others].iter().any(|slot| slot.load(SeqCst) == 0) {
             core::hint::spin_loop();
@@ -294,14 +294,26 @@ impl Outcome {
 }
 
 /// Marsaglia's xorshift: repeatable, and good enough to choose pages with.
-struct Random(u64);
+#[derive(Clone, Copy, Debug)]
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    /// The numbers of a seed; of 0 the same as of 1.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.max(1))
+    }
+
+    /// Any number but 0.
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        (self.0 >> 11) % limit
+        self.0
+    }
+
+    /// A number below `limit`, which is at most 2^53 and not 0.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        (self.word() >> 11) % limit
     }
 
     fn change(&mut self, start: u64) -> (Change, u64, u64) {
@@ -343,7 +355,7 @@ mod tests {
 
     #[test]
     fn what_is_written_or_executed_is_never_made_read_only() {
-        let mut random = Random(7);
+        let mut random = Random::new(7);
         for _ in 0..100_000 {
             let (change, at, size) = random.change(0);
             assert!(size > 0 && at + size <= SIZE && (at | size).is_multiple_of(PAGE));

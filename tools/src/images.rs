@@ -31,21 +31,48 @@ pub struct Image {
     pub size: u64,
 }
 
-/// Builds the embedded host payload.
-pub fn host_payload() -> Result<Image> {
+/// The feature of a test build in which somebody stands in for the firmware. It embeds the hostile payload: nothing else has use for
+/// it, and that one is at home nowhere else.
+pub const STAND_IN: &str = "stand-in";
+
+/// A payload that the hypervisor can embed.
+#[derive(Clone, Copy, Debug)]
+pub enum Payload {
+    /// Checks what a host may do and what it must not.
+    Host,
+    /// Does at random what a host must not.
+    Hostile,
+}
+
+impl Payload {
+    /// The one that goes with `features` of the hypervisor.
+    fn of(features: &[String]) -> Self {
+        if features.iter().any(|feature| feature == STAND_IN) { Self::Hostile } else { Self::Host }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Hostile => "hostile",
+        }
+    }
+}
+
+/// Builds a payload.
+pub fn payload(payload: Payload) -> Result<Image> {
     workspace::ensure_target()?;
     workspace::run(workspace::cargo().args(["build", "--quiet", "--release", "--target", TARGET]).args([
         "-p",
         "guest-tests",
         "--bin",
-        "host",
+        payload.name(),
     ]))?;
-    convert("host", "host")
+    convert(payload.name(), payload.name())
 }
 
-/// Builds the hypervisor for `platform` with `features`, the host payload inside.
+/// Builds the hypervisor for `platform` with `features`, the payload that goes with them inside.
 pub fn hypervisor(platform: &str, features: &[String]) -> Result<Image> {
-    let payload = host_payload()?;
+    let payload = payload(Payload::of(features))?;
     let mut build = workspace::cargo();
     build.args(["build", "--quiet", "--release", "--target", TARGET, "-p", platform]);
     build.env("CLOVEN_HOST_PAYLOAD", &payload.path);
@@ -134,6 +161,14 @@ mod tests {
         }
         segments.iter().for_each(|(_, _, data, _)| file.extend(*data));
         file
+    }
+
+    #[test]
+    fn the_hostile_payload_goes_with_the_stand_in_only() {
+        let of = |features: &[&str]| {
+            Payload::of(&features.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).name()
+        };
+        assert_eq!((of(&[]), of(&["trial"]), of(&["trial", STAND_IN])), ("host", "host", "hostile"));
     }
 
     #[test]

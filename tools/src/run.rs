@@ -28,6 +28,8 @@ use crate::{
 pub const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// The same with a Linux as the host, or with trials of live changes.
 pub const LINUX_TIMEOUT: Duration = Duration::from_secs(300);
+/// The same with the hostile payload and ten million operations.
+pub const HOSTILE_TIMEOUT: Duration = Duration::from_secs(1200);
 /// Less than this holds no hypervisor, kernel and initramfs where they are placed.
 const LEAST_FOR_LINUX: Size = Size(256 << 20);
 /// Less than this holds no U-Boot with the hypervisor and its payload.
@@ -109,6 +111,12 @@ impl Bbm {
 
 /// The feature of test builds: calls that change maps under their users, and a `--bbm` that may be more than the CPUs have.
 pub const TRIAL: &str = "trial";
+
+/// What the hostile payload is told on the command line.
+pub fn hostile_parameters(operations: Option<u64>, seed: Option<u64>) -> impl Iterator<Item = String> {
+    let operations = operations.map(|count| format!("cloven.operations={count}"));
+    operations.into_iter().chain(seed.map(|seed| format!("cloven.seed={seed}")))
+}
 
 /// The machine and the manner of a run: the options that `run` and `test` share.
 #[derive(Args, Clone, Debug, Default)]
@@ -211,6 +219,15 @@ pub struct RunArgs {
     /// Boot the same Linux with the hypervisor and, at EL1, without it, several times each, and tell in what that differs
     #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot"])]
     compare: bool,
+    /// Run the payload that attacks the hypervisor at random, in a build with a stand-in for the firmware
+    #[arg(long, conflicts_with_all = ["linux", "kernel", "bbm"])]
+    hostile: bool,
+    /// How often it does, all CPUs together [default: 10000000]
+    #[arg(long, value_name = "N", requires = "hostile")]
+    operations: Option<u64>,
+    /// The seed of what it does [default: 1]
+    #[arg(long, value_name = "N", requires = "hostile")]
+    seed: Option<u64>,
     /// Write the table and the verdict to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -377,13 +394,21 @@ pub fn run(args: RunArgs) -> Result<bool> {
     if args.compare && !features.iter().any(|feature| feature == TRIAL) {
         features.push(TRIAL.to_owned());
     }
+    if args.hostile {
+        features.push(images::STAND_IN.to_owned());
+    }
     let image = images::hypervisor(args.machine.platform.package(), &features)?;
 
     let u_boot = args.u_boot.then(|| Store::open()?.u_boot()).transpose()?;
     let interactive = linux && !args.u_boot && io::stdin().is_terminal() && io::stdout().is_terminal();
-    let default = if linux || args.machine.bbm.is_some() { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
+    let default = match args.hostile {
+        true => HOSTILE_TIMEOUT,
+        false if linux || args.machine.bbm.is_some() => LINUX_TIMEOUT,
+        false => PAYLOAD_TIMEOUT,
+    };
     let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
-    let append = args.append.into_iter().chain(args.machine.parameters()).collect();
+    let append = args.append.into_iter().chain(args.machine.parameters());
+    let append = append.chain(hostile_parameters(args.operations, args.seed)).collect();
     if let Some(host) = host.clone().filter(|_| args.compare) {
         let compared = compare::compare(&qemu, &image, &machine, &host, append, timeout)?;
         print!("{compared}");

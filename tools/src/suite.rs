@@ -65,7 +65,7 @@ pub struct TestArgs {
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// The seed of what is random in the unit tests
+    /// The seed of what is random in the unit tests and in the hostile payload
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
@@ -482,6 +482,20 @@ impl Scenario {
         }
     }
 
+    /// The hypervisor attacked from all CPUs: with `full` as often as `run --hostile` does it.
+    fn hostile(full: bool) -> Self {
+        Self {
+            name: "a hostile payload finds nothing",
+            features: &[images::STAND_IN],
+            append: if full { &[] } else { &["cloven.operations=200000"] },
+            ..Self::payload(4, GIB, "max")
+        }
+    }
+
+    fn is_hostile(&self) -> bool {
+        self.features.contains(&images::STAND_IN)
+    }
+
     fn part(&self) -> Part {
         if self.linux.is_some() { Part::Linux } else { Part::Qemu }
     }
@@ -492,6 +506,7 @@ impl Scenario {
             (Some(_), _) => run::LINUX_TIMEOUT,
             // Each of their invalidations stops all emulated CPUs, on whatever cores there are.
             (None, Expect::Pass) if trials => run::LINUX_TIMEOUT,
+            (None, Expect::Pass) if self.is_hostile() => run::HOSTILE_TIMEOUT,
             (None, Expect::Pass) => run::PAYLOAD_TIMEOUT,
             (None, _) => SHORT,
         }
@@ -572,6 +587,7 @@ fn scenarios(full: bool) -> Vec<Scenario> {
         all.push(Scenario { name, machine, ..Scenario::linux("7.2", 4, GIB, "max") });
     }
     all.extend([Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3].map(|bbm| Scenario::trials(bbm, full)));
+    all.push(Scenario::hostile(full));
     let gib = |count: u64| Size(count << 30);
     all.extend([
         Scenario::linux("7.2", 4, GIB, "max"),
@@ -754,7 +770,9 @@ impl Lab {
         let told = MachineArgs { bbm: args.machine.bbm.or(scenario.bbm), ..args.machine.clone() };
         let timeout = args.machine.timeout_or(scenario.timeout(told.bbm.is_some()));
         let follow = Follow { timeout, until, ..Follow::default() };
-        let append = told.parameters().chain(scenario.append.iter().map(|word| (*word).to_owned())).collect();
+        let seed = scenario.is_hostile().then_some(args.seed);
+        let append = told.parameters().chain(run::hostile_parameters(None, seed));
+        let append = append.chain(scenario.append.iter().map(|word| (*word).to_owned())).collect();
         let job = Job {
             image: &image,
             machine: scenario.machine.clone(),

@@ -2,22 +2,24 @@
 //!
 //! The last two take the calls of a test build of the hypervisor; without them they are not tried.
 
+use guest_tests::cpus::together;
+use guest_tests::entry::{self, Cpu};
+use guest_tests::firmware::{self, NOT_SUPPORTED};
+use guest_tests::memory::{Memory, OwnMap};
+use guest_tests::report::Report;
+use guest_tests::say;
 use hyp::machine::Machine;
 use hyp::mapping::{Attributes, Change as MapChange, El1And0, Range};
 use hyp::trial::{Change, Linear, Outcome, PART, Subject, Trial};
-use smccc::{Call, Hvc};
+use smccc::Hvc;
 
-use crate::cpus;
-use crate::entry::{self, Cpu};
-use crate::memory::{Memory, OwnMap};
-use crate::report::{Report, say};
+use crate::cpus::{TOUCH, TOUCH_EL2 as TAKE_PART_AT_EL2};
 
 // Of the hypervisor's test build (`hyp::el2::trial`).
 const CHANGE_HOST: u32 = 0xc600_0010;
 const PREPARE_EL2: u32 = 0xc600_0011;
 const TOUCH_EL2: u32 = 0xc600_0012;
 const CHANGE_EL2: u32 = 0xc600_0013;
-const NOT_SUPPORTED: u64 = u64::MAX;
 
 /// Changes in each trial, unless `cloven.changes` says otherwise.
 const CHANGES: u64 = 10_000;
@@ -29,9 +31,7 @@ const SEED: u64 = 0x0123_4567_89ab_cdef;
 static TRIAL: Trial = Trial::new();
 
 fn call(function: u32, args: [u64; 3]) -> [u64; 18] {
-    let mut all = [0; 17];
-    all[..3].copy_from_slice(&args);
-    Hvc::call64(function, all)
+    firmware::call::<Hvc>(function, args)
 }
 
 /// Who changes what.
@@ -111,7 +111,7 @@ pub fn all(report: &mut Report, machine: &Machine<'_>, memory: &Memory) {
         ranges.into_iter().for_each(|start| own(map, start, PART, C::WRITABLE));
         // SAFETY: free RAM, mapped as data at its own address; the other CPUs wait for orders.
         let ready = unsafe { TRIAL.prepare(&host, ranges) };
-        let outcome = cpus::while_touching(others, false, || TRIAL.change(&host, others, changes, SEED));
+        let outcome = together(others, TOUCH, || TRIAL.change(&host, others, changes, SEED));
         say_outcome(report, name, ready, outcome, changes);
     };
     let in_place = map.capabilities().bbm_level() == 3;
@@ -127,7 +127,7 @@ pub fn all(report: &mut Report, machine: &Machine<'_>, memory: &Memory) {
     tried(report, "trial.stage_2_changes_under_the_host", true);
     if in_place {
         let ready = call(PREPARE_EL2, [ranges[0], ranges[1], 0])[0] == 0;
-        let outcome = cpus::while_touching(others, true, || {
+        let outcome = together(others, TAKE_PART_AT_EL2, || {
             let answer = call(CHANGE_EL2, [others as u64, changes, SEED]);
             Outcome { changes: answer[0], refused: answer[1], wrong: answer[2], passes: answer[3] }
         });

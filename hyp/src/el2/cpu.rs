@@ -202,6 +202,8 @@ unsafe fn traps(features: &Features) {
     hcr.set(HcrEl2::ATA, pfr1.mte() >= 0b0010);
     hcr.set(HcrEl2::ENSCXT, pfr0.csv2() >= 0b0010 || pfr1.csv2_frac() >= 0b0010);
     hcr.set(HcrEl2::FIEN, pfr0.ras() >= 0b0010);
+    // Nothing else makes a system register trap on QEMU's CPUs: ACTLR_EL1 does where it is tested that a trap is answered and counted.
+    hcr.set(HcrEl2::TACR, cfg!(feature = "stand-in"));
 
     let mut hcrx = HcrxEl2::empty();
     hcrx.set(HcrxEl2::MSCEN, isar2.mops() != 0);

@@ -1,4 +1,4 @@
-//! What the payload says: lines on the first UART, and the checks counted.
+//! What a payload says: lines on the first UART, and the checks counted.
 
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
@@ -17,10 +17,11 @@ pub fn line(text: fmt::Arguments<'_>) {
     let _ = uart.write_fmt(format_args!("{text}\r\n"));
 }
 
+/// Prints a line, as [`line`] does.
+#[macro_export]
 macro_rules! say {
     ($($arguments:tt)*) => { $crate::report::line(format_args!($($arguments)*)) };
 }
-pub(crate) use say;
 
 /// The checks so far.
 #[derive(Default)]

@@ -1,7 +1,9 @@
-//! The payload's own stage 1, made with the library.
+//! A payload's own stage 1, made with the library.
 //!
 //! Everything it looks at lies at its own address for EL1's data. The same physical addresses lie again, 2^40 apart for
 //! each [`View`], with the permissions of that view: so what refuses an access there is stage 2.
+
+use core::cell::UnsafeCell;
 
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
@@ -120,11 +122,36 @@ fn hypervisor(tree: Fdt<'_>) -> Option<Range<Pa>> {
     Range::of_granules(entry.address.to_int().ok()?, entry.size.to_int().ok()?).ok()
 }
 
-/// Makes the map and runs the boot CPU on it.
+/// A page that a payload writes as data and executes at its place in [`View::Code`].
+#[repr(C, align(4096))]
+pub struct Page(UnsafeCell<[u8; PAGE as usize]>);
+
+// SAFETY: a place only: it is accessed through its address, by volatile writes and fetches.
+unsafe impl Sync for Page {}
+
+impl Page {
+    /// An empty one.
+    pub const fn new() -> Self {
+        Self(UnsafeCell::new([0; PAGE as usize]))
+    }
+
+    /// Where it lies as data.
+    pub fn address(&self) -> u64 {
+        self.0.get() as u64
+    }
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Makes the map and runs the boot CPU on it. `code` are pages of the image, side by side, that can be executed too.
 ///
 /// # Safety
 /// Runs once, on the boot CPU, on the boot map.
-pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: Fdt<'_>) -> Memory {
+pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: Fdt<'_>, code: &[Page]) -> Memory {
     let start = symbol(&raw const entry::image_start);
     let rodata = symbol(&raw const entry::image_rodata);
     let data = symbol(&raw const entry::image_data);
@@ -178,6 +205,9 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: Fdt<'_>) -> Memory {
         add(hypervisor, view, attributes);
     }
     add(user_code, View::Code, A::CODE);
+    if let [first, ..] = code {
+        add(range(first.address(), first.address() + size_of_val(code) as u64), View::Code, A::CODE);
+    }
     add(user_code, View::UserCode, A::USER_CODE);
     let last = range(end - PAGE, end);
     add(last, View::UserData, A::USER_DATA);

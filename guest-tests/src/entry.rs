@@ -1,4 +1,4 @@
-//! The assembly of the host payload: how each CPU starts, its vectors, and accesses that may fault.
+//! The assembly of a payload: how each CPU starts, its vectors, and accesses that may fault.
 //!
 //! Invariant: `TPIDR_EL1` points to the running CPU's [`Cpu`] once its MMU is on. A fault lands where the running probe
 //! wants it, with the syndrome saved; without a probe it is unexpected and told.
@@ -321,8 +321,8 @@ unsafe extern "C" {
     pub fn probe_load(address: u64) -> u64;
     /// Stores eight zero bytes: 0, or 1 if it faulted.
     pub fn probe_store(address: u64) -> u64;
-    /// Calls the address: 0, or 1 if it faulted.
-    pub fn probe_fetch(address: u64) -> u64;
+    /// Calls the address with `value` in x1: 0, or 1 if it faulted.
+    pub fn probe_fetch(address: u64, value: u64) -> u64;
     /// Runs `code` at EL0 with `address` in x0 until it faults, which SVC does too.
     pub fn probe_user(code: u64, address: u64) -> u64;
     /// Where the firmware, or who plays it, starts a CPU.

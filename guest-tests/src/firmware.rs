@@ -1,0 +1,22 @@
+//! Calls that end above EL1, and who answers them in a test build of the hypervisor (`hyp::el2::stand_in`).
+
+use smccc::{Call, Hvc};
+
+/// The call is not implemented.
+pub const NOT_SUPPORTED: u64 = u64::MAX;
+/// Turns the firmware's stand-in on or off, with [`KEY`], and tells its count.
+pub const STAND_IN: u32 = 0xc600_0020;
+/// What turning it on or off takes.
+pub const KEY: u64 = 0x7061_7975_7073_7563;
+
+/// Calls `function` by the conduit `C`: x0 to x17 of the answer.
+pub fn call<C: Call>(function: u32, args: [u64; 3]) -> [u64; 18] {
+    let mut all = [0; 17];
+    all[..3].copy_from_slice(&args);
+    C::call64(function, all)
+}
+
+/// Has the firmware's stand-in answer from now on, or the firmware itself; whether there is a stand-in.
+pub fn stand_in(on: bool) -> bool {
+    call::<Hvc>(STAND_IN, [on.into(), KEY, 0])[0] == 0
+}
