@@ -276,8 +276,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         let (first, last) = ((start - at) >> shift, (end - 1 - at) >> shift);
         for index in [first, last] {
             let entry = at + (index << shift);
-            let cut = !(start <= entry && entry + span <= end);
-            if cut && (index == first || first != last) {
+            if !self.covers(entry, below) {
                 tables += self.tables_below(below, entry);
             }
             if first == last {

@@ -276,7 +276,6 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         loop {
             let raw = words.load(table, index);
             if !is_table(raw, level) {
-                debug_assert!(is_changing(raw) || !is_leaf(raw, level) || level > 0);
                 return is_changing(raw);
             }
             table = pa(raw);
