@@ -8,8 +8,7 @@
 
 use super::addr::Pa;
 use super::descriptor::{
-    CONTIGUOUS, Change, Entry, Regime, State, VALID, first_below, is_changing, is_leaf, is_table,
-    is_unlinked, marked, pa,
+    CONTIGUOUS, Change, Entry, Regime, State, VALID, first_below, is_leaf, is_table, is_unlinked, marked, pa,
 };
 use super::geometry::{LAST_LEVEL, MAX_RUN, Shape, level_shift, level_size};
 use super::map::{Map, MapError};
@@ -204,7 +203,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             let index = next;
             next = if all || index == last { index + 1 } else { last };
             let at = node.base + (index << shift);
-            let raw = self.settled(node.table, index as usize);
+            let raw = self.words().settled(node.table, index as usize);
             if is_table(raw, level) {
                 if !(O::UNLINKS && self.covers(at, level)) {
                     let parent = Parent::Word(node.table, index as usize);
@@ -317,17 +316,6 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
     fn run(&self, node: Node, index: usize) -> (u64, u64) {
         let shift = level_shift::<S>(node.level);
         (node.base + ((index as u64 & !(S::RUN as u64 - 1)) << shift), 1 << (shift + S::RUN_BITS))
-    }
-
-    /// The word, once nobody is breaking and making it.
-    fn settled(&self, table: Pa, index: usize) -> u64 {
-        loop {
-            let raw = self.words().load(table, index);
-            if !is_changing(raw) {
-                return raw;
-            }
-            self.map.mmu().relax();
-        }
     }
 
     /// Makes the change with the tables that [`Edit::prepare`] has counted.
