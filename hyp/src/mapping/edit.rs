@@ -30,7 +30,10 @@ pub(super) trait Operation<R: Regime>: Copy {
     /// And so is what translates nothing.
     const CUTS_ALL: bool = false;
     /// The word after, of one that is no table.
-    fn word(self, raw: u64, level: u8) -> u64;
+    #[inline(always)]
+    fn word(self, raw: u64, _level: u8) -> u64 {
+        raw
+    }
     /// Whether it changes what memory leaves are.
     fn changes_memory(self) -> bool {
         false
@@ -71,10 +74,6 @@ pub(super) struct Cut;
 
 impl<R: Regime> Operation<R> for Cut {
     const CUTS: bool = true;
-    #[inline(always)]
-    fn word(self, raw: u64, _level: u8) -> u64 {
-        raw
-    }
 }
 
 /// As [`Cut`], also of what translates nothing.
@@ -84,10 +83,6 @@ pub(super) struct CutAll;
 impl<R: Regime> Operation<R> for CutAll {
     const CUTS: bool = true;
     const CUTS_ALL: bool = true;
-    #[inline(always)]
-    fn word(self, raw: u64, _level: u8) -> u64 {
-        raw
-    }
 }
 
 /// Only pages, in no runs.
@@ -97,10 +92,6 @@ pub(super) struct ToPages;
 impl<R: Regime> Operation<R> for ToPages {
     const CUTS: bool = true;
     const TO_PAGES: bool = true;
-    #[inline(always)]
-    fn word(self, raw: u64, _level: u8) -> u64 {
-        raw
-    }
 }
 
 /// What a change takes.
@@ -195,7 +186,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         let (level, shift) = (node.level, level_shift::<S>(node.level));
         let (start, end) = (self.start.max(node.base), self.end);
         let first = (start - node.base) >> shift;
-        let last = ((end - 1 - node.base) >> shift).min(self.entries(node) as u64 - 1);
+        let last = ((end - 1 - node.base) >> shift).min(self.map.geometry().entries(level) as u64 - 1);
         // Between the two ends nothing is cut.
         let all = O::TO_PAGES || self.operation.changes_memory();
         let mut next = first;
@@ -294,14 +285,6 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         (level..LAST_LEVEL).fold(0, |tables, _| 1 + (tables * S::ENTRIES))
     }
 
-    /// Entries of a table, or of all tables of a concatenated root.
-    fn entries(&self, node: Node) -> usize {
-        match node.parent {
-            Parent::Root => S::ENTRIES * self.map.geometry().root_tables(),
-            Parent::Word(..) => S::ENTRIES,
-        }
-    }
-
     /// Whether the range has all of the entry of `level` at `at`.
     fn covers(&self, at: u64, level: u8) -> bool {
         self.start <= at && at + level_size::<S>(level) <= self.end
@@ -327,7 +310,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         let (words, level, shift) = (self.words(), node.level, level_shift::<S>(node.level));
         let mut lock = TableLock::new(self.map, node.parent, self.exclusive);
         let start = self.start.max(node.base);
-        let limit = ((self.end - 1 - node.base) >> shift).min(self.entries(node) as u64 - 1) as usize + 1;
+        let limit = ((self.end - 1 - node.base) >> shift).min(self.map.geometry().entries(level) as u64 - 1)
+            as usize
+            + 1;
         let run_shift = shift + S::RUN_BITS;
         // Entries in runs that the range has whole.
         let first_run = (start - node.base).div_ceil(1 << run_shift) as usize * S::RUN;

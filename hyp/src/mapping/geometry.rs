@@ -132,6 +132,10 @@ impl<S: Shape> Geometry<S> {
         debug_assert!(entries <= MAX_CONCATENATED * S::ENTRIES);
         entries.div_ceil(S::ENTRIES)
     }
+    /// Entries of a table of `level`; at the root, of all its tables.
+    pub(super) fn entries(self, level: u8) -> usize {
+        if level == self.start_level { S::ENTRIES * self.root_tables() } else { S::ENTRIES }
+    }
 }
 
 #[cfg(test)]
