@@ -14,7 +14,7 @@ pub const LAST_LEVEL: u8 = 3;
 /// log2 of the bytes in a page.
 pub const PAGE_SHIFT: u32 = 12;
 /// Most entries that the Contiguous bit joins in any shape.
-pub const MAX_RUN: usize = 16;
+pub(super) const MAX_RUN: usize = 16;
 /// Most tables that may be concatenated at the root of stage 2 (Arm ARM D8.2.2).
 const MAX_CONCATENATED: usize = 16;
 
