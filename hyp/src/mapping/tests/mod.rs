@@ -3,6 +3,7 @@
 mod behaviour;
 mod flat;
 mod random;
+mod regimes;
 mod threads;
 
 use super::descriptor::{is_table, is_unlinked, pa};
