@@ -226,7 +226,8 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
                 assert!(needed > free);
                 false
             }
-            Err(_) => true,
+            Err(MapError::WouldSplit { .. } | MapError::Mapped(_) | MapError::HasState(_)) => true,
+            Err(error) => panic!("{error}"),
         }
     }
 }
