@@ -104,6 +104,32 @@ macro_rules! start_macros {
     zero
     .endm
 
+    // Drops what the caches hold of the boot map of \tables pages at x21 since. Changes x0 to x3.
+    .macro drop_boot_map tables
+    mov     x0, x21
+    add     x1, x21, #(\tables * 4096)
+    each_line ivac
+    dsb     sy
+    .endm
+
+    // What turns the MMU on with the boot map at x21: root in x5, MAIR in x6, TCR in x7, SCTLR in x8. \tcr are bits 31 to 16 of TCR
+    // without the size of output addresses, which goes to bit \ps. Changes x1 and x3.
+    .macro boot_registers sctlr, tcr, ps
+    mrs     x1, id_aa64mmfr0_el1
+    and     x1, x1, #0xf
+    mov     x3, #5
+    cmp     x1, x3
+    csel    x1, x1, x3, lo
+    movz    x7, #0x3510                 // write-back, inner shareable walks; 48 bits of input
+    movk    x7, #\tcr, lsl #16
+    orr     x7, x7, x1, lsl #\ps
+    mov     x6, #0xff04                 // hyp::mapping::descriptor::MAIR
+    mov     x5, x21
+    mrs     x8, \sctlr
+    mov     x1, #0x100d                 // I, SA, C, M
+    orr     x8, x8, x1
+    .endm
+
     // Drops what the caches hold of the image since: memory is right.
     .macro drop_cached more
     dsb     sy

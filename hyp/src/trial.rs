@@ -21,10 +21,21 @@ const PAGE: u64 = 4096;
 const PARTS: u64 = SIZE / PART;
 /// Parts that are written, after the first.
 const WRITTEN: u64 = 7;
-/// CPUs that may take part.
-const MOST_CPUS: usize = 8;
+/// CPUs that may touch.
+pub const MOST_CPUS: usize = 8;
 /// Changes after which a range is made of blocks again.
 const CHANGES_EACH: u64 = 500;
+
+// Calls of the host to a hypervisor that is built for trials.
+
+/// Changes the host's stage 2: change, start, bytes. 0 if it was made.
+pub const CHANGE_HOST: u32 = 0xc600_0010;
+/// Gives EL2's trial two ranges of [`SIZE`] bytes. 0 if they are ready.
+pub const PREPARE_EL2: u32 = 0xc600_0011;
+/// Takes part in EL2's trial as one who touches: the number among those, below [`MOST_CPUS`]. 0 if it was one.
+pub const TOUCH_EL2: u32 = 0xc600_0012;
+/// Takes part as the one who changes: how many others, how many changes, seed. Changes made, refused, wrong address, passes.
+pub const CHANGE_EL2: u32 = 0xc600_0013;
 
 /// What is done to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +149,8 @@ pub struct Trial {
     current: AtomicUsize,
     /// What each CPU uses, plus one.
     using: [AtomicUsize; MOST_CPUS],
-    done: AtomicBool,
+    /// The ranges are what the others need, and the trial is not over.
+    ready: AtomicBool,
     /// The first address that showed a wrong value.
     wrong: AtomicU64,
     /// Passes over a range by all CPUs together.
@@ -167,7 +179,7 @@ impl Trial {
             ranges: [const { AtomicU64::new(0) }; 2],
             current: AtomicUsize::new(0),
             using: [const { AtomicUsize::new(0) }; MOST_CPUS],
-            done: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
             wrong: AtomicU64::new(0),
             passes: AtomicU64::new(0),
         }
@@ -179,8 +191,8 @@ impl Trial {
     /// # Safety
     /// Both are memory that nothing else uses, mapped for reading and writing at these addresses, and no CPU is in a trial.
     pub unsafe fn prepare(&self, subject: &impl Subject, ranges: [u64; 2]) -> bool {
+        self.ready.store(false, SeqCst);
         self.current.store(0, SeqCst);
-        self.done.store(false, SeqCst);
         self.wrong.store(0, SeqCst);
         self.passes.store(0, SeqCst);
         self.using.iter().for_each(|slot| slot.store(0, SeqCst));
@@ -198,17 +210,24 @@ impl Trial {
             subject.publish_code(start, PART);
             slot.store(start, SeqCst);
         }
-        ranges.into_iter().all(|start| subject.change(Change::Rebuild, start, SIZE))
+        let ready = ranges.into_iter().all(|start| subject.change(Change::Rebuild, start, SIZE));
+        self.ready.store(ready, SeqCst);
+        ready
     }
 
-    /// Reads, writes and executes until the trial is done. The CPU is number `me` of those who do, from 0 on.
+    /// Whether [`Trial::prepare`] has returned `true`, and the trial is not over.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(SeqCst)
+    }
+
+    /// Reads, writes and executes as long as the trial is ready. The CPU is number `me` of those who do, from 0 to [`MOST_CPUS`] - 1.
     ///
     /// # Safety
-    /// [`Trial::prepare`] has returned `true`, and no two CPUs have the same number.
+    /// What [`Trial::prepare`] was promised still holds, and no two CPUs have the same number.
     pub unsafe fn touch(&self, me: usize) {
         let mine = |page: u64| (page + 64 * (me as u64 + 1)) as *mut u64;
         let mut count = 0u64;
-        while !self.done.load(SeqCst) {
+        while self.is_ready() {
             let current = self.current.load(SeqCst);
             self.using[me].store(current + 1, SeqCst);
             if self.current.load(SeqCst) != current {
@@ -240,10 +259,14 @@ impl Trial {
         self.using[me].store(0, SeqCst);
     }
 
-    /// Makes `count` changes at random while `others` CPUs touch, then ends the trial. Says what came of it.
+    /// Makes `count` changes at random while `others` CPUs touch, at most [`MOST_CPUS`], then ends the trial. Says what came of it: nothing
+    /// if the trial was not ready.
     pub fn change(&self, subject: &impl Subject, others: usize, count: u64, seed: u64) -> Outcome {
         let mut random = Random::new(seed | 1);
         let mut outcome = Outcome::default();
+        if !self.is_ready() {
+            return outcome;
+        }
         while self.using[..others].iter().any(|slot| slot.load(SeqCst) == 0) {
             core::hint::spin_loop();
         }
@@ -265,7 +288,7 @@ impl Trial {
                 outcome.refused += u64::from(!subject.change(Change::Rebuild, start, SIZE));
             }
         }
-        self.done.store(true, SeqCst);
+        self.ready.store(false, SeqCst);
         while self.using[..others].iter().any(|slot| slot.load(SeqCst) != 0) {
             core::hint::spin_loop();
         }
@@ -351,6 +374,21 @@ mod tests {
         }
         assert_eq!(Change::decode(5), None);
         assert_eq!(Change::decode(16), None);
+    }
+
+    #[test]
+    fn nobody_touches_or_changes_what_was_not_prepared() {
+        struct Unasked;
+        impl Subject for Unasked {
+            fn change(&self, change: Change, start: u64, _: u64) -> bool {
+                panic!("{change:?} at {start:#x}");
+            }
+            fn publish_code(&self, _: u64, _: u64) {}
+        }
+        let trial = Trial::new();
+        // SAFETY: it was promised nothing yet, and no other CPU takes part.
+        unsafe { trial.touch(MOST_CPUS - 1) };
+        assert_eq!(trial.change(&Unasked, MOST_CPUS, 1, 1), Outcome::default());
     }
 
     #[test]

@@ -11,10 +11,11 @@ use hyp::mapping::geometry::level_size;
 use hyp::mapping::*;
 use libfuzzer_sys::fuzz_target;
 
+#[path = "../../src/mapping/tests/regimes.rs"]
 mod regimes;
 mod world;
 
-use regimes::Fuzzed;
+use regimes::Tried;
 use world::World;
 
 /// Where in the map: so many units of some leaf or run, and a few pages off.
@@ -173,7 +174,7 @@ struct Case<'m, R: Regime, S: Shape> {
     reserved: usize,
 }
 
-impl<'m, R: Fuzzed, S: Shape> Case<'m, R, S> {
+impl<'m, R: Tried, S: Shape> Case<'m, R, S> {
     fn range(&self, at: Place, size: Place) -> (Range<R::Input>, (u64, u64)) {
         let start = at.address::<S>(self.map.geometry().input_bits());
         // It may end above the map's reach, but not above that of any map.
@@ -320,7 +321,7 @@ impl<'m, R: Fuzzed, S: Shape> Case<'m, R, S> {
     }
 }
 
-fn run<R: Fuzzed, S: Shape>(input: &Input, geometry: Geometry<S>) {
+fn run<R: Tried, S: Shape>(input: &Input, geometry: Geometry<S>) {
     let mut capabilities = Capabilities::bbm(input.bbm % 4);
     for (bit, capability) in
         [Capabilities::TLB_RANGE, Capabilities::TLB_LEVEL, Capabilities::TLBI_ONCE, Capabilities::CONTIGUOUS]

@@ -146,24 +146,8 @@ primary:
     bl      .Lmap_block
 
     drop_cached {block_size}
-    mov     x0, x21
-    add     x1, x21, #({boot_tables} * 4096)
-    each_line ivac
-    dsb     sy
-
-    mrs     x1, id_aa64mmfr0_el1
-    and     x1, x1, #0xf
-    mov     x3, #5
-    cmp     x1, x3
-    csel    x1, x1, x3, lo
-    movz    x7, #0x3510                 // write-back, inner shareable walks; 48 bits of input
-    movk    x7, #0x8080, lsl #16
-    orr     x7, x7, x1, lsl #16
-    mov     x6, #0xff04                 // crate::mapping::descriptor::MAIR
-    mov     x5, x21
-    mrs     x8, sctlr_el2
-    mov     x1, #0x100d                 // I, SA, C, M; WXN comes with the map that has no such pages
-    orr     x8, x8, x1
+    drop_boot_map {boot_tables}
+    boot_registers sctlr_el2, 0x8080, 16    // WXN comes with the map that has no such pages
     mmu_on
 
     adrp    x0, image_arena

@@ -1,7 +1,8 @@
 //! Of test builds: calls with which the host changes its own stage 2, or takes part in a trial of EL2's own map, and what EL2 costs the
 //! host.
 //!
-//! Invariant: only RAM of the host can be changed, and what the host can do with it, but for writes that it asks to lose.
+//! Invariant: only RAM of the host can be changed, and what the host can do with it, but for writes that it asks to lose. EL2 runs code
+//! and keeps data in what is lent to its trial, where the host can write: these builds trust their host.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -12,16 +13,8 @@ use super::cache;
 use super::host::Host;
 use super::image::Layout;
 use crate::mapping::{Attributes, Change as MapChange, El2, Mmu, Pa, Range, Regime, Stage2};
-use crate::trial::{Change, Linear, Outcome, SIZE, Subject, Trial};
-
-/// Changes the host's stage 2: change, start, bytes. 0 if it was made.
-pub const CHANGE_HOST: u32 = 0xc600_0010;
-/// Gives EL2's trial two ranges of [`SIZE`] bytes. 0 if they are ready.
-pub const PREPARE_EL2: u32 = 0xc600_0011;
-/// Takes part in EL2's trial as one who touches: the number among those.
-pub const TOUCH_EL2: u32 = 0xc600_0012;
-/// Takes part as the one who changes: how many others, how many changes, seed. Changes made, refused, wrong address, passes.
-pub const CHANGE_EL2: u32 = 0xc600_0013;
+use crate::trial::{CHANGE_EL2, CHANGE_HOST, PREPARE_EL2, TOUCH_EL2};
+use crate::trial::{Change, Linear, MOST_CPUS, Outcome, SIZE, Subject, Trial};
 
 static TRIAL: Trial = Trial::new();
 
@@ -80,19 +73,22 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
             }
         }
         PREPARE_EL2 if lent(args[0], SIZE) && lent(args[1], SIZE) => {
-            // SAFETY: RAM of the host, which EL2's map has as data, and which the host lends.
+            // SAFETY: RAM of the host, which EL2's map has as data. That nothing else uses it and that no CPU is in a trial is the host's
+            // word, which a build for tests takes.
             let ready = unsafe { TRIAL.prepare(&el2, [args[0], args[1]]) };
             if ready { [0; 4] } else { REFUSED }
         }
         PREPARE_EL2 => REFUSED,
-        TOUCH_EL2 => {
-            // SAFETY: the host prepares first, and numbers its CPUs: who does otherwise tests nothing, in a build for tests.
-            unsafe { TRIAL.touch((args[0] as usize).min(7)) };
+        TOUCH_EL2 if args[0] < MOST_CPUS as u64 && TRIAL.is_ready() => {
+            // SAFETY: what was prepared is mapped so until it is prepared anew. That the host leaves it alone meanwhile, code and data,
+            // and gives each CPU a number of its own is its word, which a build for tests takes.
+            unsafe { TRIAL.touch(args[0] as usize) };
             [0; 4]
         }
+        TOUCH_EL2 => REFUSED,
         CHANGE_EL2 => {
             let Outcome { changes, refused, wrong, passes } =
-                TRIAL.change(&el2, (args[0] as usize).min(8), args[1], args[2]);
+                TRIAL.change(&el2, (args[0] as usize).min(MOST_CPUS), args[1], args[2]);
             [changes, refused, wrong, passes]
         }
         _ => return None,

@@ -8,8 +8,7 @@
 
 use super::addr::Pa;
 use super::descriptor::{
-    CONTIGUOUS, Change, Entry, Regime, State, VALID, first_below, is_changing, is_leaf, is_table,
-    is_unlinked, marked, pa,
+    CONTIGUOUS, Change, Entry, Regime, State, VALID, first_below, is_leaf, is_table, is_unlinked, marked, pa,
 };
 use super::geometry::{LAST_LEVEL, MAX_RUN, Shape, level_shift, level_size};
 use super::map::{Map, MapError};
@@ -31,7 +30,10 @@ pub(super) trait Operation<R: Regime>: Copy {
     /// And so is what translates nothing.
     const CUTS_ALL: bool = false;
     /// The word after, of one that is no table.
-    fn word(self, raw: u64, level: u8) -> u64;
+    #[inline(always)]
+    fn word(self, raw: u64, _level: u8) -> u64 {
+        raw
+    }
     /// Whether it changes what memory leaves are.
     fn changes_memory(self) -> bool {
         false
@@ -72,10 +74,6 @@ pub(super) struct Cut;
 
 impl<R: Regime> Operation<R> for Cut {
     const CUTS: bool = true;
-    #[inline(always)]
-    fn word(self, raw: u64, _level: u8) -> u64 {
-        raw
-    }
 }
 
 /// As [`Cut`], also of what translates nothing.
@@ -85,10 +83,6 @@ pub(super) struct CutAll;
 impl<R: Regime> Operation<R> for CutAll {
     const CUTS: bool = true;
     const CUTS_ALL: bool = true;
-    #[inline(always)]
-    fn word(self, raw: u64, _level: u8) -> u64 {
-        raw
-    }
 }
 
 /// Only pages, in no runs.
@@ -98,10 +92,6 @@ pub(super) struct ToPages;
 impl<R: Regime> Operation<R> for ToPages {
     const CUTS: bool = true;
     const TO_PAGES: bool = true;
-    #[inline(always)]
-    fn word(self, raw: u64, _level: u8) -> u64 {
-        raw
-    }
 }
 
 /// What a change takes.
@@ -196,7 +186,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         let (level, shift) = (node.level, level_shift::<S>(node.level));
         let (start, end) = (self.start.max(node.base), self.end);
         let first = (start - node.base) >> shift;
-        let last = ((end - 1 - node.base) >> shift).min(self.entries(node) as u64 - 1);
+        let last = ((end - 1 - node.base) >> shift).min(self.map.geometry().entries(level) as u64 - 1);
         // Between the two ends nothing is cut.
         let all = O::TO_PAGES || self.operation.changes_memory();
         let mut next = first;
@@ -204,7 +194,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             let index = next;
             next = if all || index == last { index + 1 } else { last };
             let at = node.base + (index << shift);
-            let raw = self.settled(node.table, index as usize);
+            let raw = self.words().settled(node.table, index as usize);
             if is_table(raw, level) {
                 if !(O::UNLINKS && self.covers(at, level)) {
                     let parent = Parent::Word(node.table, index as usize);
@@ -276,8 +266,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         let (first, last) = ((start - at) >> shift, (end - 1 - at) >> shift);
         for index in [first, last] {
             let entry = at + (index << shift);
-            let cut = !(start <= entry && entry + span <= end);
-            if cut && (index == first || first != last) {
+            if !self.covers(entry, below) {
                 tables += self.tables_below(below, entry);
             }
             if first == last {
@@ -296,14 +285,6 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         (level..LAST_LEVEL).fold(0, |tables, _| 1 + (tables * S::ENTRIES))
     }
 
-    /// Entries of a table, or of all tables of a concatenated root.
-    fn entries(&self, node: Node) -> usize {
-        match node.parent {
-            Parent::Root => S::ENTRIES * self.map.geometry().root_tables(),
-            Parent::Word(..) => S::ENTRIES,
-        }
-    }
-
     /// Whether the range has all of the entry of `level` at `at`.
     fn covers(&self, at: u64, level: u8) -> bool {
         self.start <= at && at + level_size::<S>(level) <= self.end
@@ -320,17 +301,6 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         (node.base + ((index as u64 & !(S::RUN as u64 - 1)) << shift), 1 << (shift + S::RUN_BITS))
     }
 
-    /// The word, once nobody is breaking and making it.
-    fn settled(&self, table: Pa, index: usize) -> u64 {
-        loop {
-            let raw = self.words().load(table, index);
-            if !is_changing(raw) {
-                return raw;
-            }
-            self.map.mmu().relax();
-        }
-    }
-
     /// Makes the change with the tables that [`Edit::prepare`] has counted.
     pub(super) fn commit(&mut self, tables: &mut Reservation<'_, M::Pool>) {
         self.commit_table(self.root(), tables);
@@ -340,7 +310,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         let (words, level, shift) = (self.words(), node.level, level_shift::<S>(node.level));
         let mut lock = TableLock::new(self.map, node.parent, self.exclusive);
         let start = self.start.max(node.base);
-        let limit = ((self.end - 1 - node.base) >> shift).min(self.entries(node) as u64 - 1) as usize + 1;
+        let limit = ((self.end - 1 - node.base) >> shift).min(self.map.geometry().entries(level) as u64 - 1)
+            as usize
+            + 1;
         let run_shift = shift + S::RUN_BITS;
         // Entries in runs that the range has whole.
         let first_run = (start - node.base).div_ceil(1 << run_shift) as usize * S::RUN;

@@ -79,6 +79,8 @@ pub struct FakeMmu {
     /// Invalidations in their order.
     pub tlbis: Mutex<Vec<(Tlbi, u64)>>,
     pub barriers: Mutex<Vec<Barrier>>,
+    /// Of invalidations and barriers alike.
+    pub scopes: Mutex<Vec<Scope>>,
 }
 
 impl FakeMmu {
@@ -101,6 +103,7 @@ impl FakeMmu {
             quiesce: FakeQuiesce::default(),
             tlbis: Mutex::default(),
             barriers: Mutex::default(),
+            scopes: Mutex::default(),
         }
     }
 
@@ -111,6 +114,7 @@ impl FakeMmu {
     /// Invalidations since it was asked last.
     pub fn take_tlbis(&self) -> Vec<(Tlbi, u64)> {
         self.barriers.lock().unwrap().clear();
+        self.scopes.lock().unwrap().clear();
         std::mem::take(&mut self.tlbis.lock().unwrap())
     }
 }
@@ -132,10 +136,12 @@ unsafe impl Mmu for FakeMmu {
     fn slots(&self) -> &[Slot] {
         &self.slots
     }
-    fn tlbi(&self, operation: Tlbi, _scope: Scope, operand: u64) {
+    fn tlbi(&self, operation: Tlbi, scope: Scope, operand: u64) {
+        self.scopes.lock().unwrap().push(scope);
         self.tlbis.lock().unwrap().push((operation, operand));
     }
-    fn barrier(&self, barrier: Barrier, _scope: Scope) {
+    fn barrier(&self, barrier: Barrier, scope: Scope) {
+        self.scopes.lock().unwrap().push(scope);
         self.barriers.lock().unwrap().push(barrier);
     }
     fn relax(&self) {

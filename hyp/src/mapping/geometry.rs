@@ -14,7 +14,7 @@ pub const LAST_LEVEL: u8 = 3;
 /// log2 of the bytes in a page.
 pub const PAGE_SHIFT: u32 = 12;
 /// Most entries that the Contiguous bit joins in any shape.
-pub const MAX_RUN: usize = 16;
+pub(super) const MAX_RUN: usize = 16;
 /// Most tables that may be concatenated at the root of stage 2 (Arm ARM D8.2.2).
 const MAX_CONCATENATED: usize = 16;
 
@@ -131,6 +131,10 @@ impl<S: Shape> Geometry<S> {
         let entries = 1usize << (self.input_bits.saturating_sub(level_shift::<S>(self.start_level)));
         debug_assert!(entries <= MAX_CONCATENATED * S::ENTRIES);
         entries.div_ceil(S::ENTRIES)
+    }
+    /// Entries of a table of `level`; at the root, of all its tables.
+    pub(super) fn entries(self, level: u8) -> usize {
+        if level == self.start_level { S::ENTRIES * self.root_tables() } else { S::ENTRIES }
     }
 }
 

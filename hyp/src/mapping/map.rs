@@ -305,6 +305,10 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
 
     /// Gives back the tables of debts that are paid, if no walk sees them any more.
     pub(super) fn give_back(&self, ids: &[u64]) {
+        // Most debts name none.
+        if ids.iter().all(|&id| id == 0) {
+            return;
+        }
         let unlinked = |record: &Record| record.unlinked && ids.contains(&record.id);
         let records = self.owed.cleared.lock().records;
         if records.iter().flatten().any(unlinked) {
@@ -330,7 +334,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     pub fn new(mmu: M, geometry: Geometry<S>, options: Options) -> Result<Self, MapError> {
         let needed = geometry.root_tables();
         let root = mmu.pool().take_root(needed).ok_or(MapError::OutOfTables { needed, free: 0 })?;
-        Words::new(&mmu).fill(root, 0, needed * S::ENTRIES, 0, 0);
+        Words::new(&mmu).fill(root, 0, geometry.entries(geometry.start_level()), 0, 0);
         Ok(Self::with_root(mmu, root, geometry, options))
     }
 
@@ -883,14 +887,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     /// The entries of a table that the request touches: first, after the last.
     fn entries(&self, level: u8, base: u64, request: &Request) -> (usize, usize) {
         let shift = level_shift::<S>(level);
-        let entries = if level == self.map.geometry.start_level() {
-            S::ENTRIES * self.map.geometry.root_tables()
-        } else {
-            S::ENTRIES
-        };
         let first = (request.start.max(base) - base) >> shift;
         let last = (request.end - 1 - base) >> shift;
-        (first as usize, (last as usize).min(entries - 1) + 1)
+        (first as usize, (last as usize).min(self.map.geometry.entries(level) - 1) + 1)
     }
 
     /// Tables that the request needs below `table`.

@@ -1,6 +1,6 @@
 //! How an entry that CPUs may be translating with becomes another: the break-before-make rule.
 //!
-//! Invariant: [`strategy`] is the only place that knows about FEAT_BBM. It looks at what differs between the naturally aligned
+//! Invariant: `strategy` is the only place that knows about FEAT_BBM. It looks at what differs between the naturally aligned
 //! region before and after (a leaf, a run, or what a child table says in its place) and at the set of capabilities that all CPUs
 //! have; everything else in the engine does as it says.
 //!
@@ -83,24 +83,24 @@ pub enum Stage {
 
 /// What differs between a region before and after.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Difference {
+pub(super) struct Difference {
     /// It translated before.
-    pub valid_before: bool,
+    pub(super) valid_before: bool,
     /// It translates after.
-    pub valid_after: bool,
+    pub(super) valid_after: bool,
     /// A leaf takes a table's place, or a table a leaf's.
-    pub size: bool,
+    pub(super) size: bool,
     /// The Contiguous bit.
-    pub contiguous: bool,
+    pub(super) contiguous: bool,
     /// Output address, memory type, shareability or nG.
-    pub memory: bool,
+    pub(super) memory: bool,
     /// Permissions or access flag.
-    pub permissions: bool,
+    pub(super) permissions: bool,
 }
 
 /// How to get from one to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strategy {
+pub(super) enum Strategy {
     /// Store; nothing that a TLB may hold is stale.
     Store,
     /// Store; what TLBs hold of the region before is owed an invalidation, and may be used until then.
@@ -112,7 +112,7 @@ pub enum Strategy {
 }
 
 /// The rule.
-pub const fn strategy(change: Difference, stage: Stage, capabilities: Capabilities) -> Strategy {
+pub(super) const fn strategy(change: Difference, stage: Stage, capabilities: Capabilities) -> Strategy {
     let broken = match stage {
         Stage::One => Strategy::BreakQuiescently,
         Stage::Two => Strategy::BreakBeforeMake,

@@ -143,29 +143,30 @@ fn ranges(span: &Span) -> Ranges {
     Ranges { page: span.start >> PAGE_SHIFT, left: (span.end - span.start) >> PAGE_SHIFT, scale: 3 }
 }
 
-/// Whether the range forms of the hardware fit the shape: they count granules of 4 KiB in a fixed way, so they do for any.
+/// The operations of the range forms that a span takes, if CPUs have those and it would take more by address.
 fn by_range(span: &Span, capabilities: Capabilities, by_address: u64) -> Option<u64> {
     if !capabilities.contains(Capabilities::TLB_RANGE) {
         return None;
     }
-    let odd = (span.end - span.start) >> PAGE_SHIFT & 1;
-    let operations =
-        Ranges { page: 0, left: (span.end - span.start) >> PAGE_SHIFT, scale: 3 }.count() as u64 + odd;
+    let mut parts = ranges(span);
+    let operations = parts.by_ref().count() as u64 + parts.left;
     (operations < by_address).then_some(operations)
+}
+
+/// Issues one operation; where CPUs need it, again after it is complete.
+fn issue<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, operation: Tlbi, operand: u64) {
+    let (mmu, scope) = (map.mmu(), map.scope());
+    mmu.tlbi(operation, scope, operand);
+    if !map.capabilities().contains(Capabilities::TLBI_ONCE) {
+        mmu.barrier(Barrier::Complete, scope);
+        mmu.tlbi(operation, scope, operand);
+    }
 }
 
 /// Invalidates what `spans` name, after making the stores so far visible, and waits until it is done. In the map's gate the caller
 /// counts as `own`.
 pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans: &Spans, own: u64) {
     let (mmu, scope, capabilities) = (map.mmu(), map.scope(), map.capabilities());
-    let once = capabilities.contains(Capabilities::TLBI_ONCE);
-    let issue = |operation, operand| {
-        mmu.tlbi(operation, scope, operand);
-        if !once {
-            mmu.barrier(Barrier::Complete, scope);
-            mmu.tlbi(operation, scope, operand);
-        }
-    };
     mmu.barrier(Barrier::StoresVisible, scope);
     // What is owed to others may be entries of any size for the same addresses.
     let others = map.is_others_owed(own);
@@ -175,7 +176,7 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
         by_range(span, capabilities, by_address).unwrap_or(by_address)
     };
     if conflicts || spans.iter().map(cost).sum::<u64>() > WHOLE {
-        whole(map, issue);
+        whole(map);
     } else {
         let one_asid = matches!(map.tag(), Tag::Asid(_));
         for span in spans.iter() {
@@ -186,7 +187,7 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
             let address = |page: u64| {
                 let ttl = if hint { (TG_4K << 2 | level) << TTL_SHIFT } else { 0 };
                 let page = (page | map.base() >> PAGE_SHIFT) & ADDRESS_PAGES;
-                issue(Tlbi::Address(reach), map.tag().operand() | ttl | page);
+                issue(map, Tlbi::Address(reach), map.tag().operand() | ttl | page);
             };
             let by_address = (span.end - span.start) >> level_shift::<S>(span.level);
             if by_range(span, capabilities, by_address).is_some() {
@@ -197,7 +198,7 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
                         | num << RANGE_NUM_SHIFT
                         | level << RANGE_TTL_SHIFT;
                     let page = (page | map.base() >> PAGE_SHIFT) & RANGE_BASE;
-                    issue(Tlbi::Range(reach), map.tag().operand() | fields | page);
+                    issue(map, Tlbi::Range(reach), map.tag().operand() | fields | page);
                 }
                 if parts.left > 0 {
                     address(parts.page);
@@ -209,7 +210,7 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
         }
         if R::STAGE == Stage::Two {
             mmu.barrier(Barrier::Complete, scope);
-            issue(Tlbi::Combined, 0);
+            issue(map, Tlbi::Combined, 0);
         }
     }
     finish::<R, M>(mmu, scope);
@@ -219,20 +220,14 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
 pub(super) fn invalidate_all<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>) {
     let (mmu, scope) = (map.mmu(), map.scope());
     mmu.barrier(Barrier::StoresVisible, scope);
-    whole(map, |operation, operand| {
-        mmu.tlbi(operation, scope, operand);
-        if !map.capabilities().contains(Capabilities::TLBI_ONCE) {
-            mmu.barrier(Barrier::Complete, scope);
-            mmu.tlbi(operation, scope, operand);
-        }
-    });
+    whole(map);
     finish::<R, M>(mmu, scope);
 }
 
-fn whole<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, issue: impl Fn(Tlbi, u64)) {
+fn whole<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>) {
     match map.tag() {
-        Tag::All => issue(Tlbi::All, 0),
-        tag @ Tag::Asid(_) => issue(Tlbi::Asid, tag.operand()),
+        Tag::All => issue(map, Tlbi::All, 0),
+        tag @ Tag::Asid(_) => issue(map, Tlbi::Asid, tag.operand()),
     }
 }
 
@@ -304,18 +299,11 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Debt<'m, R, M, S> {
     /// to the pool, unless a walk may still see them: then later.
     pub fn flush(mut self) {
         if !self.is_empty() {
-            self.pay();
-            self.map.give_back(&self.cleared);
-        }
-    }
-
-    /// As [`Debt::flush`], but tables that were unlinked stay.
-    pub(super) fn pay(&mut self) {
-        if !self.is_empty() {
             invalidate(self.map, &self.spans, DEBT);
             self.map.paid(&self.cleared);
             self.map.gate().forget_debt();
             self.spans = Spans::new();
+            self.map.give_back(&self.cleared);
         }
     }
 }

@@ -33,6 +33,17 @@ impl<'m, M: Mmu> Words<'m, M> {
         // geometry of a concatenated root.
         unsafe { self.0.tables().load(table, index) }
     }
+    /// A word, once nobody is breaking and making it.
+    #[inline]
+    pub(super) fn settled(&self, table: Pa, index: usize) -> u64 {
+        loop {
+            let raw = self.load(table, index);
+            if !is_changing(raw) {
+                return raw;
+            }
+            self.0.relax();
+        }
+    }
     #[inline(always)]
     pub(super) fn store(&self, table: Pa, index: usize, raw: u64) {
         // SAFETY: as for `load`.

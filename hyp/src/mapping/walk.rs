@@ -191,18 +191,6 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         Ok(is_leaf(raw, LEVEL).then_some(found))
     }
 
-    /// The word, once nobody is breaking and making it.
-    #[cold]
-    fn settled(&self, table: Pa, index: usize) -> u64 {
-        loop {
-            let raw = Words::new(self.map.mmu()).load(table, index);
-            if !is_changing(raw) {
-                return raw;
-            }
-            self.map.mmu().relax();
-        }
-    }
-
     /// Calls `visit` for each entry of the map that is in `range` and is no table, in ascending order, until it breaks. Addresses above
     /// what the map reaches are not visited.
     pub fn walk<B>(
@@ -229,7 +217,7 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         let shift = level_shift::<S>(level);
         for index in ((start - base) >> shift)..=((end - 1 - base) >> shift) {
             let at = base + (index << shift);
-            let raw = self.settled(table, index as usize);
+            let raw = Words::new(self.map.mmu()).settled(table, index as usize);
             if is_table(raw, level) {
                 let part = (start.max(at), end.min(at + level_size::<S>(level)));
                 self.walk_table(pa(raw), level + 1, at, part, visit)?;
@@ -276,7 +264,6 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         loop {
             let raw = words.load(table, index);
             if !is_table(raw, level) {
-                debug_assert!(is_changing(raw) || !is_leaf(raw, level) || level > 0);
                 return is_changing(raw);
             }
             table = pa(raw);

@@ -139,8 +139,6 @@ unsafe impl<R: Instructions, Q: Quiesce> Mmu for CpuMmu<R, Q> {
 }
 
 /// A TLBI instruction, by name.
-#[macro_export]
-#[doc(hidden)]
 macro_rules! tlbi {
     ($name:literal) => {
         // SAFETY: invalidation only costs the walks that follow.
@@ -158,6 +156,7 @@ macro_rules! tlbi {
         }
     };
 }
+pub(crate) use tlbi;
 
 impl Instructions for El2 {
     fn tlbi(operation: Tlbi, scope: Scope, operand: u64) {

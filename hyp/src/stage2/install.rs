@@ -4,8 +4,7 @@ use core::arch::asm;
 
 use super::Registers;
 use crate::mapping::{Scope, Stage2, Tlbi};
-use crate::stage1::install::Instructions;
-use crate::tlbi;
+use crate::stage1::install::{Instructions, tlbi};
 
 /// From the next entry to EL1 on, this CPU translates its accesses through the map of `registers`: `HCR_EL2.VM` is set when these
 /// are. Nothing that it cached of an earlier map, or without one, is used.

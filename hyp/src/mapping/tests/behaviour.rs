@@ -615,6 +615,49 @@ fn a_map_of_one_asid_is_invalidated_for_that_asid_alone() {
 }
 
 #[test]
+fn the_upper_half_is_invalidated_at_its_own_addresses() {
+    let data = Attributes::<El1And0>::DATA;
+    let act = |map: &Map<El1And0, &FakeMmu>| {
+        map.protect(range(GIB, GIB), Change::<El1And0>::READ_ONLY).unwrap().flush();
+    };
+    let options = Options { upper_half: true, ..bbm(3) };
+    // Bits 55 to 48 of the address are ones; what is above them has no place in an operand.
+    assert_eq!(maintenance(options, data, act).0, [(Tlbi::Address(LEAVES), 0xff << 36 | GIB_PAGE)]);
+    assert_eq!(maintenance(bbm(3), data, act).0, [(Tlbi::Address(LEAVES), GIB_PAGE)]);
+    // By range the last is bit 48.
+    let act = |map: &Map<El1And0, &FakeMmu>| remove(map, 2 * MIB, 2 * MIB).flush();
+    let options = Options { upper_half: true, ..with(3, Capabilities::TLB_RANGE) };
+    let expected = [(Tlbi::Range(TABLES), by_range(1 << 36 | 0x200, 1, 7, 0))];
+    assert_eq!(maintenance(options, data, act).0, expected);
+}
+
+#[test]
+fn maintenance_reaches_no_further_than_the_maps_scope() {
+    fn scopes<R: Regime>(scope: Scope, attributes: Attributes<R>, read_only: Change<R>) {
+        let mmu = FakeMmu::new(16);
+        // A break before make where it can be, and each operation twice.
+        let map = new::<R, _>(&mmu, Options { scope, ..Options::new(Capabilities::CONTIGUOUS) });
+        let every = |act: &dyn Fn()| {
+            act();
+            let found = std::mem::take(&mut *mmu.scopes.lock().unwrap());
+            assert!(!found.is_empty() && found.iter().all(|&found| found == scope), "{found:?}");
+            mmu.take_tlbis()
+        };
+        every(&|| add(&map, GIB, GIB, attributes, Leaves::LARGEST));
+        every(&|| map.protect(range(GIB, GIB), read_only).unwrap().flush());
+        every(&|| map.split_at(R::Input::new(GIB + 2 * MIB).unwrap()).unwrap().flush());
+        every(&|| remove(&map, GIB, GIB).flush());
+        add(&map, GIB, GIB, attributes, Leaves::LARGEST);
+        drop(remove(&map, GIB, GIB));
+        assert_eq!(every(&|| map.settle()), [(Tlbi::All, 0); 2]);
+    }
+    for scope in [Scope::Local, Scope::Broadcast] {
+        scopes(scope, DATA, Change::<El2>::READ_ONLY);
+        scopes(scope, Attributes::<Stage2>::RAM, Change::<Stage2>::READ_ONLY);
+    }
+}
+
+#[test]
 fn where_one_invalidation_is_not_enough_each_is_repeated_after_a_barrier() {
     let options = Options::new(Capabilities::CONTIGUOUS | Capabilities::bbm(3));
     let act = |map: &Map<El2, &FakeMmu>| remove(map, 2 * MIB, 8 * KIB).flush();

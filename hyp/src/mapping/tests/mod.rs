@@ -3,6 +3,7 @@
 mod behaviour;
 mod flat;
 mod random;
+mod regimes;
 mod threads;
 
 use super::descriptor::{is_table, is_unlinked, pa};
@@ -20,8 +21,8 @@ fn reachable<R: Regime, S: Shape>(map: &Map<R, &FakeMmu, S>) -> usize {
             .map(|raw| 1 + below::<S>(mmu, pa(raw), level + 1, S::ENTRIES))
             .sum()
     }
-    let roots = map.geometry().root_tables();
-    roots + below::<S>(map.mmu(), map.root(), map.geometry().start_level(), roots * S::ENTRIES)
+    let (geometry, level) = (map.geometry(), map.geometry().start_level());
+    geometry.root_tables() + below::<S>(map.mmu(), map.root(), level, geometry.entries(level))
 }
 
 fn range<A: Address>(start: u64, size: u64) -> Range<A> {

@@ -4,6 +4,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::flat::{Flat, Known, compare};
+use super::regimes::Tried;
 use super::*;
 
 /// Calls in one run: `CLOVEN_OPERATIONS`, or few.
@@ -15,72 +16,6 @@ fn operations() -> usize {
 
 fn seed() -> u64 {
     std::env::var("CLOVEN_SEED").map_or(1, |text| text.parse().unwrap())
-}
-
-/// What a regime offers to try: attributes, and changes with what they do to attribute bits and validity.
-trait Tried: Regime {
-    const ATTRIBUTES: &'static [Attributes<Self>];
-    /// A change; bits it sets, bits it clears, what it makes of validity.
-    const CHANGES: &'static [(Change<Self>, u64, u64, Option<bool>)];
-}
-
-const RO: u64 = 1 << 7;
-const PXN: u64 = 1 << 53;
-const UXN: u64 = 1 << 54;
-const DBM: u64 = 1 << 51;
-const TAG: u64 = 0b111 << 56;
-
-impl Tried for El2 {
-    const ATTRIBUTES: &'static [Attributes<Self>] = &[
-        Attributes::<Self>::CODE,
-        Attributes::<Self>::CONSTANTS,
-        Attributes::<Self>::DATA,
-        Attributes::<Self>::DEVICE,
-    ];
-    const CHANGES: &'static [(Change<Self>, u64, u64, Option<bool>)] = &[
-        (Change::<Self>::READ_ONLY, RO, DBM, None),
-        (Change::<Self>::WRITABLE, UXN, RO, None),
-        (Change::<Self>::EXECUTABLE, RO, UXN | DBM, None),
-        (Change::<Self>::INVALIDATE, 0, 0, Some(false)),
-        (Change::<Self>::VALIDATE, 0, 0, Some(true)),
-        (Change::<Self>::software(5), 5 << 56, TAG, None),
-        (Change::<Self>::to(Attributes::<Self>::DATA), Attributes::<Self>::DATA.bits(), !0, None),
-        (Change::<Self>::to(Attributes::<Self>::DEVICE), Attributes::<Self>::DEVICE.bits(), !0, None),
-        (Change::<Self>::WRITABLE.then(Change::<Self>::VALIDATE), UXN, RO, Some(true)),
-    ];
-}
-
-impl Tried for El1And0 {
-    const ATTRIBUTES: &'static [Attributes<Self>] = &[
-        Attributes::<Self>::CODE,
-        Attributes::<Self>::DATA,
-        Attributes::<Self>::USER_CODE,
-        Attributes::<Self>::USER_DATA,
-        Attributes::<Self>::DEVICE,
-    ];
-    const CHANGES: &'static [(Change<Self>, u64, u64, Option<bool>)] = &[
-        (Change::<Self>::READ_ONLY, RO, DBM, None),
-        (Change::<Self>::WRITABLE, PXN | UXN, RO, None),
-        (Change::<Self>::EXECUTABLE, RO, PXN | DBM, None),
-        (Change::<Self>::NO_EXECUTE, PXN | UXN, 0, None),
-        (Change::<Self>::INVALIDATE, 0, 0, Some(false)),
-        (Change::<Self>::VALIDATE, 0, 0, Some(true)),
-        (Change::<Self>::to(Attributes::<Self>::USER_DATA), Attributes::<Self>::USER_DATA.bits(), !0, None),
-    ];
-}
-
-impl Tried for Stage2 {
-    const ATTRIBUTES: &'static [Attributes<Self>] = &[Attributes::<Self>::RAM, Attributes::<Self>::IO];
-    const CHANGES: &'static [(Change<Self>, u64, u64, Option<bool>)] = &[
-        (Change::<Self>::READ_ONLY, 0, 1 << 7 | DBM, None),
-        (Change::<Self>::WRITABLE, 1 << 7, 0, None),
-        (Change::<Self>::NO_EXECUTE, UXN, PXN, None),
-        (Change::<Self>::EXECUTABLE, 0, UXN | PXN, None),
-        (Change::<Self>::INVALIDATE, 0, 0, Some(false)),
-        (Change::<Self>::VALIDATE, 0, 0, Some(true)),
-        (Change::<Self>::software(2), 2 << 56, TAG, None),
-        (Change::<Self>::to(Attributes::<Self>::IO), Attributes::<Self>::IO.bits(), !0, None),
-    ];
 }
 
 struct Random(SmallRng);
@@ -291,7 +226,8 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
                 assert!(needed > free);
                 false
             }
-            Err(_) => true,
+            Err(MapError::WouldSplit { .. } | MapError::Mapped(_) | MapError::HasState(_)) => true,
+            Err(error) => panic!("{error}"),
         }
     }
 }
@@ -320,7 +256,7 @@ fn run<R: Tried, S: Shape>(geometry: Geometry<S>, options: Options, seed_of_case
             assert_eq!(stores(&mmu), before.0, "a failed call has stored");
         }
         if number % every == 0 {
-            compare(&map, &world.flat, 0);
+            compare(&map, &world.flat);
             mmu.take_tlbis();
             mmu.quiesce.asked.lock().unwrap().clear();
         }
@@ -368,7 +304,7 @@ fn starve<R: Tried, S: Shape>(geometry: Geometry<S>, options: Options, calls: us
         }
         mmu.take_tlbis();
     }
-    compare(&map, &world.flat, 0);
+    compare(&map, &world.flat);
     assert!(failures > calls / 20, "only {failures} of {calls} calls ever failed");
 }
 

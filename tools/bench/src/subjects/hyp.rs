@@ -10,7 +10,7 @@ use hyp::mapping::{
 use crate::{Peer, peer::Counts, pool::pool, work::Work};
 
 /// The engine without contiguous runs: the same end state as the bound.
-pub struct Hyp(Option<Map<El2, Host>>);
+pub struct Hyp<M: Mmu = Host>(Option<Map<El2, M>>);
 /// As it comes, with runs.
 pub struct HypRuns(Hyp);
 
@@ -18,7 +18,7 @@ pub struct HypRuns(Hyp);
 const TABLES: Linear = Linear::new(0);
 
 /// The pool's tables, and slots for two CPUs.
-struct Host {
+pub struct Host {
     slots: [Slot; 2],
 }
 
@@ -145,62 +145,53 @@ unsafe impl Mmu for Counted {
     }
 }
 
-fn host() -> Host {
-    Host { slots: [Slot::new(), Slot::new()] }
+impl From<Host> for Counted {
+    fn from(host: Host) -> Self {
+        Self(host)
+    }
 }
 
-fn map<M: Mmu>(mmu: M, runs: bool) -> Map<El2, M> {
+fn new<M: Mmu + From<Host>>(runs: bool) -> Hyp<M> {
+    let host = Host { slots: [Slot::new(), Slot::new()] };
     let all = Capabilities::LEAST | Capabilities::bbm(3) | Capabilities::TLB_RANGE | Capabilities::TLB_LEVEL;
     let set = if runs { all } else { all - Capabilities::CONTIGUOUS };
-    Map::new(mmu, Geometry::stage1(48).expect("48 bits"), Options::new(set)).expect("a root")
+    let map = Map::new(host.into(), Geometry::stage1(48).expect("48 bits"), Options::new(set));
+    Hyp(Some(map.expect("a root")))
 }
 
 fn range(start: usize, size: usize) -> Range<Va> {
     Range::new(start as u64, size as u64).expect("a range of 48 bits")
 }
 
-fn map_range<M: Mmu>(map: &Map<El2, M>, va: usize, pa: usize, size: usize, huge: bool) {
-    let leaves = Leaves { blocks: huge, runs: true };
-    let mut cpu = map.cpu(0).expect("nobody else is here");
-    let output = Pa::new(pa as u64).expect("an address of 48 bits");
-    cpu.write().map(range(va, size), output, Attributes::<El2>::DATA, leaves).expect("enough tables");
-}
-
-fn protect_range<M: Mmu>(map: &Map<El2, M>, va: usize, size: usize, ro: bool) -> bool {
-    let change = if ro { Change::<El2>::READ_ONLY } else { Change::<El2>::WRITABLE };
-    map.protect(range(va, size), change).expect("enough tables").flush();
-    true
-}
-
-fn unmap_range<M: Mmu>(map: &Map<El2, M>, va: usize, size: usize) {
-    let mut cpu = map.cpu(0).expect("nobody else is here");
-    cpu.write().unmap(range(va, size)).expect("enough tables").flush();
-}
-
-impl Hyp {
-    fn map(&self) -> &Map<El2, Host> {
+impl<M: Mmu> Hyp<M> {
+    fn map(&self) -> &Map<El2, M> {
         self.0.as_ref().expect("it lives")
     }
 }
 
-impl Drop for Hyp {
+impl<M: Mmu> Drop for Hyp<M> {
     fn drop(&mut self) {
         // SAFETY: no CPU ever translated through it.
         self.0.take().into_iter().for_each(|map| unsafe { map.destroy() });
     }
 }
 
-impl Peer for Hyp {
+impl<M: Mmu + From<Host>> Peer for Hyp<M> {
     const NAME: &'static str = "hyp";
 
     fn new() -> Self {
-        Self(Some(map(host(), false)))
+        new(false)
     }
     fn map(&mut self, va: usize, pa: usize, size: usize, huge: bool) {
-        map_range((*self).map(), va, pa, size, huge);
+        let leaves = Leaves { blocks: huge, runs: true };
+        let mut cpu = (*self).map().cpu(0).expect("nobody else is here");
+        let output = Pa::new(pa as u64).expect("an address of 48 bits");
+        cpu.write().map(range(va, size), output, Attributes::<El2>::DATA, leaves).expect("enough tables");
     }
     fn protect(&mut self, va: usize, size: usize, ro: bool) -> bool {
-        protect_range((*self).map(), va, size, ro)
+        let change = if ro { Change::<El2>::READ_ONLY } else { Change::<El2>::WRITABLE };
+        (*self).map().protect(range(va, size), change).expect("enough tables").flush();
+        true
     }
     fn translate(&self, va: usize) -> Option<(usize, usize)> {
         let mut cpu = self.map().cpu(0)?;
@@ -217,7 +208,8 @@ impl Peer for Hyp {
         vas.iter().map(one).fold(0, usize::wrapping_add)
     }
     fn unmap(&mut self, va: usize, size: usize) {
-        unmap_range((*self).map(), va, size);
+        let mut cpu = (*self).map().cpu(0).expect("nobody else is here");
+        cpu.write().unmap(range(va, size)).expect("enough tables").flush();
     }
     fn root(&self) -> usize {
         self.map().root().get() as usize
@@ -231,7 +223,7 @@ impl Peer for HypRuns {
     const NAME: &'static str = "hyp, runs";
 
     fn new() -> Self {
-        Self(Hyp(Some(map(host(), true))))
+        Self(new(true))
     }
     fn map(&mut self, va: usize, pa: usize, size: usize, huge: bool) {
         Peer::map(&mut self.0, va, pa, size, huge);
@@ -256,47 +248,8 @@ impl Peer for HypRuns {
     }
 }
 
-/// The subject that only counts.
-struct Counting(Option<Map<El2, Counted>>);
-
-impl Drop for Counting {
-    fn drop(&mut self) {
-        // SAFETY: no CPU ever translated through it.
-        self.0.take().into_iter().for_each(|map| unsafe { map.destroy() });
-    }
-}
-
-impl Counting {
-    fn map(&self) -> &Map<El2, Counted> {
-        self.0.as_ref().expect("it lives")
-    }
-}
-
-impl Peer for Counting {
-    const NAME: &'static str = "hyp, counted";
-
-    fn new() -> Self {
-        Self(Some(map(Counted(host()), false)))
-    }
-    fn map(&mut self, va: usize, pa: usize, size: usize, huge: bool) {
-        map_range((*self).map(), va, pa, size, huge);
-    }
-    fn protect(&mut self, va: usize, size: usize, ro: bool) -> bool {
-        protect_range((*self).map(), va, size, ro)
-    }
-    fn translate(&self, _: usize) -> Option<(usize, usize)> {
-        None
-    }
-    fn unmap(&mut self, va: usize, size: usize) {
-        unmap_range((*self).map(), va, size);
-    }
-    fn root(&self) -> usize {
-        self.map().root().get() as usize
-    }
-}
-
 fn count(work: &Work, runs: bool) -> Counts {
-    let mut subject = Counting(Some(map(Counted(host()), runs)));
+    let mut subject = new::<Counted>(runs);
     work.set_up(&mut subject);
     TALLY.with(|tally| [&tally.stores, &tally.tlbis, &tally.dsbs, &tally.isbs].map(|cell| cell.set(0)));
     work.perform(&mut subject);
