@@ -17,7 +17,7 @@ pub fn line(text: fmt::Arguments<'_>) {
     let _ = uart.write_fmt(format_args!("{text}\r\n"));
 }
 
-/// Prints a line, as [`line`] does.
+/// Prints a line, as [`line()`] does.
 #[macro_export]
 macro_rules! say {
     ($($arguments:tt)*) => { $crate::report::line(format_args!($($arguments)*)) };
