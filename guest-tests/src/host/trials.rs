@@ -10,7 +10,7 @@ use guest_tests::report::Report;
 use guest_tests::say;
 use hyp::machine::Machine;
 use hyp::mapping::{Attributes, Change as MapChange, El1And0, Range};
-use hyp::trial::{Change, Linear, Outcome, PART, Subject, Trial};
+use hyp::trial::{Change, Linear, Outcome, SIZE, Subject, Trial};
 use smccc::Hvc;
 
 use crate::cpus::{TOUCH, TOUCH_EL2 as TAKE_PART_AT_EL2};
@@ -108,7 +108,8 @@ pub fn all(report: &mut Report, machine: &Machine<'_>, memory: &Memory) {
     let map = &memory.map;
     let tried = |report: &mut Report, name, under| {
         let host = Host { map, under };
-        ranges.into_iter().for_each(|start| own(map, start, PART, C::WRITABLE));
+        // A trial before it may have left parts that cannot be written.
+        ranges.into_iter().for_each(|start| own(map, start, SIZE, C::WRITABLE));
         // SAFETY: free RAM, mapped as data at its own address; the other CPUs wait for orders.
         let ready = unsafe { TRIAL.prepare(&host, ranges) };
         let outcome = together(others, TOUCH, || TRIAL.change(&host, others, changes, SEED));
