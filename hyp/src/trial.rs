@@ -242,7 +242,7 @@ impl Trial {
 
     /// Makes `count` changes at random while `others` CPUs touch, then ends the trial. Says what came of it.
     pub fn change(&self, subject: &impl Subject, others: usize, count: u64, seed: u64) -> Outcome {
-        let mut random = Random(seed | 1);
+        let mut random = Random::new(seed);
         let mut outcome = Outcome::default();
         while self.using[..others].iter().any(|slot| slot.load(SeqCst) == 0) {
             core::hint::spin_loop();
@@ -294,10 +294,14 @@ impl Outcome {
 }
 
 /// Marsaglia's xorshift: repeatable, and good enough to choose pages with.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
