@@ -184,6 +184,9 @@ pub struct RunArgs {
     /// Boot a stock Linux as the host, fetched as a distribution package [default VERSION: 7.2]
     #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "7.2", conflicts_with = "kernel")]
     linux: Option<Version>,
+    /// Let the stock Linux work for this time while its memory is split and protected at random, in a build with the trials
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..), requires = "linux", conflicts_with = "initrd")]
+    work: Option<u64>,
     /// Boot this kernel as the host
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -210,6 +213,8 @@ pub struct Host {
     pub initrd: PathBuf,
     /// Whether the initramfs is the one that makes the checks.
     pub checks: bool,
+    /// Seconds for which it works while its memory is split and protected, if it does: with an initramfs for that and the trials.
+    pub work: Option<u64>,
 }
 
 /// One boot of the hypervisor.
@@ -269,7 +274,10 @@ impl Job<'_> {
                 append.push(linux::SHELL.to_owned());
             }
         }
+        let work = self.host.as_ref().and_then(|host| host.work);
+        append.extend(work.map(linux::work_parameters));
         append.extend(self.append);
+        let disk = work.map(|_| linux::disk()).transpose()?;
         let checks_linux = self.host.as_ref().is_some_and(|host| host.checks);
         let needs_checks = self.host.is_none() || checks_linux;
         let (host_kernel, initrd) = self.host.map(|host| (host.kernel, host.initrd)).unzip();
@@ -279,6 +287,7 @@ impl Job<'_> {
             initrd,
             append: append.join(" "),
             device_tree: self.device_tree,
+            disk: disk.as_ref().map(|disk| disk.path().to_owned()),
         };
         if self.machine.gdb {
             announce_debugger(self.image)?;
@@ -331,11 +340,15 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let qemu = Qemu::locate()?;
     qemu.check_cpu(&machine.cpu)?;
     let host = host(&args)?;
-    let features = args.machine.features(&args.features);
+    let mut features = args.machine.features(&args.features);
+    if args.work.is_some() && !features.iter().any(|feature| feature == TRIAL) {
+        features.push(TRIAL.to_owned());
+    }
     let image = images::hypervisor(args.machine.platform.package(), &features)?;
 
     let interactive = linux && io::stdin().is_terminal() && io::stdout().is_terminal();
     let default = if linux || args.machine.bbm.is_some() { LINUX_TIMEOUT } else { PAYLOAD_TIMEOUT };
+    let default = default + Duration::from_secs(args.work.unwrap_or(0));
     let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
     let append = args.append.into_iter().chain(args.machine.parameters()).collect();
     let follow = Follow { timeout, interactive, echo: true, ..Follow::default() };
@@ -353,6 +366,10 @@ fn host(args: &RunArgs) -> Result<Option<Host>> {
         (Some(version), _) => {
             let kernel = store.kernel(version)?;
             eprintln!("the host is Linux {}", kernel.version);
+            if args.work.is_some() {
+                let initrd = store.work_initramfs(&kernel)?;
+                return Ok(Some(Host { kernel: kernel.path, initrd, checks: true, work: args.work }));
+            }
             kernel.path
         }
         (None, Some(path)) => linux::own_kernel(path)?,
@@ -363,7 +380,7 @@ fn host(args: &RunArgs) -> Result<Option<Host>> {
         Some(path) => bail!("cannot read the initramfs {}", path.display()),
         None => store.initramfs().context("the host needs an initramfs")?,
     };
-    Ok(Some(Host { kernel, initrd, checks: args.initrd.is_none() }))
+    Ok(Some(Host { kernel, initrd, checks: args.initrd.is_none(), work: None }))
 }
 
 /// The tables and the verdict of a run.

@@ -413,6 +413,8 @@ struct Scenario {
     /// The version of the host's kernel; without one the embedded payload runs.
     linux: Option<&'static str>,
     features: &'static [&'static str],
+    /// Seconds for which the Linux works while its memory changes.
+    work: Option<u64>,
     /// The level of FEAT_BBM that the hypervisor is told, if it is told one.
     bbm: Option<Bbm>,
     damage: Option<Damage>,
@@ -427,6 +429,7 @@ impl Scenario {
             machine,
             linux: None,
             features: &[],
+            work: None,
             bbm: None,
             damage: None,
             expect: Expect::Pass,
@@ -435,6 +438,11 @@ impl Scenario {
 
     fn linux(version: &'static str, cpus: u32, cpu: &str) -> Self {
         Self { name: "a stock Linux runs as the host", linux: Some(version), ..Self::payload(cpus, GIB, cpu) }
+    }
+
+    /// As [`Scenario::linux`], at work for so many seconds while its memory is split and protected at random.
+    fn work(name: &'static str, seconds: u64) -> Self {
+        Self { name, features: &[run::TRIAL], work: Some(seconds), ..Self::linux("7.2", 4, "max") }
     }
 
     /// A run of the payload that must come to something else than a pass.
@@ -463,7 +471,7 @@ impl Scenario {
 
     fn timeout(&self) -> Duration {
         match (self.linux, self.expect) {
-            (Some(_), _) => run::LINUX_TIMEOUT,
+            (Some(_), _) => run::LINUX_TIMEOUT + Duration::from_secs(self.work.unwrap_or(0)),
             // Each of their invalidations stops four emulated CPUs, on whatever cores there are.
             (None, Expect::Pass) if self.bbm.is_some() => run::LINUX_TIMEOUT,
             (None, Expect::Pass) => run::PAYLOAD_TIMEOUT,
@@ -534,7 +542,9 @@ fn scenarios(full: bool) -> Vec<Scenario> {
     for version in ["6.18", "7.2"] {
         all.extend([1, 4].map(|cpus| Scenario::linux(version, cpus, "max")));
     }
+    all.push(Scenario::work("a stock Linux works while its memory is split and protected", 20));
     if full {
+        all.push(Scenario::work("the same for 30 minutes", 30 * 60));
         for cpu in ["max", "cortex-a72", "cortex-a76", "cortex-a710", "neoverse-n1", "neoverse-n2"] {
             for memory in [half, GIB, Size(4 << 30), Size(256 << 30)] {
                 all.extend([1, 2, 4, 8].map(|cpus| Scenario::payload(cpus, memory, cpu)));
@@ -604,8 +614,12 @@ impl Lab {
         let host = match scenario.linux {
             Some(version) => {
                 let version: Version = version.parse()?;
-                let kernel = self.store.kernel(&version)?.path;
-                Some(Host { kernel, initrd: self.store.initramfs()?, checks: true })
+                let kernel = self.store.kernel(&version)?;
+                let initrd = match scenario.work {
+                    Some(_) => self.store.work_initramfs(&kernel)?,
+                    None => self.store.initramfs()?,
+                };
+                Some(Host { kernel: kernel.path, initrd, checks: true, work: scenario.work })
             }
             None => None,
         };

@@ -14,9 +14,7 @@ use log::{debug, error};
 use spin::Mutex;
 
 use crate::mapping::addr::ADDRESS_BITS;
-use crate::mapping::{
-    Address, Attributes, Change, GRANULE, Leaves, Map, MapError, Mmu, Pa, Range, Stage2,
-};
+use crate::mapping::{Address, Attributes, Change, GRANULE, Leaves, Map, MapError, Mmu, Pa, Range, Stage2};
 use crate::trial::Random;
 
 /// Bytes of a block of level 2, of a run of those, and of a block of level 1.
@@ -64,16 +62,17 @@ impl Doorbell {
         Some(word.load(Relaxed))
     }
 
-    /// Makes a change that `seed` chooses somewhere in `ram`, which the host has all of, at its own address. `cpu` is the slot of
-    /// this CPU.
+    /// Makes a change that `seed` chooses somewhere in `ram`, all of which the host has at its own address, but for `hidden`. `cpu` is
+    /// the slot of this CPU.
     pub fn ring<M: Mmu>(
         &self,
         map: &Map<Stage2, M>,
         cpu: usize,
-        ram: impl Iterator<Item = Range<Pa>> + Clone,
+        ram: &[Range<Pa>],
+        hidden: Range<Pa>,
         seed: u64,
     ) {
-        let Some((ring, range)) = choose(&mut Random::new(seed), ram) else { return };
+        let Some((ring, range)) = choose(&mut Random::new(seed), ram, hidden) else { return };
         let alone = self.alone.lock();
         self.turn.fetch_add(1, SeqCst);
         // Whoever meets a change sees that there is one.
@@ -98,11 +97,13 @@ impl Doorbell {
     }
 }
 
-/// A change, and a range in one of `ram` that it suits.
-fn choose(random: &mut Random, ram: impl Iterator<Item = Range<Pa>> + Clone) -> Option<(Ring, Range<Pa>)> {
-    let granules: u64 = ram.clone().map(|part| part.size() / GRANULE).sum();
+/// A change, and a range in one part of `ram` without `hidden` that it suits.
+fn choose(random: &mut Random, ram: &[Range<Pa>], hidden: Range<Pa>) -> Option<(Ring, Range<Pa>)> {
+    let hidden = [hidden];
+    let parts = || ram.iter().flat_map(|bank| bank.minus(&hidden));
+    let granules: u64 = parts().map(|part| part.size() / GRANULE).sum();
     let mut skipped = random.below(granules.max(1)) * GRANULE;
-    let part = ram.into_iter().find(|part| {
+    let part = parts().find(|part| {
         let found = skipped < part.size();
         skipped -= if found { 0 } else { part.size() };
         found
@@ -178,7 +179,7 @@ mod tests {
         let (bell, mut random) = (Doorbell::new(), Random::new(5));
         for _ in 0..count {
             let seed = random.below(u64::MAX);
-            bell.ring(&map, 0, lent.iter().copied(), seed);
+            bell.ring(&map, 0, &[ram], hidden, seed);
             assert_eq!(bell.turn.load(SeqCst) % 2, 0);
         }
         check(&bell, &map, &lent);

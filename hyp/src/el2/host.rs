@@ -258,8 +258,8 @@ fn ring(host: &Host, abort: Abort, frame: &mut Frame) -> bool {
         let Some(value) = DOORBELL.load(offset) else { return false };
         *register = value;
     } else {
-        let ram = host.ram.iter().flat_map(|bank| bank.minus(core::slice::from_ref(&host.layout.whole)));
-        DOORBELL.ring(&host.map, PerCpu::this().number(), ram, *register);
+        let me = PerCpu::this().number();
+        DOORBELL.ring(&host.map, me, host.ram, host.layout.whole, *register);
     }
     true
 }
