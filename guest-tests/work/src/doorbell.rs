@@ -14,12 +14,17 @@ use rand::Rng;
 use crate::{Shift, os_error};
 
 const RESERVED: &str = "/proc/device-tree/reserved-memory";
-/// Changes without which little was tried.
-const FEWEST: u64 = 1000;
+/// Changes in a second without which little was tried.
+const FEWEST: u64 = 50;
 
 /// Rings with random seeds.
 pub fn ring(shift: &mut Shift) -> Result<String> {
     let page = map(hypervisor()?)?;
+    // Before all the others, who are many.
+    // SAFETY: changes no memory.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) } != 0 {
+        return Err(os_error("setpriority"));
+    }
     while shift.goes_on() {
         for _ in 0..16 {
             store(page, shift.random.next_u64());
@@ -31,7 +36,8 @@ pub fn ring(shift: &mut Shift) -> Result<String> {
         ("changes.refused", refused, "changes"),
         ("changes.met", met, "accesses"),
     ]);
-    ensure!(made >= FEWEST, "{made} changes were made and {refused} refused, {FEWEST} are to be made");
+    let fewest = shift.seconds * FEWEST;
+    ensure!(made >= fewest, "{made} changes were made and {refused} refused, {fewest} are to be made");
     Ok(format!("{met} accesses met one"))
 }
 

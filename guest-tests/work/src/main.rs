@@ -50,6 +50,8 @@ const WORKERS: [Worker; 9] = [
 pub struct Shift {
     /// Where everything that is chosen comes from.
     pub random: SmallRng,
+    /// How long it lasts.
+    pub seconds: u64,
     /// Bytes of memory that it may use at once.
     pub share: usize,
     /// Bytes that were compared.
@@ -121,13 +123,15 @@ fn worker(name: &str, seconds: &str, seed: &str, share: &str, cpu: &str) -> Resu
     if worker.everywhere {
         bind(cpu.parse()?)?;
     }
+    let seconds = seconds.parse()?;
     let mut shift = Shift {
+        seconds,
         random: SmallRng::seed_from_u64(seed.parse()?),
         share: share.parse()?,
         bytes: 0,
         figures: Vec::new(),
         rounds: 0,
-        end: Instant::now() + Duration::from_secs(seconds.parse()?),
+        end: Instant::now() + Duration::from_secs(seconds),
     };
     let detail = (worker.work)(&mut shift).with_context(|| format!("in round {}", shift.rounds))?;
     println!("{} {} {detail}", shift.rounds, shift.bytes);

@@ -87,11 +87,11 @@ impl Doorbell {
         count.fetch_add(1, Relaxed);
     }
 
-    /// Whether an access that was refused is to be tried again: if `look` finds that it would not be now, or if what `look` saw may
-    /// have been a change on its way.
+    /// Whether an access that was refused is to be tried again: if there is a change on its way, if `look` finds that it would not be
+    /// refused now, or if what `look` saw may have been a change.
     pub fn is_to_try_again(&self, look: impl FnOnce() -> bool) -> bool {
         let before = self.turn.load(SeqCst);
-        let again = look() || before % 2 == 1 || self.turn.load(SeqCst) != before;
+        let again = before % 2 == 1 || look() || self.turn.load(SeqCst) != before;
         self.met.fetch_add(again.into(), Relaxed);
         again
     }
@@ -114,14 +114,14 @@ fn choose(random: &mut Random, ram: &[Range<Pa>], hidden: Range<Pa>) -> Option<(
     let few = Range::new(at, size.min(part.end() - at)).ok()?;
     let blocks = BLOCKS[random.below(3) as usize];
     let whole = Range::new(at & !(blocks - 1), blocks).ok();
-    Some(match random.below(16) {
-        0..=2 => (Ring::Mark(random.below(8) as u8), few),
-        3 | 4 => (Ring::SplitEdges, few),
-        5 => (Ring::SplitToPages, Range::new(at, few.size().min(BLOCKS[0])).ok()?),
-        6..=8 => (READ_ONLY, few),
-        9 => (NO_EXECUTE, few),
-        10 | 11 => (NOTHING, few),
-        12 => ([Ring::Mark(0), READ_ONLY, NO_EXECUTE, NOTHING][random.below(4) as usize], part),
+    Some(match random.below(32) {
+        0..=5 => (Ring::Mark(random.below(8) as u8), few),
+        6..=9 => (Ring::SplitEdges, few),
+        10 | 11 => (Ring::SplitToPages, Range::new(at, few.size().min(BLOCKS[0])).ok()?),
+        12..=17 => (READ_ONLY, few),
+        18..=20 => (NO_EXECUTE, few),
+        21..=24 => (NOTHING, few),
+        25 => ([Ring::Mark(0), READ_ONLY, NO_EXECUTE, NOTHING][random.below(4) as usize], part),
         _ => match whole.filter(|whole| part.contains_range(*whole)) {
             Some(whole) => (Ring::Rebuild, whole),
             None => (Ring::SplitEdges, few),
