@@ -175,7 +175,7 @@ fn everybody(seconds: &str, seed: &str) -> Result<()> {
         }
     }
     for (name, child) in running {
-        match child.and_then(|child| finished(child)) {
+        match child.and_then(finished) {
             Ok(lines) => {
                 let mut lines = lines.lines();
                 let (rounds, rest) =

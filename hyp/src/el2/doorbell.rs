@@ -51,8 +51,13 @@ const NOTHING: Ring = Ring::Moment(Change::<Stage2>::INVALIDATE, Change::<Stage2
 impl Doorbell {
     /// One that was not rung.
     pub const fn new() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
-        Self { turn: ZERO, alone: Mutex::new(()), made: ZERO, refused: ZERO, met: ZERO }
+        Self {
+            turn: AtomicU64::new(0),
+            alone: Mutex::new(()),
+            made: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            met: AtomicU64::new(0),
+        }
     }
 
     /// What a load at `offset` of the page reads: changes made, changes refused, accesses that met one.
