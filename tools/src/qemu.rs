@@ -566,6 +566,15 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_comes_with_a_network_card_that_reaches_an_echo_only() {
+        let boot = Boot { image: "hyp.img".into(), disk: Some("a,b".into()), ..Boot::default() };
+        let line = arguments(&Machine::default(), &boot, false);
+        assert!(line.contains("file=a,,b -device virtio-blk-pci,drive=disk"), "{line}");
+        assert!(line.contains("restrict=on,guestfwd=tcp:10.0.2.100:7-cmd:cat"), "{line}");
+        assert!(line.ends_with("-device virtio-net-pci,netdev=net,romfile="), "{line}");
+    }
+
+    #[test]
     fn nothing_that_was_not_asked_for_is_on_the_command_line() {
         let line = arguments(&Machine { el2: false, ..Machine::default() }, &Boot::default(), true);
         for absent in

@@ -544,7 +544,10 @@ fn scenarios(full: bool) -> Vec<Scenario> {
     }
     all.push(Scenario::work("a stock Linux works while its memory is split and protected", 20));
     if full {
-        all.push(Scenario::work("the same for 30 minutes", 30 * 60));
+        all.push(Scenario::work(
+            "a stock Linux works for 30 minutes while its memory is split and protected",
+            30 * 60,
+        ));
         for cpu in ["max", "cortex-a72", "cortex-a76", "cortex-a710", "neoverse-n1", "neoverse-n2"] {
             for memory in [half, GIB, Size(4 << 30), Size(256 << 30)] {
                 all.extend([1, 2, 4, 8].map(|cpus| Scenario::payload(cpus, memory, cpu)));

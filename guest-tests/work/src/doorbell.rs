@@ -15,7 +15,7 @@ use crate::{Shift, os_error};
 
 const RESERVED: &str = "/proc/device-tree/reserved-memory";
 /// Changes in a second without which little was tried.
-const FEWEST: u64 = 50;
+const FEWEST: u64 = 100;
 
 /// Rings with random seeds.
 pub fn ring(shift: &mut Shift) -> Result<String> {

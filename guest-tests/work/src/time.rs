@@ -21,10 +21,9 @@ use crate::{Shift, os_error};
 /// Counts the cycles of work that it does: more with each work, and none while it is stopped.
 pub fn perf(shift: &mut Shift) -> Result<String> {
     let (mut counter, what): (Counter, _) = match Builder::new(Hardware::CPU_CYCLES).build() {
-        Ok(counter) => (counter, "cycles, counted by the PMU"),
+        Ok(counter) => (counter, "cycles, counted by the PMU".to_owned()),
         Err(error) => {
-            eprintln!("no cycles: {error}");
-            (Builder::new(Software::TASK_CLOCK).build()?, "the clock of the task: there is no PMU")
+            (Builder::new(Software::TASK_CLOCK).build()?, format!("the task's clock; of cycles: {error}"))
         }
     };
     let mut before = 0;
@@ -41,7 +40,7 @@ pub fn perf(shift: &mut Shift) -> Result<String> {
         thread::sleep(Duration::from_millis(5));
     }
     shift.figures.push(("perf.counted", before, "counts"));
-    Ok(what.to_owned())
+    Ok(what)
 }
 
 const PERIOD: Duration = Duration::from_millis(5);
