@@ -262,7 +262,7 @@ impl Trial {
     /// Makes `count` changes at random while `others` CPUs touch, at most [`MOST_CPUS`], then ends the trial. Says what came of it: nothing
     /// if the trial was not ready.
     pub fn change(&self, subject: &impl Subject, others: usize, count: u64, seed: u64) -> Outcome {
-        let mut random = Random::new(seed | 1);
+        let mut random = Random::new(seed);
         let mut outcome = Outcome::default();
         if !self.is_ready() {
             return outcome;

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     images, placement, report,
-    workspace::{self, HOST_CRATES, TARGET},
+    workspace::{self, HOST_CRATES, LINUX_TARGET, TARGET},
 };
 
 /// The images, which build for the target only.
@@ -38,7 +38,8 @@ struct Step {
 
 /// Carries out `cargo xtask check`; returns whether all held.
 pub fn run(args: &CheckArgs) -> Result<bool> {
-    workspace::ensure_target()?;
+    workspace::ensure_target(TARGET)?;
+    workspace::ensure_target(LINUX_TARGET)?;
     let features = workspace::hyp_features()?;
     let mut steps = Vec::new();
     let mut step = |name: &str, action: &mut dyn FnMut() -> Result<()>| {
@@ -83,6 +84,9 @@ pub fn run(args: &CheckArgs) -> Result<bool> {
             deny(with_payload(&mut clippy)?)
         });
     }
+    step("lints, Linux target, host-work", &mut || {
+        deny(clippy().args(["-p", "host-work", "--target", LINUX_TARGET]))
+    });
     step("documentation, host", &mut || {
         let mut doc = doc();
         quietly(doc.args(packages(&HOST_CRATES)).arg("--all-features"))

@@ -15,7 +15,7 @@ use object::{
     read::elf::{FileHeader, ProgramHeader},
 };
 
-use crate::workspace::{self, TARGET};
+use crate::workspace::{self, LINUX_TARGET, TARGET};
 
 /// The most that an image may take: a gap this large between two segments is a mistake in a linker script.
 const MAX_IMAGE: u64 = 64 << 20;
@@ -60,7 +60,7 @@ impl Payload {
 
 /// Builds a payload.
 pub fn payload(payload: Payload) -> Result<Image> {
-    workspace::ensure_target()?;
+    workspace::ensure_target(TARGET)?;
     workspace::run(workspace::cargo().args(["build", "--quiet", "--release", "--target", TARGET]).args([
         "-p",
         "guest-tests",
@@ -83,6 +83,15 @@ pub fn hypervisor(platform: &str, features: &[String]) -> Result<Image> {
     let name =
         std::iter::once(platform).chain(features.iter().map(String::as_str)).collect::<Vec<_>>().join("+");
     convert(platform, &name)
+}
+
+/// Builds the program that a Linux host works with.
+pub fn host_work() -> Result<PathBuf> {
+    const NAME: &str = "host-work";
+    workspace::ensure_target(LINUX_TARGET)?;
+    let mut build = workspace::cargo();
+    workspace::run(build.args(["build", "--quiet", "--release", "--target", LINUX_TARGET, "-p", NAME]))?;
+    Ok(workspace::target_dir().join(LINUX_TARGET).join("release").join(NAME))
 }
 
 /// Copies cargo's ELF `binary` to `NAME.elf` in the images directory and makes `NAME.img` of it.

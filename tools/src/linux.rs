@@ -13,21 +13,40 @@ use std::{
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use lzma_rust2::XzReader;
+use tempfile::NamedTempFile;
 
 use crate::{
     apt::{self, Apt},
-    workspace,
+    images, workspace,
 };
 
 const SUITES: [&str; 2] = ["trixie", "trixie-backports"];
 const ARCHITECTURE: &str = "arm64";
 const INIT: &[u8] = include_bytes!("init.sh");
 
+/// The modules that the work of a host needs, each after those that it depends on.
+const MODULES: [&str; 4] = ["failover", "net_failover", "virtio_net", "virtio_blk"];
+/// Bytes of the disk that the work gets.
+const DISK: u64 = 64 << 20;
+
 /// Kernel parameters of every run: the console, and an end rather than a hang when Linux breaks.
 pub const PARAMETERS: &str = "console=ttyAMA0 panic=-1";
 
 /// The kernel parameter that makes the initramfs end in a shell.
 pub const SHELL: &str = "cloven.shell";
+
+/// The kernel parameters that make the initramfs of [`Store::work_initramfs`] work for so many seconds. The program maps what is no RAM.
+pub fn work_parameters(seconds: u64) -> String {
+    format!("cloven.work={seconds} iomem=relaxed")
+}
+
+/// A disk for the work of one run.
+pub fn disk() -> Result<NamedTempFile> {
+    let disk = NamedTempFile::new().context("cannot make a file for a disk")?;
+    disk.as_file().set_len(DISK).context("cannot make room for a disk")?;
+    Ok(disk)
+}
 
 /// A kernel version or the beginning of one: 7.2 asks for the newest 7.2.x.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -87,33 +106,46 @@ impl Flavour {
     }
 }
 
-/// A kernel package. The order is that of preference: flavour, version, then the package that holds the image (from 6.19
-/// on `linux-image` is empty beside `linux-binary`).
+/// How the packages that hold kernel images may be called, the preferred one last: from 6.19 on `linux-image` is empty beside it.
+const IMAGES: [&str; 2] = ["linux-image-", "linux-binary-"];
+/// The same of the packages that hold their modules.
+const MODULE_PACKAGES: [&str; 2] = ["linux-image-", "linux-modules-"];
+
+/// A kernel package. The order is that of preference: flavour, version, then which of the possible names it has.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 struct Package {
     flavour: Flavour,
     version: Version,
-    binary: bool,
+    preferred: bool,
     name: String,
 }
 
 impl Package {
-    fn parse(name: &str) -> Option<Self> {
-        let (binary, rest) = match name.strip_prefix("linux-binary-") {
+    fn parse(name: &str, [other, preferred]: [&str; 2]) -> Option<Self> {
+        let (preferred, rest) = match name.strip_prefix(preferred) {
             Some(rest) => (true, rest),
-            None => (false, name.strip_prefix("linux-image-")?),
+            None => (false, name.strip_prefix(other)?),
         };
         let (release, flavour) = Flavour::split(rest)?;
         let (version, suffix) = release.split_once('+').unwrap_or((release, ""));
         if suffix.contains('-') {
             return None;
         }
-        Some(Self { flavour, version: version.parse().ok()?, binary, name: name.to_owned() })
+        Some(Self { flavour, version: version.parse().ok()?, preferred, name: name.to_owned() })
     }
 
-    /// The package to take among `names` for `request`.
+    /// The kernel package to take among `names` for `request`.
     fn choose<'a>(names: impl IntoIterator<Item = &'a str>, request: &Version) -> Option<Self> {
-        names.into_iter().filter_map(Self::parse).filter(|package| request.includes(&package.version)).max()
+        let packages = names.into_iter().filter_map(|name| Self::parse(name, IMAGES));
+        packages.filter(|package| request.includes(&package.version)).max()
+    }
+
+    /// The package among `names` with the modules of `kernel`.
+    fn of_modules<'a>(names: impl IntoIterator<Item = &'a str>, kernel: &Kernel) -> Option<Self> {
+        let packages = names.into_iter().filter_map(|name| Self::parse(name, MODULE_PACKAGES));
+        packages
+            .filter(|package| (package.flavour, &package.version) == (kernel.flavour, &kernel.version))
+            .max()
     }
 }
 
@@ -124,6 +156,7 @@ pub struct Kernel {
     pub path: PathBuf,
     /// Its version.
     pub version: Version,
+    flavour: Flavour,
 }
 
 /// The cache of fetched files, and the package tool once it is needed.
@@ -147,17 +180,17 @@ impl Store {
     /// The newest kernel that satisfies `request`: from the cache if one does, else fetched.
     pub fn kernel(&mut self, request: &Version) -> Result<Kernel> {
         let cached = self.cached()?;
-        if let Some((_, kernel)) = cached.iter().rfind(|(_, kernel)| request.includes(&kernel.version)) {
+        if let Some(kernel) = cached.iter().rfind(|kernel| request.includes(&kernel.version)) {
             return Ok(kernel.clone());
         }
         self.fetch_kernel(request).with_context(|| {
-            let cached = listed(cached.iter().map(|(_, kernel)| &kernel.version));
+            let cached = listed(cached.iter().map(|kernel| &kernel.version));
             format!("no Linux {request} (cached: {cached}; --kernel PATH takes one of your own)")
         })
     }
 
     /// The cached kernels, the preferred ones last.
-    fn cached(&self) -> Result<Vec<(Flavour, Kernel)>> {
+    fn cached(&self) -> Result<Vec<Kernel>> {
         let mut kernels = Vec::new();
         for entry in fs::read_dir(&self.dir).with_context(|| format!("cannot read {}", self.dir.display()))? {
             let path = entry?.path();
@@ -165,9 +198,9 @@ impl Store {
                 path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("linux-"));
             let Some((version, flavour)) = name.and_then(Flavour::split) else { continue };
             let Ok(version) = version.parse() else { continue };
-            kernels.push((flavour, Kernel { path, version }));
+            kernels.push(Kernel { path, version, flavour });
         }
-        kernels.sort_by_key(|(flavour, kernel)| (*flavour, kernel.version.clone()));
+        kernels.sort_by_key(|kernel| (kernel.flavour, kernel.version.clone()));
         Ok(kernels)
     }
 
@@ -178,7 +211,7 @@ impl Store {
         let package = package.with_context(|| {
             let mut there: Vec<Version> = names
                 .iter()
-                .filter_map(|name| Package::parse(name))
+                .filter_map(|name| Package::parse(name, IMAGES))
                 .map(|Package { version: Version(numbers), .. }| Version(numbers[..2].to_vec()))
                 .collect();
             there.sort();
@@ -190,7 +223,7 @@ impl Store {
         progress.show("unpacking");
         let image = plain_image(apt::unpack(&file, "*/vmlinuz*")?)?;
         let path = self.keep(&format!("linux-{}{}", package.version, package.flavour.suffix()), &image)?;
-        Ok(Kernel { path, version: package.version })
+        Ok(Kernel { path, version: package.version, flavour: package.flavour })
     }
 
     /// A static busybox for the initramfs.
@@ -216,13 +249,53 @@ impl Store {
         self.keep(name, &apt::unpack(&file, pattern)?)
     }
 
+    /// The modules of `kernel` that its work needs, as an archive to be put behind an initramfs.
+    fn modules(&mut self, kernel: &Kernel) -> Result<PathBuf> {
+        let Kernel { version, flavour, .. } = kernel;
+        let name = format!("modules-{version}{}.cpio", flavour.suffix());
+        let path = self.dir.join(&name);
+        if path.is_file() {
+            return Ok(path);
+        }
+        let progress = Progress::start(&format!("the modules of Linux {version}"));
+        let names = self.apt()?.names("^linux-(image|modules)-[0-9]")?;
+        let package = Package::of_modules(names.iter().map(String::as_str), kernel).with_context(|| {
+            let path = kernel.path.display();
+            format!(
+                "the archive has no modules of Linux {version} any more: remove {path} to have a newer one"
+            )
+        })?;
+        progress.show(&package.name);
+        let file = self.apt()?.download(&package.name, |percent| progress.percent(percent))?;
+        progress.show("unpacking");
+        let mut modules = Vec::new();
+        for (number, name) in MODULES.into_iter().enumerate() {
+            let module = plain_module(apt::unpack(&file, &format!("*/{name}.ko*"))?)?;
+            // Loaded in the order of their names.
+            modules.push((format!("modules/{number}-{name}.ko"), module));
+        }
+        let mut entries = vec![("modules", DIRECTORY, &b""[..])];
+        entries.extend(modules.iter().map(|(name, module)| (name.as_str(), FILE, &module[..])));
+        self.keep(&name, &archive(&entries)?)
+    }
+
     /// The initramfs with the checks, packed anew.
     pub fn initramfs(&mut self) -> Result<PathBuf> {
         let busybox = fs::read(self.busybox()?).context("cannot read the cached busybox")?;
-        let path = workspace::images_dir()?.join("initramfs.cpio");
-        fs::write(&path, pack(&busybox, INIT)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(path)
+        written("initramfs.cpio", &pack(&busybox, INIT)?)
+    }
+
+    /// The initramfs with the checks and what a host with `kernel` needs for its work, packed anew: archives behind each other, which
+    /// Linux unpacks in turn (its `buffer-format.rst`).
+    pub fn work_initramfs(&mut self, kernel: &Kernel) -> Result<PathBuf> {
+        let modules = self
+            .modules(kernel)
+            .with_context(|| format!("there are no modules of Linux {}", kernel.version))?;
+        let program = fs::read(images::host_work()?).context("cannot read the program of the work")?;
+        let mut all = fs::read(self.initramfs()?).context("cannot read the initramfs")?;
+        all.extend(archive(&[("bin/host-work", PROGRAM, &program)])?);
+        all.extend(fs::read(modules).context("cannot read the cached modules")?);
+        written("initramfs-work.cpio", &all)
     }
 
     fn apt(&mut self) -> Result<&Apt> {
@@ -234,7 +307,7 @@ impl Store {
 
     /// Puts a finished file into the cache.
     fn keep(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
-        let mut file = tempfile::NamedTempFile::new_in(&self.dir).context("cannot write to the cache")?;
+        let mut file = NamedTempFile::new_in(&self.dir).context("cannot write to the cache")?;
         file.write_all(bytes).context("cannot write to the cache")?;
         let path = self.dir.join(name);
         file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -284,22 +357,45 @@ fn plain_image(bytes: Vec<u8>) -> Result<Vec<u8>> {
     Ok(image)
 }
 
-/// An initramfs (cpio, newc) with busybox and `init` as the first process.
+/// A module, unpacked if it came as xz.
+fn plain_module(bytes: Vec<u8>) -> Result<Vec<u8>> {
+    if !bytes.starts_with(b"\xfd7zXZ\0") {
+        return Ok(bytes);
+    }
+    let mut module = Vec::new();
+    XzReader::new(&bytes[..], true).read_to_end(&mut module).context("a packed module is broken")?;
+    Ok(module)
+}
+
+/// Writes a file beside the images.
+fn written(name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let path = workspace::images_dir()?.join(name);
+    fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+const DIRECTORY: u32 = 0o040755;
+const PROGRAM: u32 = 0o100755;
+const FILE: u32 = 0o100644;
+const LINK: u32 = 0o120777;
+const CHARACTER_DEVICE: u32 = 0o020600;
+
+/// An initramfs with busybox and `init` as the first process.
 fn pack(busybox: &[u8], init: &[u8]) -> Result<Vec<u8>> {
-    const DIRECTORY: u32 = 0o040755;
-    const PROGRAM: u32 = 0o100755;
-    const LINK: u32 = 0o120777;
-    const CHARACTER_DEVICE: u32 = 0o020600;
-    let entries: [(&str, u32, &[u8]); 6] = [
+    archive(&[
         ("bin", DIRECTORY, b""),
         ("dev", DIRECTORY, b""),
         ("dev/console", CHARACTER_DEVICE, b""),
         ("bin/busybox", PROGRAM, busybox),
         ("bin/sh", LINK, b"busybox"),
         ("init", PROGRAM, init),
-    ];
+    ])
+}
+
+/// An archive (cpio, newc) of files: name, mode, content.
+fn archive(entries: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
     let mut archive = Vec::new();
-    for (number, (name, mode, data)) in (1..).zip(entries) {
+    for (number, &(name, mode, data)) in (1..).zip(entries) {
         let mut entry = cpio::newc::Builder::new(name).ino(number).mode(mode).nlink(1);
         if mode == CHARACTER_DEVICE {
             entry = entry.rdev_major(5).rdev_minor(1);
@@ -395,6 +491,25 @@ mod tests {
     }
 
     #[test]
+    fn the_modules_are_those_of_the_kernel() {
+        let names = [
+            "linux-image-7.2.12+deb13-arm64",
+            "linux-modules-7.2.12+deb13-arm64",
+            "linux-modules-7.2.12+deb13-cloud-arm64",
+            "linux-modules-7.2.13+deb13-arm64",
+            "linux-image-6.18.15+deb13-arm64",
+        ];
+        let chosen = |version: &str| {
+            let kernel =
+                Kernel { path: "".into(), version: version.parse().unwrap(), flavour: Flavour::Plain };
+            Package::of_modules(names, &kernel).map(|package| package.name)
+        };
+        assert_eq!(chosen("7.2.12").unwrap(), "linux-modules-7.2.12+deb13-arm64");
+        assert_eq!(chosen("6.18.15").unwrap(), "linux-image-6.18.15+deb13-arm64");
+        assert_eq!(chosen("7.2"), None);
+    }
+
+    #[test]
     fn a_version_has_two_or_three_numbers() {
         for wrong in ["", "7", "7.", "7.x", "v7.2", "7.2.12.1", "7.2-rc1"] {
             assert!(wrong.parse::<Version>().is_err(), "{wrong}");
@@ -447,6 +562,20 @@ mod tests {
         assert_eq!(plain_image(zboot.clone()).unwrap(), image());
         zboot[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(plain_image(zboot).is_err());
+    }
+
+    #[test]
+    fn a_module_is_unpacked_if_it_came_as_xz() {
+        // Of `xz --check=crc32`.
+        let packed = [
+            0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x00, 0x21, 0x01,
+            0x16, 0x00, 0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x05, 0x6d, 0x6f, 0x64, 0x75, 0x6c,
+            0x65, 0x00, 0x00, 0x00, 0x28, 0x26, 0x24, 0x0c, 0x00, 0x01, 0x1a, 0x06, 0xc5, 0xea, 0xc8, 0x79,
+            0x90, 0x42, 0x99, 0x0d, 0x01, 0x00, 0x00, 0x00, 0x00, 0x01, 0x59, 0x5a,
+        ];
+        assert_eq!(plain_module(packed.to_vec()).unwrap(), b"module");
+        assert!(plain_module(packed[..40].to_vec()).is_err());
+        assert_eq!(plain_module(b"\x7fELF".to_vec()).unwrap(), b"\x7fELF");
     }
 
     #[test]

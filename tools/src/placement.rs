@@ -29,6 +29,7 @@ const ASSEMBLY: &[Place] = &[
     place("hyp/examples/", "an embedder's own invalidation"),
     place("platform/*/src/entry*", "the first instructions of an image"),
     place("guest-tests/src/**/entry*", "the first instructions and the vectors of a payload"),
+    place("guest-tests/work/src/doorbell.rs", "accesses of which the hypervisor must know the register"),
 ];
 
 /// Where `unsafe` may stand besides.
@@ -38,6 +39,7 @@ const UNSAFE: &[Place] = &[
         "the boot story: each step that needs the CPU, and the console's registers",
     ),
     place("guest-tests/src/", "a payload's side: accesses that may fault are what it is for"),
+    place("guest-tests/work/src/", "a program's side: memory whose translations change, system calls"),
     place("hyp/src/mapping/mmu.rs", "the contracts of an embedder; tables at an offset from their addresses"),
     place("hyp/src/mapping/update.rs", "the one place that stores to a table"),
     place("hyp/src/mapping/map.rs", "taking over a live root, and giving a map up: the caller's word"),

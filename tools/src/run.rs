@@ -204,6 +204,9 @@ pub struct RunArgs {
     /// Boot a stock Linux as the host, fetched as a distribution package [default VERSION: 7.2]
     #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "7.2", group = "host")]
     linux: Option<Version>,
+    /// Let the stock Linux work for this time while its memory is split and protected at random, in a build with the trials
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..), requires = "linux", conflicts_with = "initrd")]
+    work: Option<u64>,
     /// Boot this kernel as the host
     #[arg(long, value_name = "PATH", group = "host")]
     kernel: Option<PathBuf>,
@@ -245,6 +248,8 @@ pub struct Host {
     pub initrd: PathBuf,
     /// Whether the initramfs is the one that makes the checks.
     pub checks: bool,
+    /// Seconds for which it works while its memory is split and protected, if it does: with an initramfs for that and the trials.
+    pub work: Option<u64>,
 }
 
 /// One boot of the hypervisor.
@@ -308,7 +313,10 @@ impl Job<'_> {
                 append.push(linux::SHELL.to_owned());
             }
         }
+        let work = self.host.as_ref().and_then(|host| host.work);
+        append.extend(work.map(linux::work_parameters));
         append.extend(self.append);
+        let disk = work.map(|_| linux::disk()).transpose()?;
         let checks_linux = self.host.as_ref().is_some_and(|host| host.checks);
         let needs_checks = self.host.is_none() || checks_linux;
         let (host_kernel, initrd) = self.host.map(|host| (host.kernel, host.initrd)).unzip();
@@ -323,6 +331,7 @@ impl Job<'_> {
             append: append.join(" "),
             device_tree: self.device_tree,
             u_boot: self.u_boot,
+            disk: disk.as_ref().map(|disk| disk.path().to_owned()),
         };
         let mut follow = self.follow;
         if boot.u_boot.is_some() {
@@ -390,8 +399,8 @@ pub fn run(args: RunArgs) -> Result<bool> {
     qemu.check_cpu(&machine.cpu)?;
     let host = host(&args)?;
     let mut features = args.machine.features(&args.features);
-    // What EL2 costs is told by test builds.
-    if args.compare && !features.iter().any(|feature| feature == TRIAL) {
+    // What EL2 costs is told, and the host's memory changed below it, by test builds.
+    if (args.compare || args.work.is_some()) && !features.iter().any(|feature| feature == TRIAL) {
         features.push(TRIAL.to_owned());
     }
     if args.hostile {
@@ -406,6 +415,7 @@ pub fn run(args: RunArgs) -> Result<bool> {
         false if linux || args.machine.bbm.is_some() => LINUX_TIMEOUT,
         false => PAYLOAD_TIMEOUT,
     };
+    let default = default + Duration::from_secs(args.work.unwrap_or(0));
     let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
     let append = args.append.into_iter().chain(args.machine.parameters());
     let append = append.chain(hostile_parameters(args.operations, args.seed)).collect();
@@ -430,6 +440,10 @@ fn host(args: &RunArgs) -> Result<Option<Host>> {
         (Some(version), _) => {
             let kernel = store.kernel(version)?;
             eprintln!("the host is Linux {}", kernel.version);
+            if args.work.is_some() {
+                let initrd = store.work_initramfs(&kernel)?;
+                return Ok(Some(Host { kernel: kernel.path, initrd, checks: true, work: args.work }));
+            }
             kernel.path
         }
         (None, Some(path)) => linux::own_kernel(path)?,
@@ -440,7 +454,7 @@ fn host(args: &RunArgs) -> Result<Option<Host>> {
         Some(path) => bail!("cannot read the initramfs {}", path.display()),
         None => store.initramfs().context("the host needs an initramfs")?,
     };
-    Ok(Some(Host { kernel, initrd, checks: args.initrd.is_none() }))
+    Ok(Some(Host { kernel, initrd, checks: args.initrd.is_none(), work: None }))
 }
 
 /// The tables and the verdict of a run.

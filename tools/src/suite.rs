@@ -425,6 +425,8 @@ struct Scenario {
     /// The version of the host's kernel; without one the embedded payload runs.
     linux: Option<&'static str>,
     features: &'static [&'static str],
+    /// Seconds for which the Linux works while its memory changes.
+    work: Option<u64>,
     /// The level of FEAT_BBM that the hypervisor is told, if it is told one.
     bbm: Option<Bbm>,
     /// Words on the command line.
@@ -443,6 +445,7 @@ impl Scenario {
             machine,
             linux: None,
             features: &[],
+            work: None,
             bbm: None,
             append: &[],
             damage: None,
@@ -459,6 +462,11 @@ impl Scenario {
     /// The same without an interrupt translation service.
     fn without_its(self) -> Self {
         Self { machine: Machine { its: false, ..self.machine }, ..self }
+    }
+
+    /// As [`Scenario::linux`], at work for so many seconds while its memory is split and protected at random.
+    fn work(name: &'static str, seconds: u64) -> Self {
+        Self { name, features: &[run::TRIAL], work: Some(seconds), ..Self::linux("7.2", 4, GIB, "max") }
     }
 
     /// A run of the payload that must come to something else than a pass.
@@ -503,7 +511,7 @@ impl Scenario {
     /// How long it may take, with trials of live changes or without.
     fn timeout(&self, trials: bool) -> Duration {
         match (self.linux, self.expect) {
-            (Some(_), _) => run::LINUX_TIMEOUT,
+            (Some(_), _) => run::LINUX_TIMEOUT + Duration::from_secs(self.work.unwrap_or(0)),
             // Each of their invalidations stops all emulated CPUs, on whatever cores there are.
             (None, Expect::Pass) if trials => run::LINUX_TIMEOUT,
             (None, Expect::Pass) if self.is_hostile() => run::HOSTILE_TIMEOUT,
@@ -613,7 +621,12 @@ fn scenarios(full: bool) -> Vec<Scenario> {
             ..Scenario::linux("6.18", 2, GIB, "max")
         },
     ]);
+    all.push(Scenario::work("a stock Linux works while its memory is split and protected", 20));
     if full {
+        all.push(Scenario::work(
+            "a stock Linux works for 30 minutes while its memory is split and protected",
+            30 * 60,
+        ));
         for cpu in ["max", "cortex-a72", "cortex-a76", "cortex-a710", "neoverse-n1", "neoverse-n2"] {
             for memory in [half, GIB, Size(4 << 30), Size(256 << 30)] {
                 all.extend([1, 2, 4, 8].map(|cpus| Scenario::payload(cpus, memory, cpu)));
@@ -750,8 +763,12 @@ impl Lab {
         let host = match scenario.linux {
             Some(version) => {
                 let version: Version = version.parse()?;
-                let kernel = self.store.kernel(&version)?.path;
-                Some(Host { kernel, initrd: self.store.initramfs()?, checks: true })
+                let kernel = self.store.kernel(&version)?;
+                let initrd = match scenario.work {
+                    Some(_) => self.store.work_initramfs(&kernel)?,
+                    None => self.store.initramfs()?,
+                };
+                Some(Host { kernel: kernel.path, initrd, checks: true, work: scenario.work })
             }
             None => None,
         };

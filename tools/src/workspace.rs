@@ -13,6 +13,9 @@ use anyhow::{Context, Result, bail};
 /// The target that all images are built for.
 pub const TARGET: &str = "aarch64-unknown-none-softfloat";
 
+/// The target of programs for a Linux host.
+pub const LINUX_TARGET: &str = "aarch64-unknown-linux-musl";
+
 /// The crates that build for this machine, with tests and documentation.
 pub const HOST_CRATES: [&str; 3] = ["hyp", "tools", "bench"];
 
@@ -130,17 +133,17 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| path.is_file())
 }
 
-/// Installs the Rust target of the images unless it is there.
-pub fn ensure_target() -> Result<()> {
-    let libraries = output(cargo_rustc().args(["--print", "target-libdir", "--target", TARGET]))?;
+/// Installs a Rust target unless it is there.
+pub fn ensure_target(target: &str) -> Result<()> {
+    let libraries = output(cargo_rustc().args(["--print", "target-libdir", "--target", target]))?;
     if Path::new(libraries.trim()).is_dir() {
         return Ok(());
     }
     if find_program("rustup").is_none() {
-        bail!("the Rust target {TARGET} is missing: install it with the tool that installed Rust");
+        bail!("the Rust target {target} is missing: install it with the tool that installed Rust");
     }
-    eprintln!("installing the Rust target {TARGET}");
-    run(Command::new("rustup").current_dir(root()).args(["target", "add", TARGET]))
+    eprintln!("installing the Rust target {target}");
+    run(Command::new("rustup").current_dir(root()).args(["target", "add", target]))
 }
 
 fn cargo_rustc() -> Command {

@@ -24,6 +24,8 @@ use super::smccc::{Services, SmcHandler};
 use super::syndrome::{Abort, Access, Cause};
 use super::vectors;
 pub use super::vectors::Frame;
+#[cfg(feature = "trial")]
+use crate::mapping::GRANULE;
 use crate::mapping::{Address, Ipa, Pa, Range};
 use crate::stage2;
 
@@ -78,7 +80,7 @@ fn faulting_page() -> u64 {
 impl Host {
     /// Whether the access that was refused would not be now: another CPU was changing its translation, or is, or this CPU still held
     /// what it was before.
-    fn is_to_try_again(&self, abort: Abort) -> bool {
+    fn is_permitted_now(&self, abort: Abort) -> bool {
         if !abort.is_of_stage_2() {
             return false;
         }
@@ -202,7 +204,12 @@ pub fn exit(handler: &impl SmcHandler, frame: &mut Frame) {
             stage2::install::forget_all();
             limited(|| warn!("TLB conflict below, syndrome {esr:#x}: all entries of this CPU forgotten"));
         }
-        Cause::Abort(abort) if host.is_to_try_again(abort) => exits.count(Exit::Retried),
+        #[cfg(feature = "trial")]
+        Cause::Abort(abort) if ring(host, abort, frame) => {
+            exits.count(Exit::Refused);
+            advance();
+        }
+        Cause::Abort(abort) if is_to_try_again(host, abort) => exits.count(Exit::Retried),
         Cause::Abort(abort) => {
             exits.count(Exit::Refused);
             let far = read_far_el2().bits();
@@ -252,6 +259,39 @@ fn answer(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
         }
     }
     host.services.answer(host, handler, (me, &percpu.exits), &mut frame.x);
+}
+
+#[cfg(not(feature = "trial"))]
+fn is_to_try_again(host: &Host, abort: Abort) -> bool {
+    host.is_permitted_now(abort)
+}
+
+#[cfg(feature = "trial")]
+fn is_to_try_again(host: &Host, abort: Abort) -> bool {
+    abort.is_of_stage_2() && DOORBELL.is_to_try_again(|| host.is_permitted_now(abort))
+}
+
+/// A page that stage 2 refuses: the first of the hypervisor's own.
+#[cfg(feature = "trial")]
+static DOORBELL: super::doorbell::Doorbell = super::doorbell::Doorbell::new();
+
+/// Answers a load or store of one of x0 to x17 at the doorbell.
+#[cfg(feature = "trial")]
+fn ring(host: &Host, abort: Abort, frame: &mut Frame) -> bool {
+    let page = host.layout.whole.start().get();
+    let register = abort.doubleword().and_then(|number| frame.x.get_mut(number));
+    let Some(register) = register.filter(|_| abort.has_ipa() && faulting_page() == page) else {
+        return false;
+    };
+    let offset = read_far_el2().bits() % GRANULE;
+    if abort.access() == Access::Load {
+        let Some(value) = DOORBELL.load(offset) else { return false };
+        *register = value;
+    } else {
+        let me = PerCpu::this().number();
+        DOORBELL.ring(&host.map, me, host.ram, host.layout.whole, *register);
+    }
+    true
 }
 
 fn advance() {

@@ -21,10 +21,12 @@
 //! | `cpu` | the EL2 registers that let a stock kernel use what the CPU has |
 //! | `vectors`, `host` | exceptions from below, and their answers |
 //! | `fault` | faults of our own: register dump and backtrace |
-//! | `trial` | calls of test builds that change maps |
+//! | `trial`, [`doorbell`] | of test builds: calls and a page that change maps |
 //! | `stand_in` | of test builds: who answers in place of the firmware |
 //! | `image`, `percpu`, `cache`, `logger` | our memory, per-CPU data, cache maintenance, messages |
 
+#[cfg(feature = "trial")]
+pub mod doorbell;
 pub mod exits;
 pub mod inject;
 pub mod psci;

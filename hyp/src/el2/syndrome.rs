@@ -16,6 +16,9 @@ pub(super) const EC_DATA_ABORT: u64 = 0x24;
 const ISS_WNR: u64 = 1 << 6;
 const ISS_S1PTW: u64 = 1 << 7;
 const ISS_CM: u64 = 1 << 8;
+const ISS_SRT_SHIFT: u32 = 16;
+const ISS_SAS_DOUBLEWORD: u64 = 0b11 << 22;
+const ISS_ISV: u64 = 1 << 24;
 const FSC_MASK: u64 = 0x3f;
 const FSC_TLB_CONFLICT: u64 = 0b11_0000;
 /// Synchronous External abort, not on a walk.
@@ -69,6 +72,13 @@ impl Abort {
     /// walk (Arm ARM D24.2.58).
     pub fn has_ipa(self) -> bool {
         self.is_on_walk() || self.esr & FSC_MASK < 0b00_1100
+    }
+
+    /// The number of the register (31 is XZR) whose 64 bits a load or store moves, if it is one of those that the syndrome describes.
+    pub fn doubleword(self) -> Option<usize> {
+        let all = ISS_ISV | ISS_SAS_DOUBLEWORD;
+        let described = self.esr & all == all && self.access() != Access::Fetch && !self.is_on_walk();
+        described.then_some((self.esr >> ISS_SRT_SHIFT & 0x1f) as usize)
     }
 
     /// The syndrome, but for its exception class, with which the host is told that there is nothing at the address:
@@ -163,6 +173,17 @@ mod tests {
         let walk = abort(0x24 << 26 | IL | ISS_S1PTW | 0x06);
         assert!(walk.is_on_walk() && walk.has_ipa());
         assert_eq!(walk.external_iss(), 0x14);
+    }
+
+    #[test]
+    fn a_load_or_store_of_64_bits_names_its_register() {
+        let described = ISS_ISV | ISS_SAS_DOUBLEWORD | 5 << ISS_SRT_SHIFT | 0x06;
+        assert_eq!(abort(0x24 << 26 | IL | described).doubleword(), Some(5));
+        assert_eq!(abort(0x24 << 26 | IL | described | ISS_WNR).doubleword(), Some(5));
+        for other in [described & !ISS_ISV, described & !(1 << 22), described | ISS_S1PTW] {
+            assert_eq!(abort(0x24 << 26 | IL | other).doubleword(), None);
+        }
+        assert_eq!(abort(0x20 << 26 | IL | described).doubleword(), None);
     }
 
     #[test]
