@@ -3,18 +3,17 @@
 //! bred for coverage, and the tables are memory that the engine reaches through [`Linear`].
 #![no_main]
 
-use std::collections::BTreeMap;
-use std::ops::ControlFlow;
-
 use arbitrary::Arbitrary;
-use hyp::mapping::geometry::level_size;
 use hyp::mapping::*;
 use libfuzzer_sys::fuzz_target;
 
+#[path = "../../src/mapping/tests/flat.rs"]
+mod flat;
 #[path = "../../src/mapping/tests/regimes.rs"]
 mod regimes;
 mod world;
 
+use flat::{Flat, Known, compare};
 use regimes::Tried;
 use world::World;
 
@@ -93,75 +92,6 @@ struct Input {
     calls: Vec<Call>,
 }
 
-/// What is known of a range.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Known {
-    /// Output minus input (wrapping), attribute bits, whether it translates.
-    Leaf(u64, u64, bool),
-    State(u64),
-}
-
-/// First address of each range: the address after it, what is known of it.
-#[derive(Default)]
-struct Flat(BTreeMap<u64, (u64, Known)>);
-
-impl Flat {
-    fn cut(&mut self, at: u64) {
-        if let Some((&start, &(end, known))) = self.0.range(..at).next_back()
-            && end > at
-        {
-            self.0.insert(start, (at, known));
-            self.0.insert(at, (end, known));
-        }
-    }
-    /// What is known of `start .. end` becomes what `new` makes of it.
-    fn change(&mut self, (start, end): (u64, u64), new: impl Fn(Known) -> Option<Known>) {
-        if start < end {
-            self.cut(start);
-            self.cut(end);
-            let inside: Vec<_> =
-                self.0.range(start..end).map(|(&start, &(end, known))| (start, end, known)).collect();
-            for (start, end, known) in inside {
-                match new(known) {
-                    Some(known) => self.0.insert(start, (end, known)),
-                    None => self.0.remove(&start),
-                };
-            }
-        }
-    }
-    fn set(&mut self, (start, end): (u64, u64), known: Known) {
-        self.change((start, end), |_| None);
-        if start < end {
-            self.0.insert(start, (end, known));
-        }
-    }
-    fn at(&self, address: u64) -> Option<Known> {
-        let (_, &(end, known)) = self.0.range(..=address).next_back()?;
-        (address < end).then_some(known)
-    }
-    fn is_free(&self, (start, end): (u64, u64)) -> bool {
-        start == end || self.0.range(..end).next_back().is_none_or(|(_, &(last, _))| last <= start)
-    }
-    /// Leaves in a range that do not translate.
-    fn invalid(&self, (start, end): (u64, u64)) -> Vec<(u64, u64)> {
-        let parts = self.0.iter().filter(|(_, (_, known))| matches!(known, Known::Leaf(_, _, false)));
-        let parts = parts.map(|(&first, &(last, _))| (first.max(start), last.min(end)));
-        parts.filter(|(start, end)| start < end).collect()
-    }
-    fn joined(&self) -> Vec<(u64, u64, Known)> {
-        let mut list = Vec::new();
-        self.0.iter().for_each(|(&start, &(end, known))| join(&mut list, start, end, known));
-        list
-    }
-}
-
-fn join(list: &mut Vec<(u64, u64, Known)>, start: u64, end: u64, known: Known) {
-    match list.last_mut() {
-        Some(last) if last.1 == start && last.2 == known => last.1 = end,
-        _ => list.push((start, end, known)),
-    }
-}
-
 type Owed<'m, R, S> = Debt<'m, R, &'m World, S>;
 
 struct Case<'m, R: Regime, S: Shape> {
@@ -186,7 +116,7 @@ impl<'m, R: Tried, S: Shape> Case<'m, R, S> {
         let map = self.map;
         match call {
             Call::Map { at, size, output, attributes, blocks, runs } => {
-                let (range, ends) = self.range(at, size);
+                let (range, (start, end)) = self.range(at, size);
                 let shift = output.address::<S>(48);
                 let output = range.start().get().wrapping_add(shift) % (1 << 48);
                 let attributes = R::ATTRIBUTES[usize::from(attributes) % R::ATTRIBUTES.len()];
@@ -195,34 +125,29 @@ impl<'m, R: Tried, S: Shape> Case<'m, R, S> {
                     map.cpu(0).unwrap().write().map(range, Pa::new(output).unwrap(), attributes, leaves);
                 match result {
                     Ok(()) => {
-                        assert!(self.flat.is_free(ends));
-                        let known = Known::Leaf(output.wrapping_sub(ends.0), attributes.bits(), true);
-                        self.flat.set(ends, known);
-                        self.world.check_new(ends);
+                        assert!(self.flat.is_free(start, end));
+                        let known = Known::Leaf(output.wrapping_sub(start), attributes.bits(), true);
+                        self.flat.set(start, end, Some(known));
+                        self.world.check_new((start, end));
                     }
                     Err(MapError::Mapped(at)) => assert!(matches!(self.flat.at(at), Some(Known::Leaf(..)))),
                     Err(MapError::HasState(at)) => assert!(matches!(self.flat.at(at), Some(Known::State(_)))),
-                    Err(_) => self.compare(),
+                    Err(_) => compare(self.map, &self.flat),
                 }
             }
             Call::Unmap(at, size, pay) => {
-                let (range, ends) = self.range(at, size);
+                let (range, (start, end)) = self.range(at, size);
                 let result = map.cpu(0).unwrap().write().unmap(range);
-                self.done(result, pay, |flat| flat.change(ends, |_| None));
+                self.done(result, pay, |flat| flat.set(start, end, None));
             }
             Call::Protect { at, size, change, whole, pay } => {
-                let (range, ends) = self.range(at, size);
+                let (range, (start, end)) = self.range(at, size);
                 let (change, set, clear, valid) = R::CHANGES[usize::from(change) % R::CHANGES.len()];
                 let result =
                     if whole { map.protect_whole(range, change) } else { map.protect(range, change) };
-                let new = |known| match known {
-                    Known::Leaf(shift, bits, was) => {
-                        Some(Known::Leaf(shift, bits & !clear | set, valid.unwrap_or(was)))
-                    }
-                    state => Some(state),
-                };
-                let invalid = self.flat.invalid(ends);
-                if self.done(result, pay, |flat| flat.change(ends, new)) && valid == Some(true) {
+                let new = |bits, was| (bits & !clear | set, valid.unwrap_or(was));
+                let invalid = self.invalid(start, end);
+                if self.done(result, pay, |flat| flat.change(start, end, new)) && valid == Some(true) {
                     invalid.into_iter().for_each(|ends| self.world.check_new(ends));
                 }
             }
@@ -239,11 +164,11 @@ impl<'m, R: Tried, S: Shape> Case<'m, R, S> {
                 self.done(map.split_to_pages(range), pay, |_| {});
             }
             Call::SetState(at, size, value) => {
-                let (range, ends) = self.range(at, size);
+                let (range, (start, end)) = self.range(at, size);
                 let state = State::new(u64::from(value)).unwrap();
                 match map.cpu(0).unwrap().write().set_state(range, state) {
-                    Ok(()) => self.flat.set(ends, Known::State(u64::from(value))),
-                    Err(_) => self.compare(),
+                    Ok(()) => self.flat.set(start, end, Some(Known::State(u64::from(value)))),
+                    Err(_) => compare(self.map, &self.flat),
                 }
             }
             Call::Translate(at) => {
@@ -285,7 +210,7 @@ impl<'m, R: Tried, S: Shape> Case<'m, R, S> {
         meaning: impl Fn(&mut Flat),
     ) -> bool {
         let Ok(debt) = result else {
-            self.compare();
+            compare(self.map, &self.flat);
             return false;
         };
         meaning(&mut self.flat);
@@ -302,22 +227,11 @@ impl<'m, R: Tried, S: Shape> Case<'m, R, S> {
         true
     }
 
-    /// The tables mean what the list says.
-    fn compare(&self) {
-        let mut found = Vec::new();
-        let all = Range::new(0, 1 << self.map.geometry().input_bits()).unwrap();
-        let _ = self.map.cpu(1).unwrap().read().walk(all, |visited| {
-            let known = match visited.entry {
-                Entry::Leaf { output, attributes, valid, .. } => {
-                    Known::Leaf(output.get().wrapping_sub(visited.start), attributes.bits(), valid)
-                }
-                Entry::State(state) => Known::State(state.get()),
-                _ => return ControlFlow::<()>::Continue(()),
-            };
-            join(&mut found, visited.start, visited.start + level_size::<S>(visited.level), known);
-            ControlFlow::Continue(())
-        });
-        assert_eq!(found, self.flat.joined());
+    /// Leaves in a range that do not translate.
+    fn invalid(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        let parts = self.flat.0.iter().filter(|(_, (_, known))| matches!(known, Known::Leaf(_, _, false)));
+        let parts = parts.map(|(&first, &(last, _))| (first.max(start), last.min(end)));
+        parts.filter(|(start, end)| start < end).collect()
     }
 }
 
@@ -342,7 +256,7 @@ fn run<R: Tried, S: Shape>(input: &Input, geometry: Geometry<S>) {
         reserved: 0,
     };
     input.calls.iter().for_each(|&call| case.call(call));
-    case.compare();
+    compare(&map, &case.flat);
     // SAFETY: so many were reserved.
     unsafe { world.tables().cancel(case.reserved) };
     case.kept.clear();

@@ -257,6 +257,7 @@ fn run<R: Tried, S: Shape>(geometry: Geometry<S>, options: Options, seed_of_case
         }
         if number % every == 0 {
             compare(&map, &world.flat);
+            assert_eq!(mmu.pool().used(), reachable(&map), "tables are lost");
             mmu.take_tlbis();
             mmu.quiesce.asked.lock().unwrap().clear();
         }
@@ -305,6 +306,7 @@ fn starve<R: Tried, S: Shape>(geometry: Geometry<S>, options: Options, calls: us
         mmu.take_tlbis();
     }
     compare(&map, &world.flat);
+    assert_eq!(mmu.pool().used(), reachable(&map), "tables are lost");
     assert!(failures > calls / 20, "only {failures} of {calls} calls ever failed");
 }
 
