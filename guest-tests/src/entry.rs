@@ -133,23 +133,8 @@ primary:
     orr     x1, x1, #(1 << 54)
     bl      .Lmap_block
     drop_cached {stack_size}
-    mov     x0, x21
-    add     x1, x21, #({boot_tables} * 4096)
-    each_line ivac
-    dsb     sy
-    mrs     x1, id_aa64mmfr0_el1
-    and     x1, x1, #0xf
-    mov     x3, #5
-    cmp     x1, x3
-    csel    x1, x1, x3, lo
-    movz    x7, #0x3510                 // write-back, inner shareable walks; 48 bits of input
-    movk    x7, #0x80, lsl #16          // EPD1
-    orr     x7, x7, x1, lsl #32
-    mov     x6, #0xff04                 // hyp::mapping::descriptor::MAIR
-    mov     x5, x21
-    mrs     x8, sctlr_el1
-    mov     x1, #0x100d                 // I, SA, C, M
-    orr     x8, x8, x1
+    drop_boot_map {boot_tables}
+    boot_registers sctlr_el1, 0x80, 32  // EPD1
     mmu_on
     // The boot CPU's stack is the start of the arena.
     adrp    x1, image_arena

@@ -10,16 +10,12 @@ use guest_tests::report::Report;
 use guest_tests::say;
 use hyp::machine::Machine;
 use hyp::mapping::{Attributes, Change as MapChange, El1And0, Range};
-use hyp::trial::{Change, Linear, Outcome, SIZE, Subject, Trial};
+use hyp::trial::{
+    CHANGE_EL2, CHANGE_HOST, Change, Linear, Outcome, PREPARE_EL2, SIZE, Subject, TOUCH_EL2, Trial,
+};
 use smccc::Hvc;
 
 use crate::cpus::{TOUCH, TOUCH_EL2 as TAKE_PART_AT_EL2};
-
-// Of the hypervisor's test build (`hyp::el2::trial`).
-const CHANGE_HOST: u32 = 0xc600_0010;
-const PREPARE_EL2: u32 = 0xc600_0011;
-const TOUCH_EL2: u32 = 0xc600_0012;
-const CHANGE_EL2: u32 = 0xc600_0013;
 
 /// Changes in each trial, unless `cloven.changes` says otherwise.
 const CHANGES: u64 = 10_000;

@@ -19,7 +19,7 @@ const FEWEST: u64 = 100;
 
 /// Rings with random seeds.
 pub fn ring(shift: &mut Shift) -> Result<String> {
-    let page = map(hypervisor()?)?;
+    let page = map(doorbell()?)?;
     // Before all the others, who are many.
     // SAFETY: changes no memory.
     if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) } != 0 {
@@ -41,8 +41,8 @@ pub fn ring(shift: &mut Shift) -> Result<String> {
     Ok(format!("{met} accesses met one"))
 }
 
-/// The address of the hypervisor's memory, whose first page is the doorbell.
-fn hypervisor() -> Result<u64> {
+/// The address of the doorbell: the second page of the hypervisor's memory.
+fn doorbell() -> Result<u64> {
     let nodes = fs::read_dir(RESERVED).context("the device tree reserves nothing")?;
     let mut names = nodes.filter_map(|node| Some(node.ok()?.path()));
     let node = names
@@ -50,7 +50,7 @@ fn hypervisor() -> Result<u64> {
     let range = fs::read(node.context("there is no hypervisor")?.join("reg"))?;
     // As many cells for the address as for the size, on this machine.
     let address = &range[..range.len() / 2];
-    Ok(address.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    Ok(address.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)) + 4096)
 }
 
 /// Maps one page at a physical address.

@@ -271,14 +271,14 @@ fn is_to_try_again(host: &Host, abort: Abort) -> bool {
     abort.is_of_stage_2() && DOORBELL.is_to_try_again(|| host.is_permitted_now(abort))
 }
 
-/// A page that stage 2 refuses: the first of the hypervisor's own.
+/// A page that stage 2 refuses: the second of the hypervisor's own. The payload's checks look at the first.
 #[cfg(feature = "trial")]
 static DOORBELL: super::doorbell::Doorbell = super::doorbell::Doorbell::new();
 
 /// Answers a load or store of one of x0 to x17 at the doorbell.
 #[cfg(feature = "trial")]
 fn ring(host: &Host, abort: Abort, frame: &mut Frame) -> bool {
-    let page = host.layout.whole.start().get();
+    let page = host.layout.whole.start().get() + GRANULE;
     let register = abort.doubleword().and_then(|number| frame.x.get_mut(number));
     let Some(register) = register.filter(|_| abort.has_ipa() && faulting_page() == page) else {
         return false;
