@@ -29,6 +29,7 @@ const PATIENCE: usize = 100_000_000;
 
 static CPUS: Once<ArrayVec<Cpu, MAX_CPUS>> = Once::new();
 static MEMORY: Once<Memory> = Once::new();
+
 /// Makes what each CPU needs; the boot CPU has its own from here on.
 pub fn init(machine: &Machine<'_>, memory: Memory) -> &'static Memory {
     let memory = MEMORY.call_once(|| memory);

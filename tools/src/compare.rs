@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::{
@@ -34,9 +34,9 @@ pub struct Difference {
 /// What the two hosts differ in.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
-    /// What they see.
+    /// What they see, of each seed.
     pub differences: Vec<Difference>,
-    /// Lines that both see.
+    /// Lines that both see, of the seed where they are fewest.
     pub common: usize,
     /// Instructions until the first process without the hypervisor, from the kernel's first look at its clock: the median.
     pub without: u64,
@@ -122,18 +122,24 @@ pub fn compare(
     };
     let runs = |bare| (1..=RUNS).map(|seed| boot(bare, seed)).collect::<Result<Vec<_>>>();
     let (without, with) = (runs(true)?, runs(false)?);
-    let (differences, common) = differences(&without[0].transcript.view, &with[0].transcript.view);
+    let mut all = Vec::new();
+    let mut common = usize::MAX;
+    for (without, with) in without.iter().zip(&with) {
+        let (differences, both) = differences(&without.transcript.view, &with.transcript.view);
+        all.extend(differences);
+        common = common.min(both);
+    }
     ensure!(common > 0, "nothing was seen");
     Ok(Comparison {
-        differences,
+        differences: all,
         common,
-        without: median(&without, "linux.first_process") * 1000,
-        with: median(&with, "linux.first_process") * 1000,
-        boot: median(&with, "boot.ticks"),
-        exits: median(&with, "el2.exits"),
-        at_el2: median(&with, "el2.ticks"),
-        ram: median(&without, "linux.ram").saturating_sub(median(&with, "linux.ram")),
-        reserved: median(&with, "memory.reserved"),
+        without: median(&without, "linux.first_process")? * 1000,
+        with: median(&with, "linux.first_process")? * 1000,
+        boot: median(&with, "boot.ticks")?,
+        exits: median(&with, "el2.exits")?,
+        at_el2: median(&with, "el2.ticks")?,
+        ram: median(&without, "linux.ram")?.saturating_sub(median(&with, "linux.ram")?),
+        reserved: median(&with, "memory.reserved")?,
     })
 }
 
@@ -155,12 +161,13 @@ fn differences(without: &[String], with: &[String]) -> (Vec<Difference>, usize) 
     (differences.collect(), common)
 }
 
-/// The median of a figure; 0 if a run did not tell it.
-fn median(outcomes: &[Outcome], name: &str) -> u64 {
-    let mut values: Vec<u64> =
-        outcomes.iter().map(|outcome| outcome.transcript.figure(name).unwrap_or(0)).collect();
+/// The median of a figure that every run must tell.
+fn median(outcomes: &[Outcome], name: &str) -> Result<u64> {
+    let told =
+        |outcome: &Outcome| outcome.transcript.figure(name).with_context(|| format!("nobody told {name}"));
+    let mut values = outcomes.iter().map(told).collect::<Result<Vec<u64>>>()?;
     values.sort_unstable();
-    values[values.len() / 2]
+    Ok(values[values.len() / 2])
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ figure() {
 
 # told WORD: whether the command line has it
 told() {
-    grep -qw "$1" /proc/cmdline
+    grep -qwF "$1" /proc/cmdline
 }
 
 # view KIND: each line of the input as something that the host sees

@@ -220,7 +220,7 @@ pub struct RunArgs {
     #[arg(long)]
     u_boot: bool,
     /// Boot the same Linux with the hypervisor and, at EL1, without it, several times each, and tell in what that differs
-    #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot"])]
+    #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot", "work"])]
     compare: bool,
     /// Run the payload that attacks the hypervisor at random, in a build with a stand-in for the firmware
     #[arg(long, conflicts_with_all = ["linux", "kernel", "bbm"])]
@@ -394,6 +394,11 @@ pub fn run(args: RunArgs) -> Result<bool> {
         machine.memory.0 >= least.0,
         "{who} needs more than {}: give --memory {least} or more",
         machine.memory
+    );
+    let quiet = matches!(args.machine.log, Some(Log::Error | Log::Warn));
+    ensure!(
+        !(linux && quiet && args.initrd.is_none()),
+        "what a Linux host sees is compared with figures that the hypervisor tells with --log info or more"
     );
     let qemu = Qemu::locate()?;
     qemu.check_cpu(&machine.cpu)?;

@@ -22,6 +22,7 @@ use guest_tests::memory::{MAX_CPUS, Memory, Page};
 use guest_tests::report::Report;
 use guest_tests::say;
 use hyp::machine::Machine;
+use hyp::trial::CHANGE_HOST;
 use hyp::trial::Random;
 use smccc::psci::{self, PSCI_CPU_SUSPEND_64, PSCI_FEATURES};
 use smccc::{Hvc, Smc};
@@ -31,8 +32,6 @@ guest_tests::payload! { main: main, work: work, code: &CODE }
 
 /// Operations of all CPUs together, unless the command line says how many.
 const OPERATIONS: u64 = 10_000_000;
-/// Of a build with trials: refused by others.
-const CHANGE_HOST: u32 = 0xc600_0010;
 /// The one order there is: attack.
 const ATTACK: usize = OWN;
 /// From so many operations on, each CPU has made some of each kind.
@@ -49,15 +48,14 @@ struct Place {
     outcome: Option<Outcome>,
 }
 
-/// The number after `name` on the command line.
+/// The number that the command line gives for `name`.
 fn parameter(machine: &Machine<'_>, name: &str) -> Option<u64> {
-    let mut words = machine.bootargs?.split_ascii_whitespace().rev();
-    words.find_map(|word| word.strip_prefix(name))?.parse().ok()
+    machine.parameter(name)?.parse().ok()
 }
 
 fn main(report: &mut Report, machine: &Machine<'_>, memory: &'static Memory) {
-    let total = parameter(machine, "cloven.operations=").unwrap_or(OPERATIONS);
-    let seed = parameter(machine, "cloven.seed=").unwrap_or(1);
+    let total = parameter(machine, "cloven.operations").unwrap_or(OPERATIONS);
+    let seed = parameter(machine, "cloven.seed").unwrap_or(1);
     SEED.store(seed, Ordering::Relaxed);
     let fits = machine.cpus.len() <= MAX_CPUS;
     report.check("hostile.there_is_room", fits, format_args!("{} CPUs", machine.cpus.len()));

@@ -12,7 +12,7 @@ pub type Encoding = [u8; 5];
 const ANY: u8 = 0xff;
 
 /// Writes that are not made.
-const EXCLUDED: [(Encoding, &str); 28] = [
+const EXCLUDED: [(Encoding, &str); 25] = [
     ([3, 0, 1, 0, 0], "SCTLR_EL1: its MMU, byte order and checks"),
     ([3, 0, 1, 0, 3], "SCTLR2_EL1: where its External aborts go"),
     ([3, 0, 1, 4, ANY], "SCTLRALIAS_EL1 and the like: the same registers again"),
@@ -37,9 +37,6 @@ const EXCLUDED: [(Encoding, &str); 28] = [
     ([2, 0, 0, 2, 2], "MDSCR_EL1: single step, breakpoints and watchpoints"),
     ([3, 0, 5, 4, ANY], "ERX*_EL1: injected errors are the machine's"),
     ([3, 0, 5, 5, ANY], "ERX*_EL1: injected errors are the machine's"),
-    ([3, 0, 9, 9, ANY], "PMS*_EL1: statistical profiling writes to memory by itself"),
-    ([3, 0, 9, 10, ANY], "PMB*_EL1: the buffer of that"),
-    ([3, 0, 9, 11, ANY], "TRB*_EL1: the trace buffer writes to memory by itself"),
     ([1, 3, 7, 4, 1], "DC ZVA: writes to memory; stores are tried where they must be refused"),
     ([1, 3, 7, 4, 3], "DC GVA: writes to memory"),
     ([1, 3, 7, 4, 4], "DC GZVA: writes to memory"),

@@ -3,8 +3,8 @@
 //! Invariant: what is set here does not depend on what was in the registers before (they are UNKNOWN at reset), and a
 //! register that a feature brings is written only if the feature is there.
 //!
-//! What must: SMC, to relay PSCI; stage 2; the buffers of profiling (SPE) and trace (TRBE), which walk stage 2 by themselves. References: Arm ARM D24.2 for each register, Linux `booting.rst` for what a
-//! kernel expects of the level above.
+//! What must: SMC, to relay PSCI; stage 2; the buffers of profiling (SPE) and trace (TRBE), which walk stage 2 by themselves.
+//! References: Arm ARM D24.2 for each register, Linux `booting.rst` for what a kernel expects of the level above.
 
 use core::arch::asm;
 
@@ -170,7 +170,7 @@ pub fn affinity() -> u64 {
 /// Prepares this CPU's EL2 and EL1 for the host. Stage 2 is installed, and turned on, after it.
 ///
 /// A CPU that speculates AT instructions at EL2 (Cortex-A55 1530923, A57 1319537, A72 1319367, A76 1165522) may walk EL1's translations
-/// meanwhile, through registers that are UNKNOWN until they are written. So stage 1 of EL1 is off before anything else, and stage 2
+/// meanwhile, through registers that are UNKNOWN until they are written. So stage 1 of EL1 is off from the entry code on, and stage 2
 /// is turned on only when its registers are set; what such a walk left in the TLB goes with [`crate::stage2::install::install`]'s
 /// invalidation. With one VMID, never changed afterwards, there is no other moment at which these errata matter.
 ///
@@ -316,7 +316,7 @@ unsafe fn interrupts_and_timers() {
 }
 
 /// FEAT_FGT and FEAT_FGT2: no traps. Bits named `n…` trap when clear, so each of those that Linux may use is set if its
-/// feature is there; a register of a newer feature still is undefined to the host.
+/// feature is there, but for those of profiling, which traps anyway; a register of a newer feature still is undefined to the host.
 unsafe fn fine_grained_traps() {
     let fgt = read_id_aa64mmfr0_el1().fgt();
     if fgt == 0 {

@@ -12,7 +12,7 @@
 use core::arch::global_asm;
 
 use super::percpu::{BLOCK_SIZE, DATA_OFFSET};
-use crate::stage1::SCTLR_EL2_OFF;
+use crate::stage1::{SCTLR_EL1_OFF, SCTLR_EL2_OFF};
 use crate::start::BOOT_TABLES;
 
 /// Makes the image start here. `main` is the platform's `fn(device_tree: u64) -> !`; it runs on the boot CPU at EL2
@@ -48,6 +48,9 @@ global_asm!(
     movz    x1, #({sctlr_off} & 0xffff)
     movk    x1, #({sctlr_off} >> 16), lsl #16
     msr     sctlr_el2, x1
+    movz    x1, #({sctlr_el1_off} & 0xffff)
+    movk    x1, #({sctlr_el1_off} >> 16), lsl #16
+    msr     sctlr_el1, x1               // see cpu::prepare: AT may be speculated from here on
     isb
     mrs     x1, s3_0_c0_c7_3            // ID_AA64MMFR3_EL1
     tst     x1, #0xf                    // TCRX
@@ -201,6 +204,7 @@ secondary_entry:
     .p2align 2
     "#,
     sctlr_off = const SCTLR_EL2_OFF,
+    sctlr_el1_off = const SCTLR_EL1_OFF,
     block_size = const BLOCK_SIZE,
     data_offset = const DATA_OFFSET,
     boot_tables = const BOOT_TABLES,

@@ -61,6 +61,11 @@ impl Exits {
         let count = self.0.get(usize::try_from(number).ok()?)?;
         Some(count.load(Relaxed))
     }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.0.iter().fold(0, |sum, count| sum.wrapping_add(count.load(Relaxed)))
+    }
 }
 
 #[cfg(test)]
@@ -76,6 +81,7 @@ mod tests {
         }
         let counts: Vec<_> = (0..8).map(|number| exits.of(number)).collect();
         assert_eq!(counts, [Some(1), Some(2), Some(3), Some(4), Some(5), Some(6), Some(7), None]);
+        assert_eq!(exits.total(), 28);
         assert_eq!((exits.of(1 << 32), exits.of(u64::MAX)), (None, None));
     }
 

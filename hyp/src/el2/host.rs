@@ -251,7 +251,7 @@ fn answer(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
     #[cfg(feature = "trial")]
     {
         if function as u32 == smccc::psci::PSCI_SYSTEM_OFF {
-            super::trial::tell_costs();
+            super::trial::tell_costs(host);
         }
         if let Some(answer) = super::trial::call(host, me, function as u32, &args) {
             frame.x[..4].copy_from_slice(&answer);
