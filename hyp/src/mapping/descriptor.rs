@@ -10,7 +10,7 @@
 //! | `00` | all clear | nothing |
 //! | `00` | not all clear | a leaf that does not translate for now: output and attributes as in a valid one |
 //! | `10` | bits 3:2 `00` | software state, 60 bits from bit 4 on, for all that the entry spans |
-//! | `10` | bits 3:2 `01` | a leaf being broken and made: ask again |
+//! | `10` | bits 3:2 `01` | a leaf being broken and made, or the first entry of a table that fell out: ask again from the root |
 //! | `10` | bits 3:2 `10` | a table that was unlinked and waits for its last users, in bits 47:12 |
 
 use core::fmt;
@@ -447,6 +447,12 @@ pub(super) const fn is_unlinked(raw: u64) -> bool {
     raw & KIND == UNLINKED
 }
 
+/// The first entry of a table that waits to be given back, in a chain with `next`. To a walk that is still there it is
+/// [`Entry::Changing`].
+pub(super) const fn chained(next: Pa) -> u64 {
+    next.bits() | CHANGING
+}
+
 /// A leaf of an embedder's that hardware may be marking: what it may have marked is set (D8.17.1, I_GXGZY, R_RTBRL: reporting too
 /// much is allowed, losing is not).
 pub(super) const fn marked<R: Regime>(raw: u64) -> u64 {
@@ -464,6 +470,33 @@ pub(super) const fn first_below<S: Shape>(raw: u64, level: u8) -> (u64, u64) {
     // Below the block's own alignment the field holds nT and zeros, no address (D8.3.1).
     let not_output = OUTPUT & (level_size::<S>(level) - 1);
     (raw & !(not_output | VALID | TYPE | CONTIGUOUS) | low, level_size::<S>(below))
+}
+
+/// What one entry has to say one level higher to be as good as a table of `level` that begins with `raw` and runs on from it; nothing if
+/// none could. The Contiguous bit is clear. The other way round than [`first_below`].
+pub(super) const fn joined_above<S: Shape>(raw: u64, level: u8) -> Option<u64> {
+    if !is_leaf(raw, level) {
+        return if raw == 0 || raw & KIND == STATE { Some(raw) } else { None };
+    }
+    let above = level - 1;
+    // A block below its own alignment has nT there, and no output.
+    let output = OUTPUT & !(level_size::<S>(level) - 1);
+    if above == 0 || raw & output & (level_size::<S>(above) - 1) != 0 {
+        return None;
+    }
+    let low = if raw & VALID != 0 { leaf_type(above) } else { 0 };
+    Some(raw & !(VALID | TYPE | CONTIGUOUS) | low)
+}
+
+/// What each next word adds in a table that runs on from `raw`, of `level`.
+pub(super) const fn step<S: Shape>(raw: u64, level: u8) -> u64 {
+    if is_leaf(raw, level) { level_size::<S>(level) } else { 0 }
+}
+
+/// Whether a leaf can be the first of a run: its output is a multiple of the run's size.
+pub(super) const fn begins_run<S: Shape>(raw: u64, level: u8) -> bool {
+    let output = OUTPUT & !(level_size::<S>(level) - 1);
+    is_leaf(raw, level) && raw & output & ((level_size::<S>(level) << S::RUN_BITS) - 1) == 0
 }
 
 /// What attributes a leaf has below tables whose entries have the bits `tables` (D8.3.1.1, hierarchical attributes).
@@ -515,6 +548,36 @@ mod tests {
         for entry in [state, Entry::Changing, Entry::Unlinked(output)] {
             assert_eq!(Entry::decode::<Granule4K>(entry.encode(0), 0), entry);
         }
+    }
+
+    #[test]
+    fn what_a_split_leaves_joins_to_what_it_was() {
+        let output = Pa::new(0x1234_4000_0000).unwrap();
+        for level in 1..LAST_LEVEL {
+            for valid in [false, true] {
+                let attributes = Attributes::<El2>::CODE;
+                let leaf = Entry::Leaf { output, attributes, contiguous: false, valid }.encode(level);
+                let (below, each) = first_below::<Granule4K>(leaf, level);
+                assert_eq!(joined_above::<Granule4K>(below, level + 1), Some(leaf));
+                assert_eq!(each, step::<Granule4K>(below, level + 1));
+                assert_eq!(joined_above::<Granule4K>(below + each, level + 1), None);
+            }
+        }
+        let state = Entry::<El2>::State(State::new(7).unwrap()).encode(3);
+        for raw in [0, state] {
+            assert_eq!(joined_above::<Granule4K>(raw, 3), Some(raw));
+        }
+        for entry in [Entry::<El2>::Changing, Entry::Unlinked(output), Entry::Table(output)] {
+            assert_eq!(joined_above::<Granule4K>(entry.encode(2), 2), None);
+        }
+        // Nothing at level 0 is a leaf.
+        let block = Entry::Leaf {
+            output: Pa::new(0).unwrap(),
+            attributes: Attributes::<El2>::DATA,
+            contiguous: false,
+            valid: true,
+        };
+        assert_eq!(joined_above::<Granule4K>(block.encode(1), 1), None);
     }
 
     #[test]

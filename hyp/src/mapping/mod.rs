@@ -23,12 +23,14 @@
 //! | [`rule`] | break before make: the only place that knows of FEAT_BBM |
 //! | `update` | the only place that stores to a live table; who owns which word |
 //! | `edit` | one walk that changes a range: protect, split, unmap |
+//! | `collapse` | joining what was split |
 //! | [`map`] | the map, its writer, reclaiming tables |
 //! | [`walk`] | reading beside writers |
 //! | [`tlb`] | what a change owes to TLBs, and how it is paid |
 //! | [`pool`] | table memory: finite, counted, fallible |
 
 pub mod addr;
+mod collapse;
 pub mod descriptor;
 mod edit;
 pub mod geometry;
@@ -51,6 +53,7 @@ pub use geometry::{Geometry, Granule4K, Shape, Tiny};
 pub use map::{Leaves, Map, MapError, Options, Writer};
 pub use mmu::{Barrier, Linear, Mmu, NoQuiesce, Quiesce, Scope, TableMemory, TablePool, Tlbi};
 pub use pool::Pool;
-pub use rule::{Capabilities, Stage};
+pub use rule::{Capabilities, Stage, Strategy};
 pub use tlb::{Debt, Tag};
+pub use update::Counts;
 pub use walk::{Census, Cpu, Reader, Slot, Translation};

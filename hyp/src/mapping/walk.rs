@@ -84,8 +84,16 @@ impl<R: Regime, M: Mmu, S: Shape> Drop for Cpu<'_, R, M, S> {
     }
 }
 
-/// The entry is being broken and made.
+/// The entry is being broken and made, or its table fell out of the map.
 struct Changing;
+
+/// Why a walk stopped.
+enum Stop<B> {
+    /// Who was shown an entry had seen enough.
+    Visitor(B),
+    /// [`Changing`], at this address.
+    Changing(u64),
+}
 
 /// What an address translates to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -192,18 +200,25 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
     }
 
     /// Calls `visit` for each entry of the map that is in `range` and is no table, in ascending order, until it breaks. Addresses above
-    /// what the map reaches are not visited.
+    /// what the map reaches are not visited. Where leaves are joined meanwhile, a visited one may reach back over some that were.
     pub fn walk<B>(
         &self,
         range: Range<R::Input>,
         mut visit: impl FnMut(Visited<R>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         let geometry = self.map.geometry();
-        let (start, end) = (range.start().get(), range.end().min(1 << geometry.input_bits()));
-        if start >= end {
-            return ControlFlow::Continue(());
+        let (mut start, end) = (range.start().get(), range.end().min(1 << geometry.input_bits()));
+        while start < end {
+            let part = (start, end);
+            match self.walk_table(self.map.root(), geometry.start_level(), 0, part, &mut visit) {
+                ControlFlow::Continue(()) => break,
+                ControlFlow::Break(Stop::Visitor(found)) => return ControlFlow::Break(found),
+                // From the root, for a table that fell out of the map changes no more.
+                ControlFlow::Break(Stop::Changing(at)) => start = at,
+            }
+            self.map.mmu().relax();
         }
-        self.walk_table(self.map.root(), geometry.start_level(), 0, (start, end), &mut visit)
+        ControlFlow::Continue(())
     }
 
     fn walk_table<B>(
@@ -213,16 +228,20 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         base: u64,
         (start, end): (u64, u64),
         visit: &mut impl FnMut(Visited<R>) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
+    ) -> ControlFlow<Stop<B>> {
         let shift = level_shift::<S>(level);
         for index in ((start - base) >> shift)..=((end - 1 - base) >> shift) {
             let at = base + (index << shift);
-            let raw = Words::new(self.map.mmu()).settled(table, index as usize);
+            let raw = Words::new(self.map.mmu()).load(table, index as usize);
             if is_table(raw, level) {
                 let part = (start.max(at), end.min(at + level_size::<S>(level)));
                 self.walk_table(pa(raw), level + 1, at, part, visit)?;
-            } else {
-                visit(Visited { start: at, level, entry: Entry::decode::<S>(raw, level) })?;
+            } else if is_changing(raw) {
+                return ControlFlow::Break(Stop::Changing(start.max(at)));
+            } else if let ControlFlow::Break(found) =
+                visit(Visited { start: at, level, entry: Entry::decode::<S>(raw, level) })
+            {
+                return ControlFlow::Break(Stop::Visitor(found));
             }
         }
         ControlFlow::Continue(())
