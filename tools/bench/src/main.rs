@@ -7,6 +7,7 @@
 #[rustfmt::skip]
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the definition of 1.0, taken over as it was given")]
 mod bound;
+mod bound_join;
 mod decode;
 mod measure;
 mod memory;

@@ -2,7 +2,7 @@
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::index};
 
-use crate::{Peer, peer::Counts};
+use crate::peer::{Counts, Joins};
 
 const PAGE: usize = 4 << 10;
 const BLOCK: usize = 2 << 20;
@@ -11,6 +11,9 @@ const GIB: usize = 1 << 30;
 /// Where every map starts, and what it leads to.
 pub const VA: usize = 1 << 40;
 pub const PA: usize = 2 << 40;
+
+/// One page of the first gibibyte.
+const PAGE_OF_GIB: usize = VA + 0x1234_5000;
 
 /// One row. Only `perform` is timed, after `set_up`.
 pub struct Work {
@@ -40,6 +43,10 @@ enum Task {
     Translate(Vec<usize>),
     /// All of the map is unmapped in one call.
     Unmap,
+    /// All of the map becomes the largest leaves in one call.
+    Collapse,
+    /// This page, which was made read-only before, becomes read-write, and what was split for it is joined, in one call.
+    PutBack(usize),
 }
 
 /// In 1 GiB blocks.
@@ -54,6 +61,11 @@ const fn in_blocks(size: usize) -> Layout {
 
 const fn in_pages(size: usize) -> Layout {
     Layout { size, pa: PA + PAGE, huge: false }
+}
+
+/// In pages that could be blocks.
+const fn in_joinable_pages(size: usize) -> Layout {
+    Layout { size, pa: PA, huge: false }
 }
 
 /// All rows, with so many lookups in a timing of lookups.
@@ -71,7 +83,7 @@ pub fn all(seed: u64, lookups: usize) -> Vec<Work> {
         work("map 64 GiB as 2 MiB blocks", in_blocks(64 * GIB), Task::Map, 1),
         work("map 256 GiB as 1 GiB blocks", in_gibs(256 * GIB), Task::Map, 16),
         work("map 4 GiB as pages", in_pages(4 * GIB), Task::Map, 1),
-        work("read-only on one page of a 1 GiB block", in_gibs(GIB), Task::Pages(vec![VA + 0x1234_5000]), 16),
+        work("read-only on one page of a 1 GiB block", in_gibs(GIB), Task::Pages(vec![PAGE_OF_GIB]), 16),
         work("read-only on 10,000 random pages of 64 GiB", in_gibs(64 * GIB), Task::Pages(pages), 1),
         work("read-only flip over 4 GiB of pages", in_pages(4 * GIB), Task::Flip, 1),
         translate("translate, 1 GiB blocks", in_gibs(256 * GIB)),
@@ -79,19 +91,25 @@ pub fn all(seed: u64, lookups: usize) -> Vec<Work> {
         // No more than a second-level cache holds: it is the walk that is measured, not the memory.
         translate("translate, pages", in_pages(GIB / 4)),
         work("unmap 64 GiB of 2 MiB blocks", in_blocks(64 * GIB), Task::Unmap, 1),
+        work("collapse 512 pages to a 2 MiB block", in_joinable_pages(BLOCK), Task::Collapse, 16),
+        work("collapse 1 GiB of pages to 1 GiB", in_joinable_pages(GIB), Task::Collapse, 1),
+        work("put back one page of a 1 GiB block", in_gibs(GIB), Task::PutBack(PAGE_OF_GIB), 16),
     ]
 }
 
 impl Work {
     /// Brings a new subject to the state in which the work begins.
-    pub fn set_up<P: Peer>(&self, peer: &mut P) {
+    pub fn set_up<P: Joins>(&self, peer: &mut P) {
         if !matches!(self.task, Task::Map) {
             self.map(peer);
+        }
+        if let Task::PutBack(page) = self.task {
+            peer.protect(page, PAGE, true);
         }
     }
 
     /// Does the work. None if this subject cannot; of lookups the sum, else 0.
-    pub fn perform<P: Peer>(&self, peer: &mut P) -> Option<usize> {
+    pub fn perform<P: Joins>(&self, peer: &mut P) -> Option<usize> {
         match &self.task {
             Task::Map => self.map(peer),
             Task::Pages(pages) => {
@@ -104,6 +122,8 @@ impl Work {
             Task::Flip => return peer.protect(VA, self.layout.size, true).then_some(0),
             Task::Translate(vas) => return Some(peer.translate_all(vas)),
             Task::Unmap => peer.unmap(VA, self.layout.size),
+            Task::Collapse => return peer.collapse(VA, self.layout.size).then_some(0),
+            &Task::PutBack(page) => return peer.put_back(page, PAGE).then_some(0),
         }
         Some(0)
     }
@@ -125,9 +145,16 @@ impl Work {
             Task::Flip => (leaves, calls),
             Task::Translate(_) => (0, 0),
             Task::Unmap => ((self.layout.size / GIB) as u64, calls),
+            // Whatever the page says in its table goes with the table.
+            Task::Collapse | Task::PutBack(_) => (1, calls),
         };
         let dsbs = if tlbis > 0 { 2 * calls } else { calls };
         Counts { stores: Some(stores), tlbis: Some(tlbis), dsbs: Some(dsbs), isbs: Some(calls) }
+    }
+
+    /// Whether tables have to be given back by it.
+    pub fn joins(&self) -> bool {
+        matches!(self.task, Task::Collapse | Task::PutBack(_))
     }
 
     /// Calls that change tables.
@@ -135,7 +162,7 @@ impl Work {
         match &self.task {
             Task::Pages(pages) => pages.len() as u64,
             Task::Translate(_) => 0,
-            Task::Map | Task::Flip | Task::Unmap => 1,
+            Task::Map | Task::Flip | Task::Unmap | Task::Collapse | Task::PutBack(_) => 1,
         }
     }
 
@@ -167,7 +194,7 @@ impl Work {
         samples
     }
 
-    fn map<P: Peer>(&self, peer: &mut P) {
+    fn map<P: Joins>(&self, peer: &mut P) {
         let Layout { size, pa, huge } = self.layout;
         peer.map(VA, pa, size, huge);
     }

@@ -1,4 +1,5 @@
-//! Who is measured. A new subject is one file here that implements [`Peer`](crate::Peer), and its line in `ALL`.
+//! Who is measured. A new subject is one file here that implements [`Peer`](crate::Peer) and [`Joins`](crate::peer::Joins), and its line
+//! in `ALL`.
 
 mod aarch64_paging;
 mod hyp;
