@@ -9,6 +9,8 @@
 //!   entry is made the link of a chain, and by no walk before it is given back. To a walk the link reads as a leaf that
 //!   is changing: it begins again at the root, where the table is no more.
 
+use core::cmp::Ordering;
+
 use super::addr::{Address, Pa, Range};
 use super::descriptor::{
     CONTIGUOUS, Change, Regime, VALID, begins_run, below_tables, chained, is_leaf, is_table, joined_above,
@@ -49,7 +51,7 @@ struct Collapse<'m, R: Regime, M: Mmu, S: Shape> {
     own: u64,
     stored: bool,
     /// Tables, with their levels, that fell out and are still to be invalidated.
-    left: [(Pa, u8); TOGETHER],
+    left: [u64; TOGETHER],
     left_len: usize,
     /// The first of those that were.
     chain: Option<Pa>,
@@ -67,7 +69,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
             spans: Spans::new(),
             own: EXCLUSIVE,
             stored: false,
-            left: [(Pa::from_field(0), 0); TOGETHER],
+            left: [0; TOGETHER],
             left_len: 0,
             chain: None,
         }
@@ -119,10 +121,25 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
     fn runs_on(&self, node: &Node, mut index: usize, entries: usize, first: u64, step: u64) -> usize {
         let words = self.words();
         let mask = if step == 0 { !0 } else { !CONTIGUOUS };
-        let mut expected = first.wrapping_add(index as u64 * step);
-        while index < entries && words.load(node.table, index) & mask == expected {
-            expected = expected.wrapping_add(step);
-            index += 1;
+        while index < entries {
+            let mut same = words.load(node.table, index);
+            if same & mask != first.wrapping_add(index as u64 * step) {
+                break;
+            }
+            // Those after it most often have its Contiguous bit. The index is looked at once in a few words.
+            'alike: while index + 4 <= entries {
+                for _ in 0..4 {
+                    if words.load(node.table, index) != same {
+                        break 'alike;
+                    }
+                    same = same.wrapping_add(step);
+                    index += 1;
+                }
+            }
+            while index < entries && words.load(node.table, index) == same {
+                same = same.wrapping_add(step);
+                index += 1;
+            }
         }
         index
     }
@@ -158,48 +175,58 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
             return Some(Joined { word, finest });
         }
         let shift = level_shift::<S>(level);
-        let index = |address: u64| (address.max(node.base) - node.base) >> shift;
-        let from = index(self.start) as usize & !(S::RUN - 1);
-        let upto = (index(self.end - 1) as usize + 1).min(entries);
-        for from in (from..upto).step_by(S::RUN) {
-            let mut run = [Joined { word: 0, finest }; MAX_RUN];
-            for (i, joined) in run[..S::RUN].iter_mut().enumerate() {
-                let index = from + i;
-                if index < odd_index {
-                    joined.word = first.word.wrapping_add(index as u64 * each);
-                } else {
-                    *joined = if index == odd_index { odd } else { self.look(node, index) };
-                }
+        let index = |address: u64| ((address.max(node.base) - node.base) >> shift) as usize;
+        let (start, end) = (index(self.start), (index(self.end - 1) + 1).min(entries));
+        let say = |this: &mut Self, index: usize| match index.cmp(&odd_index) {
+            Ordering::Less => Joined { word: first.word.wrapping_add(index as u64 * each), finest },
+            Ordering::Equal => odd,
+            Ordering::Greater => this.look(node, index),
+        };
+        for lead_index in (start & !(S::RUN - 1)..end).step_by(S::RUN) {
+            let lead = say(self, lead_index);
+            // What cannot be a run is looked at as far as the range touches it.
+            let (from, upto) = if self.leaves.runs && begins_run::<S>(lead.word, level) {
+                (lead_index, lead_index + S::RUN)
+            } else {
+                (lead_index.max(start), end.min(lead_index + S::RUN))
+            };
+            let mut joined = [lead; MAX_RUN];
+            for index in from.max(lead_index + 1)..upto {
+                joined[index - from] = say(self, index);
             }
-            self.join(node, from, &run[..S::RUN]);
+            self.join(node, from, &joined[..upto - from]);
         }
         None
     }
 
-    /// Puts in their places what a run's worth of words, from `from` on, can be said in.
+    /// Puts in their places what words from `from` on, a run's worth or a part of it, can be said in.
     fn join(&mut self, node: &Node, from: usize, joined: &[Joined]) {
         let (level, first) = (node.level, joined[0].word);
         let each = step::<S>(first, level);
-        let is_run = self.leaves.runs
+        let is_run = joined.len() == S::RUN
+            && self.leaves.runs
             && begins_run::<S>(first, level)
             && joined.iter().zip(0..).all(|(one, i)| one.word == first.wrapping_add(i * each));
         let words = self.words();
-        let (mut old, mut new) = ([0; MAX_RUN], [0; MAX_RUN]);
-        let mut is_joined = true;
-        for (i, &Joined { word, .. }) in joined.iter().enumerate() {
-            old[i] = words.load(node.table, from + i);
-            new[i] = if is_run { word | CONTIGUOUS } else { word };
-            is_joined &= old[i] & CONTIGUOUS != 0 && !is_table(old[i], level);
-        }
-        if is_run && !is_joined {
-            let finest = joined.iter().map(|one| one.finest).max().unwrap_or(level);
-            self.change(node, from, &old[..joined.len()], &new[..joined.len()], finest);
-        } else if !is_run {
-            for i in 0..joined.len() {
-                if is_table(old[i], level) && !is_table(new[i], level) {
-                    self.change(node, from + i, &old[i..=i], &new[i..=i], joined[i].finest);
+        if !is_run {
+            for (one, index) in joined.iter().zip(from..) {
+                let old = words.load(node.table, index);
+                if is_table(old, level) && !is_table(one.word, level) {
+                    self.change(node, index, &[old], &[one.word], one.finest);
                 }
             }
+            return;
+        }
+        let (mut old, mut new) = ([0; MAX_RUN], [0; MAX_RUN]);
+        let mut is_joined = true;
+        for (i, one) in joined.iter().enumerate() {
+            old[i] = words.load(node.table, from + i);
+            new[i] = one.word | CONTIGUOUS;
+            is_joined &= old[i] & CONTIGUOUS != 0 && !is_table(old[i], level);
+        }
+        if !is_joined {
+            let finest = joined.iter().map(|one| one.finest).max().unwrap_or(level);
+            self.change(node, from, &old[..joined.len()], &new[..joined.len()], finest);
         }
     }
 
@@ -248,7 +275,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
             if self.left_len == TOGETHER {
                 self.invalidate();
             }
-            self.left[self.left_len] = (pa(old), level + 1);
+            // An address of a table has room for a level.
+            self.left[self.left_len] = pa(old).get() | u64::from(level + 1);
             self.left_len += 1;
         }
     }
@@ -263,8 +291,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         }
         self.stored = false;
         for number in 0..core::mem::take(&mut self.left_len) {
-            let (table, level) = self.left[number];
-            self.put_on_chain(table, level);
+            let left = self.left[number];
+            self.put_on_chain(pa(left), (left & 3) as u8);
         }
     }
 
