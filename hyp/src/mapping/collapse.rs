@@ -182,45 +182,47 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
             Ordering::Equal => odd,
             Ordering::Greater => this.look(node, index),
         };
-        for lead_index in (start & !(S::RUN - 1)..end).step_by(S::RUN) {
-            let lead = say(self, lead_index);
-            // What cannot be a run is looked at as far as the range touches it.
-            let (from, upto) = if self.leaves.runs && begins_run::<S>(lead.word, level) {
-                (lead_index, lead_index + S::RUN)
+        for from in (start & !(S::RUN - 1)..end).step_by(S::RUN) {
+            let lead = say(self, from);
+            if self.leaves.runs && begins_run::<S>(lead.word, level) {
+                let mut joined = [lead; MAX_RUN];
+                for i in 1..S::RUN {
+                    joined[i] = say(self, from + i);
+                }
+                self.join_run(node, from, &joined[..S::RUN]);
             } else {
-                (lead_index.max(start), end.min(lead_index + S::RUN))
-            };
-            let mut joined = [lead; MAX_RUN];
-            for index in from.max(lead_index + 1)..upto {
-                joined[index - from] = say(self, index);
+                // No run: what the range does not touch need not be looked at.
+                for index in from.max(start)..end.min(from + S::RUN) {
+                    let joined = if index == from { lead } else { say(self, index) };
+                    self.join(node, index, joined);
+                }
             }
-            self.join(node, from, &joined[..upto - from]);
         }
         None
     }
 
-    /// Puts in their places what words from `from` on, a run's worth or a part of it, can be said in.
-    fn join(&mut self, node: &Node, from: usize, joined: &[Joined]) {
+    /// Puts in its place what a word can be said in, if that is a table now.
+    fn join(&mut self, node: &Node, index: usize, joined: Joined) {
+        let old = self.words().load(node.table, index);
+        if is_table(old, node.level) && !is_table(joined.word, node.level) {
+            self.change(node, index, &[old], &[joined.word], joined.finest);
+        }
+    }
+
+    /// Makes words from `from` on, of which the first begins a run, that run, or joins each for itself.
+    fn join_run(&mut self, node: &Node, from: usize, joined: &[Joined]) {
         let (level, first) = (node.level, joined[0].word);
         let each = step::<S>(first, level);
-        let is_run = joined.len() == S::RUN
-            && self.leaves.runs
-            && begins_run::<S>(first, level)
-            && joined.iter().zip(0..).all(|(one, i)| one.word == first.wrapping_add(i * each));
-        let words = self.words();
-        if !is_run {
-            for (one, index) in joined.iter().zip(from..) {
-                let old = words.load(node.table, index);
-                if is_table(old, level) && !is_table(one.word, level) {
-                    self.change(node, index, &[old], &[one.word], one.finest);
-                }
+        if !joined.iter().zip(0..).all(|(one, i)| one.word == first.wrapping_add(i * each)) {
+            for (&one, index) in joined.iter().zip(from..) {
+                self.join(node, index, one);
             }
             return;
         }
         let (mut old, mut new) = ([0; MAX_RUN], [0; MAX_RUN]);
         let mut is_joined = true;
         for (i, one) in joined.iter().enumerate() {
-            old[i] = words.load(node.table, from + i);
+            old[i] = self.words().load(node.table, from + i);
             new[i] = one.word | CONTIGUOUS;
             is_joined &= old[i] & CONTIGUOUS != 0 && !is_table(old[i], level);
         }
