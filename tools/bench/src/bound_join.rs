@@ -29,11 +29,14 @@ const fn index(va: usize, level: usize) -> usize {
     va / size_of_leaf(level) % 512
 }
 
-/// The table of `level` that `parent` points to becomes a leaf, if its entries run on.
+/// The table of `level` that `parent` points to becomes a leaf, if its entries run on from an address that a leaf can have.
 #[inline(always)]
 fn join(parent: &AtomicU64, level: usize) {
     let table = below(parent);
     let first = slot(table, 0).load(Relaxed);
+    if first & ADDRESS & (size_of_leaf(level - 1) as u64 - 1) != 0 {
+        return;
+    }
     let mut expected = first;
     for index in 0..512 {
         if slot(table, index).load(Relaxed) != expected {

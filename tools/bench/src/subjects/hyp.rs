@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use hyp::mapping::{
-    Address, Attributes, Barrier, Capabilities, Change, El2, Geometry, Leaves, Linear, Map, Mmu, NoQuiesce,
-    Options, Pa, Range, Scope, Slot, TableMemory, TablePool, Tlbi, Va,
+    Address, Attributes, Barrier, Capabilities, Census, Change, El2, Geometry, Leaves, Linear, Map, Mmu,
+    NoQuiesce, Options, Pa, Range, Scope, Slot, TableMemory, TablePool, Tlbi, Va,
 };
 
 use crate::{
@@ -236,6 +236,13 @@ impl<M: Mmu + From<Host>> Joins for Hyp<M> {
             cpu.write().protect_and_collapse(range(va, size), Change::<El2>::WRITABLE, Leaves::LARGEST);
         joined.expect("enough tables");
         true
+    }
+}
+
+impl HypRuns {
+    /// How many leaves and runs of each level there are.
+    pub fn census(&self) -> Census {
+        self.0.map().cpu(0).expect("nobody else is here").read().census()
     }
 }
 

@@ -2,7 +2,7 @@
 //! in `ALL`.
 
 mod aarch64_paging;
-mod hyp;
+pub mod hyp;
 mod page_table_generic;
 mod page_table_multiarch;
 
