@@ -13,8 +13,8 @@ use core::cmp::Ordering;
 
 use super::addr::{Address, Pa, Range};
 use super::descriptor::{
-    CONTIGUOUS, Change, Regime, VALID, begins_run, below_tables, chained, is_leaf, is_table, joined_above,
-    marked, pa, step,
+    CONTIGUOUS, Change, Regime, TYPE, VALID, begins_run, below_tables, chained, is_leaf, is_table,
+    joined_above, marked, pa, step,
 };
 use super::edit::{Needs, Node};
 use super::geometry::{LAST_LEVEL, MAX_RUN, Shape, level_shift, level_size};
@@ -186,8 +186,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
             let lead = say(self, from);
             if self.leaves.runs && begins_run::<S>(lead.word, level) {
                 let mut joined = [lead; MAX_RUN];
-                for i in 1..S::RUN {
-                    joined[i] = say(self, from + i);
+                for (one, index) in joined[1..S::RUN].iter_mut().zip(from + 1..) {
+                    *one = say(self, index);
                 }
                 self.join_run(node, from, &joined[..S::RUN]);
             } else {
@@ -302,10 +302,14 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
     fn put_on_chain(&mut self, table: Pa, level: u8) {
         let words = self.words();
         if level < LAST_LEVEL {
-            for index in 0..S::ENTRIES {
-                let raw = words.load(table, index);
-                if is_table(raw, level) {
-                    self.put_on_chain(pa(raw), level + 1);
+            for from in (0..S::ENTRIES).step_by(S::RUN) {
+                // One look at several tells most of them: leaves above the last level.
+                let of_any = (from..from + S::RUN).fold(0, |all, index| all | words.load(table, index));
+                for index in from..from + if of_any & TYPE != 0 { S::RUN } else { 0 } {
+                    let raw = words.load(table, index);
+                    if is_table(raw, level) {
+                        self.put_on_chain(pa(raw), level + 1);
+                    }
                 }
             }
         }

@@ -144,7 +144,7 @@ pub fn draw(courses: &[Course], file: &Path) -> Result<()> {
         .set("font-size", 12)
         .add(Rectangle::new().set("width", "100%").set("height", "100%").set("fill", "white"))
         .add(
-            Text::new("64 GiB, of which random pages are made read-only and put back")
+            Text::new("Share of 64 GiB that leaves of each size map, while random pages are made read-only and put back")
                 .set("x", 45)
                 .set("y", 22),
         );
