@@ -34,7 +34,7 @@ pub struct Bytes {
 
 impl Bytes {
     fn of(census: &Census) -> Self {
-        let runs = |level: usize| census.runs[level] * 16 << (39 - 9 * level);
+        let runs = |level: usize| (census.runs[level] * 16) << (39 - 9 * level);
         let single = |level: usize| (census.leaves[level] << (39 - 9 * level)) - runs(level);
         Self {
             runs_of_16_gib: runs(1),
