@@ -9,7 +9,7 @@
 //!   entry is made the link of a chain, and by no walk before it is given back. To a walk the link reads as a leaf that
 //!   is changing: it begins again at the root, where the table is no more.
 
-use super::addr::{Address, Pa, Range};
+use super::addr::{Address, GRANULE, Pa, Range};
 use super::descriptor::{
     CONTIGUOUS, Change, Regime, VALID, begins_run, below_tables, chained, is_leaf, is_table, joined_above,
     marked, pa, step,
@@ -48,8 +48,8 @@ struct Collapse<'m, R: Regime, M: Mmu, S: Shape> {
     /// As what the caller counts in the gate.
     own: u64,
     stored: bool,
-    /// Tables, with their levels, that fell out and are still to be invalidated.
-    left: [(Pa, u8); TOGETHER],
+    /// Tables that fell out and are still to be invalidated, with their levels in the low bits.
+    left: [u64; TOGETHER],
     left_len: usize,
     /// The first of those that were.
     chain: Option<Pa>,
@@ -67,7 +67,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
             spans: Spans::new(),
             own: EXCLUSIVE,
             stored: false,
-            left: [(Pa::from_field(0), 0); TOGETHER],
+            left: [0; TOGETHER],
             left_len: 0,
             chain: None,
         }
@@ -128,6 +128,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
     }
 
     /// What the whole of a table can be said in one level higher. If it cannot, what the range touches of it is joined in its place.
+    #[inline(never)]
     fn visit(&mut self, node: &Node) -> Option<Joined> {
         let (level, entries) = (node.level, self.map.geometry().entries(node.level));
         let first = self.look(node, 0);
@@ -162,48 +163,50 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         let from = index(self.start) as usize & !(S::RUN - 1);
         let upto = (index(self.end - 1) as usize + 1).min(entries);
         for from in (from..upto).step_by(S::RUN) {
-            let mut run = [Joined { word: 0, finest }; MAX_RUN];
-            for (i, joined) in run[..S::RUN].iter_mut().enumerate() {
+            let (mut run, mut finest) = ([0; MAX_RUN], finest);
+            for (i, word) in run[..S::RUN].iter_mut().enumerate() {
                 let index = from + i;
                 if index < odd_index {
-                    joined.word = first.word.wrapping_add(index as u64 * each);
+                    *word = first.word.wrapping_add(index as u64 * each);
                 } else {
-                    *joined = if index == odd_index { odd } else { self.look(node, index) };
+                    let joined = if index == odd_index { odd } else { self.look(node, index) };
+                    (*word, finest) = (joined.word, finest.max(joined.finest));
                 }
             }
-            self.join(node, from, &run[..S::RUN]);
+            self.join(node, from, &run[..S::RUN], finest);
         }
         None
     }
 
-    /// Puts in their places what a run's worth of words, from `from` on, can be said in.
-    fn join(&mut self, node: &Node, from: usize, joined: &[Joined]) {
-        let (level, first) = (node.level, joined[0].word);
+    /// Puts in their places what a run's worth of words, from `from` on, can be said in. No leaf in them is of a higher level than `finest`.
+    #[inline(never)]
+    fn join(&mut self, node: &Node, from: usize, joined: &[u64], finest: u8) {
+        let (level, first) = (node.level, joined[0]);
         let each = step::<S>(first, level);
         let is_run = self.leaves.runs
             && begins_run::<S>(first, level)
-            && joined.iter().zip(0..).all(|(one, i)| one.word == first.wrapping_add(i * each));
+            && joined.iter().zip(0..).all(|(&word, i)| word == first.wrapping_add(i * each));
         let words = self.words();
         let (mut old, mut new) = ([0; MAX_RUN], [0; MAX_RUN]);
         let mut is_joined = true;
-        for (i, &Joined { word, .. }) in joined.iter().enumerate() {
+        for (i, &word) in joined.iter().enumerate() {
             old[i] = words.load(node.table, from + i);
             new[i] = if is_run { word | CONTIGUOUS } else { word };
             is_joined &= old[i] & CONTIGUOUS != 0 && !is_table(old[i], level);
         }
         if is_run && !is_joined {
-            let finest = joined.iter().map(|one| one.finest).max().unwrap_or(level);
             self.change(node, from, &old[..joined.len()], &new[..joined.len()], finest);
         } else if !is_run {
             for i in 0..joined.len() {
                 if is_table(old[i], level) && !is_table(new[i], level) {
-                    self.change(node, from + i, &old[i..=i], &new[i..=i], joined[i].finest);
+                    self.change(node, from + i, &old[i..=i], &new[i..=i], finest);
                 }
             }
         }
     }
 
     /// Changes words as the rule says; the tables among them fall out.
+    #[inline(never)]
     fn change(&mut self, node: &Node, index: usize, old: &[u64], new: &[u64], finest: u8) {
         let (level, size) = (node.level, level_size::<S>(node.level));
         let address = node.base + ((index as u64) << level_shift::<S>(level));
@@ -248,7 +251,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
             if self.left_len == TOGETHER {
                 self.invalidate();
             }
-            self.left[self.left_len] = (pa(old), level + 1);
+            self.left[self.left_len] = pa(old).bits() | u64::from(level + 1);
             self.left_len += 1;
         }
     }
@@ -263,8 +266,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         }
         self.stored = false;
         for number in 0..core::mem::take(&mut self.left_len) {
-            let (table, level) = self.left[number];
-            self.put_on_chain(table, level);
+            let left = self.left[number];
+            self.put_on_chain(pa(left), (left % GRANULE) as u8);
         }
     }
 
@@ -335,6 +338,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     }
 
     /// Joins, and pays what is `owed` in the same flush; that counts as a debt in the gate.
+    #[inline(never)]
     fn collapse_owing(
         &mut self,
         range: Range<R::Input>,
@@ -355,14 +359,16 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
                 break (gate, None);
             }
             let quiet = Needs { tables: 0, quiet: held.as_ref().map(|(quiet, _)| *quiet) };
-            let mut collapse = Collapse::new(map, ends, leaves, quiet);
+            let mut collapse = Collapse::new(map, ends, leaves, Needs::default());
             if asks_for_quiet(map) {
-                let mut dry = Collapse { dry: true, ..Collapse::new(map, ends, leaves, Needs::default()) };
-                dry.visit(&dry.root());
-                if !is_quiet(&dry.quiet, &held) {
+                collapse.dry = true;
+                collapse.visit(&collapse.root());
+                collapse.dry = false;
+                let needs = core::mem::replace(&mut collapse.quiet, quiet);
+                if !is_quiet(&needs, &held) {
                     drop(gate);
                     drop(held.take());
-                    let (start, end) = dry.quiet.quiet.unwrap_or((0, 0));
+                    let (start, end) = needs.quiet.unwrap_or((0, 0));
                     let begun = map.mmu().quiesce().begin(start, end - start);
                     held = Some(((start, end), begun.ok_or(MapError::NotQuiet(start))?));
                     continue;
