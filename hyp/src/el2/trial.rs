@@ -13,7 +13,7 @@ use super::cache;
 use super::host::Host;
 use super::image::Layout;
 use super::percpu::PerCpu;
-use crate::mapping::{Attributes, Change as MapChange, El2, Mmu, Pa, Range, Regime, Stage2};
+use crate::mapping::{Attributes, Change as MapChange, Counts, El2, Mmu, Pa, Range, Regime, Stage2};
 use crate::trial::{CHANGE_EL2, CHANGE_HOST, PREPARE_EL2, TOUCH_EL2};
 use crate::trial::{Change, Linear, MOST_CPUS, Outcome, SIZE, Subject, Trial};
 
@@ -43,6 +43,12 @@ pub fn tell_costs(host: &Host) {
     let exits: u64 = (0..host.cpus.len()).map(|cpu| PerCpu::of(&host.layout, cpu).exits.total()).sum();
     info!("@cloven figure el2.exits {exits} exits");
     info!("@cloven figure el2.ticks {} ticks", TICKS.load(Relaxed));
+    for (name, counts) in [("el2", host.el2_map.counts()), ("stage2", host.map.counts())] {
+        let splits = Counts::sum(&counts.splits) + Counts::sum(&counts.runs_split);
+        let collapses = Counts::sum(&counts.collapses) + Counts::sum(&counts.runs_joined);
+        info!("@cloven figure {name}.splits {splits} leaves_and_runs");
+        info!("@cloven figure {name}.collapses {collapses} leaves_and_runs");
+    }
 }
 
 /// The answer to `function` for CPU number `me`, if it is one of these calls.

@@ -11,7 +11,7 @@
 
 use core::cmp::Ordering;
 
-use super::addr::{Address, Pa, Range};
+use super::addr::{Address, GRANULE, Pa, Range};
 use super::descriptor::{
     CONTIGUOUS, Change, Regime, TYPE, VALID, begins_run, below_tables, chained, is_leaf, is_table,
     joined_above, marked, pa, step,
@@ -50,7 +50,7 @@ struct Collapse<'m, R: Regime, M: Mmu, S: Shape> {
     /// As what the caller counts in the gate.
     own: u64,
     stored: bool,
-    /// Tables, with their levels, that fell out and are still to be invalidated.
+    /// Tables that fell out and are still to be invalidated, with their levels in the low bits.
     left: [u64; TOGETHER],
     left_len: usize,
     /// The first of those that were.
@@ -145,6 +145,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
     }
 
     /// What the whole of a table can be said in one level higher. If it cannot, what the range touches of it is joined in its place.
+    #[inline(never)]
     fn visit(&mut self, node: &Node) -> Option<Joined> {
         let (level, entries) = (node.level, self.map.geometry().entries(node.level));
         let first = self.look(node, 0);
@@ -185,11 +186,12 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         for from in (start & !(S::RUN - 1)..end).step_by(S::RUN) {
             let lead = say(self, from);
             if self.leaves.runs && begins_run::<S>(lead.word, level) {
-                let mut joined = [lead; MAX_RUN];
-                for (one, index) in joined[1..S::RUN].iter_mut().zip(from + 1..) {
-                    *one = say(self, index);
+                let (mut run, mut finest) = ([lead.word; MAX_RUN], lead.finest);
+                for (word, index) in run[1..S::RUN].iter_mut().zip(from + 1..) {
+                    let joined = say(self, index);
+                    (*word, finest) = (joined.word, finest.max(joined.finest));
                 }
-                self.join_run(node, from, &joined[..S::RUN]);
+                self.join_run(node, from, &run[..S::RUN], finest);
             } else {
                 // No run: what the range does not touch need not be looked at.
                 for index in from.max(start)..end.min(from + S::RUN) {
@@ -209,30 +211,32 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         }
     }
 
-    /// Makes words from `from` on, of which the first begins a run, that run, or joins each for itself.
-    fn join_run(&mut self, node: &Node, from: usize, joined: &[Joined]) {
-        let (level, first) = (node.level, joined[0].word);
+    /// Makes a run's worth of words, from `from` on, that run, or joins each for itself. The first can begin one, and no leaf in them is of
+    /// a higher level than `finest`.
+    #[inline(never)]
+    fn join_run(&mut self, node: &Node, from: usize, joined: &[u64], finest: u8) {
+        let (level, first) = (node.level, joined[0]);
         let each = step::<S>(first, level);
-        if !joined.iter().zip(0..).all(|(one, i)| one.word == first.wrapping_add(i * each)) {
-            for (&one, index) in joined.iter().zip(from..) {
-                self.join(node, index, one);
+        if !joined.iter().zip(0..).all(|(&word, i)| word == first.wrapping_add(i * each)) {
+            for (&word, index) in joined.iter().zip(from..) {
+                self.join(node, index, Joined { word, finest });
             }
             return;
         }
         let (mut old, mut new) = ([0; MAX_RUN], [0; MAX_RUN]);
         let mut is_joined = true;
-        for (i, one) in joined.iter().enumerate() {
+        for (i, &word) in joined.iter().enumerate() {
             old[i] = self.words().load(node.table, from + i);
-            new[i] = one.word | CONTIGUOUS;
+            new[i] = word | CONTIGUOUS;
             is_joined &= old[i] & CONTIGUOUS != 0 && !is_table(old[i], level);
         }
         if !is_joined {
-            let finest = joined.iter().map(|one| one.finest).max().unwrap_or(level);
             self.change(node, from, &old[..joined.len()], &new[..joined.len()], finest);
         }
     }
 
     /// Changes words as the rule says; the tables among them fall out.
+    #[inline(never)]
     fn change(&mut self, node: &Node, index: usize, old: &[u64], new: &[u64], finest: u8) {
         let (level, size) = (node.level, level_size::<S>(node.level));
         let address = node.base + ((index as u64) << level_shift::<S>(level));
@@ -277,8 +281,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
             if self.left_len == TOGETHER {
                 self.invalidate();
             }
-            // An address of a table has room for a level.
-            self.left[self.left_len] = pa(old).get() | u64::from(level + 1);
+            self.left[self.left_len] = pa(old).bits() | u64::from(level + 1);
             self.left_len += 1;
         }
     }
@@ -294,7 +297,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         self.stored = false;
         for number in 0..core::mem::take(&mut self.left_len) {
             let left = self.left[number];
-            self.put_on_chain(pa(left), (left & 3) as u8);
+            self.put_on_chain(pa(left), (left % GRANULE) as u8);
         }
     }
 
@@ -369,6 +372,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     }
 
     /// Joins, and pays what is `owed` in the same flush; that counts as a debt in the gate.
+    #[inline(never)]
     fn collapse_owing(
         &mut self,
         range: Range<R::Input>,
@@ -389,14 +393,16 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
                 break (gate, None);
             }
             let quiet = Needs { tables: 0, quiet: held.as_ref().map(|(quiet, _)| *quiet) };
-            let mut collapse = Collapse::new(map, ends, leaves, quiet);
+            let mut collapse = Collapse::new(map, ends, leaves, Needs::default());
             if asks_for_quiet(map) {
-                let mut dry = Collapse { dry: true, ..Collapse::new(map, ends, leaves, Needs::default()) };
-                dry.visit(&dry.root());
-                if !is_quiet(&dry.quiet, &held) {
+                collapse.dry = true;
+                collapse.visit(&collapse.root());
+                collapse.dry = false;
+                let needs = core::mem::replace(&mut collapse.quiet, quiet);
+                if !is_quiet(&needs, &held) {
                     drop(gate);
                     drop(held.take());
-                    let (start, end) = dry.quiet.quiet.unwrap_or((0, 0));
+                    let (start, end) = needs.quiet.unwrap_or((0, 0));
                     let begun = map.mmu().quiesce().begin(start, end - start);
                     held = Some(((start, end), begun.ok_or(MapError::NotQuiet(start))?));
                     continue;

@@ -273,6 +273,13 @@ pub struct Counts {
     pub runs_joined: [[u32; 4]; 4],
 }
 
+impl Counts {
+    /// Of all levels and strategies, modulo 2^32.
+    pub fn sum(of: &[[u32; 4]; 4]) -> u32 {
+        of.iter().flatten().fold(0, |sum, &count| sum.wrapping_add(count))
+    }
+}
+
 impl Counters {
     fn count<S: Shape>(&self, group: &Group<'_>, strategy: Strategy) {
         let (level, how) = (usize::from(group.level), strategy as usize);
