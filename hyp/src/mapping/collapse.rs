@@ -127,14 +127,12 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
                 break;
             }
             // Those after it most often have its Contiguous bit. The index is looked at once in a few words.
-            'alike: while index + 4 <= entries {
-                for _ in 0..4 {
-                    if words.load(node.table, index) != same {
-                        break 'alike;
-                    }
-                    same = same.wrapping_add(step);
-                    index += 1;
-                }
+            let runs_on = |from: usize, same: u64| {
+                (0..8).all(|i| words.load(node.table, from + i) == same.wrapping_add(i as u64 * step))
+            };
+            while index + 8 <= entries && runs_on(index, same) {
+                same = same.wrapping_add(8 * step);
+                index += 8;
             }
             while index < entries && words.load(node.table, index) == same {
                 same = same.wrapping_add(step);
