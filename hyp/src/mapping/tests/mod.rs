@@ -1,6 +1,7 @@
 //! What the engine promises, against a flat list of ranges and a fake MMU.
 
 mod behaviour;
+mod dump;
 mod flat;
 mod random;
 mod regimes;
