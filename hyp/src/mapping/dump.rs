@@ -66,7 +66,7 @@ impl<R: Regime> Extent<R> {
     }
 
     /// The same as one JSON object (RFC 8259), whose fields are `start` (a string, hexadecimal), `size` (bytes) and
-    /// - of leaves: `level`, `leaf` (bytes), `output` (a string, hexadecimal), `attributes` (words), `contiguous` and `valid`;
+    /// - of leaves: `level`, `leaf` (bytes), `output` (a string, hexadecimal), `attributes` (words, in columns), `contiguous` and `valid`;
     /// - of a software state: `state` (a string, hexadecimal);
     /// - of a hole: nothing else.
     pub fn json(&self) -> impl fmt::Display {
@@ -115,7 +115,7 @@ impl<R: Regime> fmt::Display for Json<R> {
             Content::State(state) => write!(f, r#","state":"{:#x}""#, state.get())?,
             Content::Leaves { level, leaf, output, attributes, contiguous, valid } => write!(
                 f,
-                r#","level":{level},"leaf":{leaf},"output":"{:#x}","attributes":"{attributes}","contiguous":{contiguous},"valid":{valid}"#,
+                r#","level":{level},"leaf":{leaf},"output":"{:#x}","attributes":"{attributes:#}","contiguous":{contiguous},"valid":{valid}"#,
                 output.get()
             )?,
         }

@@ -75,7 +75,7 @@ fn a_json_line_has_a_field_for_each_word_of_the_text() {
         lines(&map, Format::Json),
         [
             r#"{"stage":"EL2 stage 1","moment":"now","input_bits":39}"#,
-            r#"{"start":"0x100000","size":8192,"level":3,"leaf":4096,"output":"0x700000","attributes":"RO X AF ISH NORMAL","contiguous":false,"valid":true}"#,
+            r#"{"start":"0x100000","size":8192,"level":3,"leaf":4096,"output":"0x700000","attributes":"RO X  AF ISH NORMAL","contiguous":false,"valid":true}"#,
             r#"{"start":"0x200000","size":4096,"state":"0x1"}"#,
             r#"{"extents":2}"#,
         ]
@@ -127,7 +127,7 @@ fn what_tables_take_away_divides_what_leaves_say_alike() {
     for table in tables {
         words.fill(table, 0, 512, 0, 0);
     }
-    let leaf = |index: u64| Attributes::<El2>::CODE.bits() & !(1 << 7) | index * PAGE | TABLE;
+    let leaf = |index: u64| Attributes::<El2>::CODE.bits() & !(1 << 7) | (index * PAGE) | TABLE;
     words.store(tables[0], 0, tables[1].get() | TABLE);
     for (index, (table, bits)) in
         [(tables[2], TABLE_UXN), (tables[3], TABLE_READ_ONLY)].into_iter().enumerate()
