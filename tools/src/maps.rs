@@ -133,6 +133,11 @@ impl Extent {
     fn last(&self) -> u64 {
         self.start.wrapping_add(self.size - 1)
     }
+
+    /// Whether an address is in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.start <= other.last() && other.start <= self.last()
+    }
 }
 
 /// In the manner of Linux's `ptdump`, as the hypervisor itself prints it with `cloven.dump=text`.

@@ -55,9 +55,13 @@ impl Axis {
         Self { ends, places }
     }
 
+    fn length(&self) -> f64 {
+        self.places.last().copied().unwrap_or(0.0)
+    }
+
     fn lines(&self) -> usize {
         // A little less, for what a division leaves behind the last line.
-        (self.places.last().map_or(0.0, |length| (length - 0.01) / WIDTH) as usize) + 1
+        ((self.length() - 0.01) / WIDTH) as usize + 1
     }
 
     fn place(&self, address: u128) -> f64 {
@@ -136,7 +140,8 @@ pub fn draw(dumps: &Dumps, title: &str) -> Document {
                     let top = y + line as f64 * LINE;
                     let address = format!("{:#x}", axis.first_of(line));
                     let address = text(LEFT - 8.0, top + 11.0, address).set("text-anchor", "end");
-                    picture = picture.add(rectangle((LEFT, top), (WIDTH, LINE - 3.0), HOLE)).add(address);
+                    let width = WIDTH.min(axis.length() - line as f64 * WIDTH);
+                    picture = picture.add(rectangle((LEFT, top), (width, LINE - 3.0), HOLE)).add(address);
                 }
                 for extent in &dump.extents {
                     for (line, x, width) in axis.parts(extent.start, extent.size) {
@@ -169,7 +174,7 @@ fn caption(dump: &Dump, before: Option<&Dump>, changed: &[Difference]) -> String
         return format!("{}: as {}", dump.moment, before.moment);
     }
     let counts = dump.counts().into_iter().zip(KINDS).filter(|(count, _)| *count > 0);
-    let counts: Vec<String> = counts.map(|(count, kind)| format!("{count} {kind}")).collect();
+    let counts: Vec<String> = counts.map(|(count, kind)| format!("{count} × {kind}")).collect();
     format!("{}: {}", dump.moment, counts.join(", "))
 }
 
@@ -236,7 +241,7 @@ mod tests {
     fn a_moment_is_drawn_only_if_something_changed() {
         let picture = draw(&dumps(1), "run").to_string();
         assert!(picture.contains("later: as boot"), "{picture}");
-        assert!(picture.contains("off: 2 4K PTE") || picture.contains("4K PTE"), "{picture}");
+        assert!(picture.contains("boot: 64 × 1G BLK"), "{picture}");
         // Ranges have their text: one at boot, three at the end; and three changed.
         assert_eq!(picture.matches("<title>").count(), 4);
         assert_eq!(picture.matches(&format!("fill=\"{CHANGED}\"")).count(), 1 + 3);
