@@ -117,7 +117,8 @@ fn text(dumps: &Dumps) -> String {
         text += &format!("{stage}, {input_bits} bits, {moment}:\n");
         extents.iter().for_each(|extent| text += &format!("{extent}\n"));
         if let Some((before, changed)) = changed {
-            text += &format!("\n{stage}, {moment}, was {} and is:\n", before.moment);
+            text +=
+                &format!("\n{stage}, {moment}, where it differs from {} (first as it was):\n", before.moment);
             changed.iter().for_each(|difference| text += &format!("{difference}\n"));
         }
         text.push('\n');
@@ -252,7 +253,12 @@ mod tests {
         let dumps = dumps(true, |_, line| line);
         let text = text(&dumps);
         assert!(text.contains("stage 2, before the trials: as boot\n"), "{text}");
-        assert!(text.contains("stage 2, after the trials, was before the trials and is:\n"), "{text}");
+        assert!(
+            text.contains(
+                "stage 2, after the trials, where it differs from before the trials (first as it was):\n"
+            ),
+            "{text}"
+        );
         assert_eq!(text.matches("EL2 stage 1, 40 bits").count(), 1, "{text}");
         let report = all_differences(&dumps);
         assert_eq!(report.len(), 3 * 3);
