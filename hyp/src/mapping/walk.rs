@@ -196,13 +196,38 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         range: Range<R::Input>,
         mut visit: impl FnMut(Visited<R>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        for (visited, _) in self.entries(range) {
-            visit(visited)?;
+        let geometry = self.map.geometry();
+        let (start, end) = (range.start().get(), range.end().min(1 << geometry.input_bits()));
+        if start >= end {
+            return ControlFlow::Continue(());
+        }
+        self.walk_table(self.map.root(), geometry.start_level(), 0, (start, end), &mut visit)
+    }
+
+    fn walk_table<B>(
+        &self,
+        table: Pa,
+        level: u8,
+        base: u64,
+        (start, end): (u64, u64),
+        visit: &mut impl FnMut(Visited<R>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let shift = level_shift::<S>(level);
+        for index in ((start - base) >> shift)..=((end - 1 - base) >> shift) {
+            let at = base + (index << shift);
+            let raw = Words::new(self.map.mmu()).settled(table, index as usize);
+            if is_table(raw, level) {
+                let part = (start.max(at), end.min(at + level_size::<S>(level)));
+                self.walk_table(pa(raw), level + 1, at, part, visit)?;
+            } else {
+                visit(Visited { start: at, level, entry: Entry::decode::<S>(raw, level) })?;
+            }
         }
         ControlFlow::Continue(())
     }
 
-    /// What [`Reader::walk`] visits, each with the bits of the tables above it.
+    /// What [`Reader::walk`] visits, each with the bits of the tables above it. Between two entries it keeps where it is, so it takes three times
+    /// as long as a walk.
     pub(super) fn entries(&self, range: Range<R::Input>) -> Entries<'_, R, M, S> {
         let path = [(self.root, 0); LAST_LEVEL as usize + 1];
         let end = range.end().min(self.limit);
