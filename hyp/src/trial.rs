@@ -36,6 +36,10 @@ pub const PREPARE_EL2: u32 = 0xc600_0011;
 pub const TOUCH_EL2: u32 = 0xc600_0012;
 /// Takes part as the one who changes: how many others, how many changes, seed. Changes made, refused, wrong address, passes.
 pub const CHANGE_EL2: u32 = 0xc600_0013;
+/// Prints EL2's maps in a build for dumps whose command line asks for them: the number of one of [`MOMENTS`]. 0 if there is such a moment.
+pub const DUMP: u32 = 0xc600_0014;
+/// Moments of a payload, as dumps name them.
+pub const MOMENTS: [&str; 2] = ["before the trials", "after the trials"];
 
 /// What is done to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

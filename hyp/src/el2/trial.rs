@@ -14,7 +14,7 @@ use super::host::Host;
 use super::image::Layout;
 use super::percpu::PerCpu;
 use crate::mapping::{Attributes, Change as MapChange, Counts, El2, Mmu, Pa, Range, Regime, Stage2};
-use crate::trial::{CHANGE_EL2, CHANGE_HOST, PREPARE_EL2, TOUCH_EL2};
+use crate::trial::{CHANGE_EL2, CHANGE_HOST, DUMP, MOMENTS, PREPARE_EL2, TOUCH_EL2};
 use crate::trial::{Change, Linear, MOST_CPUS, Outcome, SIZE, Subject, Trial};
 
 static TRIAL: Trial = Trial::new();
@@ -97,6 +97,14 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
                 TRIAL.change(&el2, (args[0] as usize).min(MOST_CPUS), args[1], args[2]);
             [changes, refused, wrong, passes]
         }
+        DUMP => match MOMENTS.get(args[0] as usize) {
+            Some(_moment) => {
+                #[cfg(feature = "dump")]
+                super::dump::tell(host, me, _moment);
+                [0; 4]
+            }
+            None => REFUSED,
+        },
         _ => return None,
     })
 }

@@ -77,14 +77,99 @@ const MAIR_DEVICE: u64 = 0;
 const MAIR_NORMAL: u64 = 1;
 
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::El2 {}
-    impl Sealed for super::El1And0 {}
-    impl Sealed for super::Stage2 {}
+    /// Some bits of a leaf, and how each of their values is called: not at all if the name is empty.
+    pub struct Field(pub u64, pub &'static [(u64, &'static str)]);
+
+    pub trait Sealed {
+        /// What is said of a leaf, in this order.
+        const FIELDS: &'static [Field];
+    }
+}
+use sealed::{Field, Sealed};
+
+const AF_NAMES: Field = Field(AF, &[(0, ""), (AF, "AF")]);
+const SH_NAMES: Field = Field(SH, &[(0, "NSH"), (0b10 << 8, "OSH"), (SH_INNER, "ISH")]);
+/// Those of [`MAIR`].
+const ATTR_INDEX_NAMES: Field = Field(
+    ATTR_INDEX,
+    &[(MAIR_DEVICE << ATTR_INDEX_SHIFT, "DEVICE-nGnRE"), (MAIR_NORMAL << ATTR_INDEX_SHIFT, "NORMAL")],
+);
+const AP_NAMES: Field = Field(AP_READ_ONLY, &[(0, "RW"), (AP_READ_ONLY, "RO")]);
+const GP_NAMES: Field = Field(GUARDED, &[(0, ""), (GUARDED, "GP")]);
+const DBM_NAMES: Field = Field(DBM, &[(0, ""), (DBM, "DBM")]);
+const SOFTWARE_NAMES: Field = Field(
+    SOFTWARE,
+    &[
+        (0, ""),
+        (1 << SOFTWARE_SHIFT, "SW1"),
+        (2 << SOFTWARE_SHIFT, "SW2"),
+        (3 << SOFTWARE_SHIFT, "SW3"),
+        (4 << SOFTWARE_SHIFT, "SW4"),
+        (5 << SOFTWARE_SHIFT, "SW5"),
+        (6 << SOFTWARE_SHIFT, "SW6"),
+        (7 << SOFTWARE_SHIFT, "SW7"),
+    ],
+);
+
+impl Sealed for El2 {
+    const FIELDS: &'static [Field] = &[
+        AP_NAMES,
+        Field(UXN, &[(0, "X"), (UXN, "XN")]),
+        AF_NAMES,
+        SH_NAMES,
+        ATTR_INDEX_NAMES,
+        // RES1.
+        Field(AP_EL0, &[(AP_EL0, ""), (0, "AP[1]=0")]),
+        GP_NAMES,
+        DBM_NAMES,
+        SOFTWARE_NAMES,
+    ];
+}
+impl Sealed for El1And0 {
+    const FIELDS: &'static [Field] = &[
+        AP_NAMES,
+        Field(AP_EL0, &[(0, ""), (AP_EL0, "EL0")]),
+        Field(PXN, &[(0, "PX"), (PXN, "PXN")]),
+        Field(UXN, &[(0, "UX"), (UXN, "UXN")]),
+        AF_NAMES,
+        Field(NG, &[(0, ""), (NG, "nG")]),
+        SH_NAMES,
+        ATTR_INDEX_NAMES,
+        GP_NAMES,
+        DBM_NAMES,
+        SOFTWARE_NAMES,
+    ];
+}
+impl Sealed for Stage2 {
+    const FIELDS: &'static [Field] = &[
+        Field(
+            S2AP_READ | S2AP_WRITE,
+            &[(S2AP_READ | S2AP_WRITE, "RW"), (S2AP_READ, "RO"), (S2AP_WRITE, "WO"), (0, "NA")],
+        ),
+        // At EL1 and EL0, at neither, at EL0, at EL1 (FEAT_XNX).
+        Field(S2_XN_FIELD, &[(0, "X"), (S2_XN, "XN"), (0b01 << 53, "UX"), (0b11 << 53, "PX")]),
+        AF_NAMES,
+        SH_NAMES,
+        Field(
+            S2_MEMATTR,
+            &[
+                (S2_MEMATTR_NORMAL_WB, "NORMAL"),
+                (0b1010 << 2, "NORMAL-WT"),
+                (0b0101 << 2, "NORMAL-NC"),
+                (0b0000 << 2, "DEVICE-nGnRnE"),
+                (0b0001 << 2, "DEVICE-nGnRE"),
+                (0b0010 << 2, "DEVICE-nGRE"),
+                (0b0011 << 2, "DEVICE-GRE"),
+            ],
+        ),
+        Field(S2_FNXS, &[(0, ""), (S2_FNXS, "FnXS")]),
+        DBM_NAMES,
+        SOFTWARE_NAMES,
+    ];
 }
 
 /// A translation regime, or the stage of one, as a type: those of this file.
-pub trait Regime: sealed::Sealed + Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
+pub trait Regime: Sealed + Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// What its tables translate.
     type Input: Address;
     /// How the regime is called in messages.
@@ -171,6 +256,13 @@ impl<R> Attributes<R> {
     {
         Self::from_bits(raw & attribute_mask::<R>())
     }
+    /// What tables with the bits `tables` above a leaf leave of it.
+    pub(super) const fn below(self, tables: u64) -> Self
+    where
+        R: Regime,
+    {
+        Self::of_leaf(below_tables::<R>(self.0, tables))
+    }
     /// The bits as they stand in a leaf.
     pub const fn bits(self) -> u64 {
         self.0
@@ -228,6 +320,31 @@ impl Attributes<Stage2> {
     /// Whether EL1 and EL0 may execute.
     pub const fn is_executable(self) -> bool {
         self.0 & S2_XN_FIELD == 0
+    }
+}
+
+/// In words, the permissions first; the bits that have no name come last as a number, so that what differs reads differently. With `{:#}` each
+/// word has a column of its own. Memory types of stage 1 are those of [`MAIR`], of stage 2 those of `HCR_EL2.FWB` = 0.
+impl<R: Regime> fmt::Display for Attributes<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut unnamed = self.0;
+        let mut gap = 0;
+        for Field(mask, names) in R::FIELDS {
+            let name = names.iter().find(|(value, _)| self.0 & mask == *value).map(|(_, name)| *name);
+            if name.is_some() {
+                unnamed &= !mask;
+            }
+            let name = name.unwrap_or("");
+            let widest = names.iter().map(|(_, name)| name.len()).max().unwrap_or(0);
+            let left = if f.alternate() { widest - name.len() } else { 0 };
+            if name.is_empty() {
+                gap += if f.alternate() { left + 1 } else { 0 };
+            } else {
+                write!(f, "{:gap$}{name}", "")?;
+                gap = left + 1;
+            }
+        }
+        if unnamed != 0 { write!(f, "{:gap$}+{unnamed:#x}", "") } else { Ok(()) }
     }
 }
 
@@ -601,6 +718,38 @@ mod tests {
             A::<El1And0>::USER_DATA,
         ] {
             assert!(a.bits() & AP_READ_ONLY != 0 || a.bits() & (UXN | PXN) == UXN | PXN, "{a:?}");
+        }
+    }
+
+    /// All attributes of a regime that differ in one bit from `base`, and that, in words.
+    fn words<R: Regime>(base: u64) -> Vec<String> {
+        let mask = attribute_mask::<R>();
+        let bits = (0..64).map(|bit| 1u64 << bit).filter(|bit| mask & bit != 0);
+        let all = bits.map(|bit| base ^ bit).chain([base]).map(Attributes::<R>::from_bits);
+        all.map(|attributes| {
+            let words: Vec<_> = attributes.to_string().split(' ').map(str::to_owned).collect();
+            let columns = format!("{attributes:#}");
+            assert!(columns.split_whitespace().eq(&words), "'{columns}', '{attributes}'");
+            words.join(" ")
+        })
+        .collect()
+    }
+
+    #[test]
+    fn attributes_that_differ_read_differently() {
+        let mut random = 1u64;
+        for _ in 0..200 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let bits = random ^ random >> 29;
+            let each = [words::<El2>, words::<El1And0>, words::<Stage2>];
+            let masks = [attribute_mask::<El2>(), attribute_mask::<El1And0>(), attribute_mask::<Stage2>()];
+            for (words, mask) in each.into_iter().zip(masks) {
+                let mut words = words(bits & mask);
+                let count = words.len();
+                words.sort();
+                words.dedup();
+                assert_eq!(words.len(), count, "{:#x}", bits & mask);
+            }
         }
     }
 }

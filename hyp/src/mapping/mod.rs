@@ -26,12 +26,14 @@
 //! | `collapse` | joining what was split |
 //! | [`map`] | the map, its writer, reclaiming tables |
 //! | [`walk`] | reading beside writers |
+//! | [`dump`] | what a map says, for people and machines to read |
 //! | [`tlb`] | what a change owes to TLBs, and how it is paid |
 //! | [`pool`] | table memory: finite, counted, fallible |
 
 pub mod addr;
 mod collapse;
 pub mod descriptor;
+pub mod dump;
 mod edit;
 pub mod geometry;
 pub mod map;
@@ -49,6 +51,7 @@ mod tests;
 
 pub use addr::{Address, AddressError, GRANULE, Ipa, Pa, Range, Va};
 pub use descriptor::{Attributes, Change, El1And0, El2, Entry, Regime, Stage2, State};
+pub use dump::Extent;
 pub use geometry::{Geometry, Granule4K, Shape, Tiny};
 pub use map::{Leaves, Map, MapError, Options, Writer};
 pub use mmu::{Barrier, Linear, Mmu, NoQuiesce, Quiesce, Scope, TableMemory, TablePool, Tlbi};

@@ -8,10 +8,8 @@ use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
 
 use super::addr::{Address, Pa, Range};
-use super::descriptor::{
-    Attributes, CONTIGUOUS, Entry, Regime, VALID, below_tables, is_changing, is_leaf, is_table, pa,
-};
-use super::geometry::{Granule4K, Shape, level_shift, level_size};
+use super::descriptor::{Attributes, CONTIGUOUS, Entry, Regime, VALID, is_changing, is_leaf, is_table, pa};
+use super::geometry::{Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
 use super::map::{Map, Writer};
 use super::mmu::Mmu;
 use super::update::Words;
@@ -111,7 +109,7 @@ pub struct Translation<R: Regime> {
 impl<R: Regime> Translation<R> {
     /// What may be done there, with what the tables above the leaf take away.
     pub fn attributes(&self) -> Attributes<R> {
-        Attributes::of_leaf(below_tables::<R>(self.raw, self.tables))
+        Attributes::of_leaf(self.raw).below(self.tables)
     }
     /// Whether the leaf is one of a contiguous run.
     pub fn is_contiguous(&self) -> bool {
@@ -247,6 +245,23 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         ControlFlow::Continue(())
     }
 
+    /// What [`Reader::walk`] visits, each with the bits of the tables above it. Between two entries it keeps where it is, so it takes three times
+    /// as long as a walk.
+    pub(super) fn entries(&self, range: Range<R::Input>) -> Entries<'_, R, M, S> {
+        let path = [(self.root, 0); LAST_LEVEL as usize + 1];
+        let end = range.end().min(self.limit);
+        Entries { reader: self, path, level: self.start_level, at: range.start().get(), end }
+    }
+
+    /// What the map's addresses count from.
+    pub(super) fn base(&self) -> u64 {
+        self.map.base()
+    }
+    /// All that the map reaches.
+    pub(super) fn reach(&self) -> u64 {
+        self.limit
+    }
+
     /// How many leaves and runs there are.
     pub fn census(&self) -> Census {
         let mut census = Census::default();
@@ -289,6 +304,53 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
             level += 1;
             index = (address >> level_shift::<S>(level)) as usize & (S::ENTRIES - 1);
         }
+    }
+}
+
+/// See [`Reader::entries`].
+pub(super) struct Entries<'r, R: Regime, M: Mmu, S: Shape> {
+    reader: &'r Reader<'r, R, M, S>,
+    /// The tables of each level on the way to the next entry, each with the bits of those above it.
+    path: [(Pa, u64); LAST_LEVEL as usize + 1],
+    /// Of the table that has the next entry.
+    level: u8,
+    /// An address that the next entry is for.
+    at: u64,
+    end: u64,
+}
+
+impl<R: Regime, M: Mmu, S: Shape> Iterator for Entries<'_, R, M, S> {
+    type Item = (Visited<R>, u64);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let start_level = self.reader.start_level;
+        while self.at < self.end {
+            let level = self.level;
+            let (table, tables) = self.path[usize::from(level)];
+            let index = (self.at >> level_shift::<S>(level)) as usize;
+            // A root may be of several tables.
+            let index = if level == start_level { index } else { index & (S::ENTRIES - 1) };
+            let raw = Words::new(self.reader.map.mmu()).load(table, index);
+            if is_changing(raw) {
+                // From the root, for a table that fell out of the map changes no more.
+                self.level = start_level;
+                self.reader.map.mmu().relax();
+                continue;
+            }
+            if is_table(raw, level) {
+                self.level += 1;
+                self.path[usize::from(self.level)] = (pa(raw), tables | raw);
+                continue;
+            }
+            let size = level_size::<S>(level);
+            let start = self.at & !(size - 1);
+            self.at = start + size;
+            while self.level > start_level && self.at.is_multiple_of(level_size::<S>(self.level - 1)) {
+                self.level -= 1;
+            }
+            return Some((Visited { start, level, entry: Entry::decode::<S>(raw, level) }, tables));
+        }
+        None
     }
 }
 

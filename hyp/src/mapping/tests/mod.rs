@@ -3,6 +3,7 @@
 mod behaviour;
 mod collapse;
 mod common;
+mod dump;
 mod flat;
 mod random;
 mod regimes;

@@ -11,6 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::mapping::dump::Content;
 use crate::mapping::geometry::level_size;
 
 #[cfg(not(miri))]
@@ -156,6 +157,11 @@ fn all_changes_arrive<R: Changed>(bbm: u8) {
                 ControlFlow::<()>::Continue(())
             });
             assert!(next >= start + size);
+            let extents = reader.extents(range(start, size)).inspect(|extent| {
+                let Content::Leaves { output, .. } = extent.content else { panic!("{extent}") };
+                assert_eq!(output.get(), extent.start + SHIFT);
+            });
+            assert_eq!(extents.map(|extent| extent.size).sum::<u64>(), size);
             for piece in pieces() {
                 let (address, _) = part(&mut random, piece);
                 let found =
