@@ -13,8 +13,8 @@ use core::cmp::Ordering;
 
 use super::addr::{Address, GRANULE, Pa, Range};
 use super::descriptor::{
-    CONTIGUOUS, Change, Regime, TYPE, VALID, begins_run, below_tables, chained, is_leaf, is_table,
-    joined_above, marked, pa, step,
+    CONTIGUOUS, Change, Regime, TYPE, VALID, begins_run, chained, folded, is_leaf, is_table, joined_above,
+    marked, pa, step,
 };
 use super::edit::{Needs, Node};
 use super::geometry::{LAST_LEVEL, MAX_RUN, Shape, level_shift, level_size};
@@ -107,13 +107,18 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         if self.touches(base, level_size::<S>(level)) {
             let parent = Parent::Word(node.table, index);
             let below = Node { table: pa(raw), level: level + 1, base, parent };
-            if let Some(Joined { word, finest }) = self.visit(&below) {
-                // The table's own attributes go into the leaf.
-                let word = if is_leaf(word, level) { below_tables::<R>(word, raw) } else { word };
+            if let Some(Joined { word, finest }) = self.visit(&below)
+                && let Some(word) = self.fold(word, level, raw)
+            {
                 return Joined { word, finest };
             }
         }
         Joined { word: raw, finest: LAST_LEVEL }
+    }
+
+    /// What takes a `table`'s place, with the table's own attributes in it if it is a leaf.
+    fn fold(&self, word: u64, level: u8, table: u64) -> Option<u64> {
+        if is_leaf(word, level) { folded::<R>(word, table) } else { Some(word) }
     }
 
     /// How many words from `index` on are what `first` is, each `step` more than the one before, without a look into tables.
@@ -183,7 +188,10 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         };
         for from in (start & !(S::RUN - 1)..end).step_by(S::RUN) {
             let lead = say(self, from);
-            if self.leaves.runs && begins_run::<S>(lead.word, level) {
+            // What an adopted root has beyond the map's reach is in no run.
+            let run_end = node.base + (((from + S::RUN) as u64) << shift);
+            let is_within = run_end <= 1 << self.map.geometry().input_bits();
+            if self.leaves.runs && is_within && begins_run::<S>(lead.word, level) {
                 let (mut run, mut finest) = ([lead.word; MAX_RUN], lead.finest);
                 for (word, index) in run[1..S::RUN].iter_mut().zip(from + 1..) {
                     let joined = say(self, index);
@@ -263,6 +271,18 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         if self.dry {
             return;
         }
+        if strategy == Strategy::StoreThenInvalidate && change.size && old.len() > 1 {
+            // A run is made of leaves (R_KHRBC): tables become those first.
+            let mut leaves = [0; MAX_RUN];
+            for (i, leaf) in leaves[..old.len()].iter_mut().enumerate() {
+                *leaf = old[i];
+                if is_table(old[i], level) {
+                    *leaf = new[i] & !CONTIGUOUS;
+                    self.change(node, index + i, &[old[i]], &[*leaf], finest);
+                }
+            }
+            return self.change(node, index, &leaves[..old.len()], new, finest);
+        }
         let group = Group { table: node.table, level, index, address, old, new, finest };
         replace(self.map, &group, strategy, change.size || change.contiguous, self.own, &mut self.spans);
         self.stored = true;
@@ -341,8 +361,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     /// software state, or of nothing, becomes one word. With hardware updates, access and dirty flags need not agree: they are set.
     /// Over the whole of a map this leaves the fewest tables and entries that can say what it says.
     ///
-    /// Nothing is owed afterwards. Tables that fall out go back to the pool: the call waits for walks that may see them. What was mapped
-    /// with [`Leaves::PAGES`] so that it need never be split is to be kept out of the range.
+    /// Nothing is owed afterwards. Tables that fall out go back to the pool: the call waits for walks that may see them, and until then
+    /// others may find too few tables. The range is read in the map's gate, so that others' changes wait for the time that takes.
+    /// What was mapped with [`Leaves::PAGES`] so that it need never be split is to be kept out of the range.
     ///
     /// # Errors
     /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::NotQuiet`].
@@ -350,7 +371,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         self.collapse_owing(range, leaves, &Spans::new())
     }
 
-    /// As [`Map::protect`], then [`Writer::collapse`] as far as it can be done, with one flush for both. Nothing is owed afterwards.
+    /// As [`Map::protect`], then [`Writer::collapse`] as far as it can be done, with one flush for both (two, if something stops
+    /// translating). Nothing is owed afterwards.
     ///
     /// # Errors
     /// As [`Map::protect`].
@@ -440,7 +462,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             let parent = Parent::Word(node.table, index);
             let below = Node { table: pa(raw), level: level + 1, base: start, parent };
             let word = collapse.only(&below)?;
-            let word = if is_leaf(word, level) { below_tables::<R>(word, raw) } else { word };
+            let word = collapse.fold(word, level, raw).ok_or(MapError::Differs(start))?;
             if asks_for_quiet(map) && held.is_none() && word & VALID != 0 {
                 drop(gate);
                 let begun = map.mmu().quiesce().begin(start, size).ok_or(MapError::NotQuiet(start))?;
