@@ -144,6 +144,9 @@ impl Gate {
         }
         Entered { gate: self, own: EXCLUSIVE }
     }
+    pub(super) fn bits(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
     /// A debt is paid, or given up.
     #[inline]
     pub(super) fn forget_debt(&self) {

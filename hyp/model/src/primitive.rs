@@ -1,0 +1,416 @@
+//! What the engine offers, one line each; where it is tried, and on which machines.
+//!
+//! Invariant: what a call does to the flat list of addresses is written here, from the call's documentation, in the architecture's bits.
+
+use std::cell::Cell;
+use std::ops::ControlFlow;
+
+use hyp::mapping::{
+    Address, Attributes, Capabilities, Change, Debt, El1And0, El2, Geometry, Leaves, Map, MapError, Options,
+    Pa, Range, Regime, Scope, Shape, Stage2, State, Tag,
+};
+
+use crate::CPUS;
+use crate::decode::{self, Layout};
+use crate::expect::{Effect, Value};
+use crate::explore::{Case, Context, Conviction, Explored, Make, Script};
+use crate::faults::Fault;
+use crate::machine::{Config, Machine};
+use crate::memory::{self, Mapped, World};
+use crate::verdict::Kind;
+
+const PAGE: u64 = 4096;
+/// Outputs lie so far from inputs: a multiple of any leaf and run of small tables.
+pub const SHIFT: u64 = 1 << 24;
+
+const RO: u64 = 1 << 7;
+const S2_WRITE: u64 = 1 << 7;
+const DBM: u64 = 1 << 51;
+const PXN: u64 = 1 << 53;
+const UXN: u64 = 1 << 54;
+
+/// A regime, with what is tried in it.
+pub trait Tried: Regime {
+    /// How the machine calls it.
+    const IS: decode::Regime;
+    /// What is mapped, writable.
+    const DATA: Attributes<Self>;
+    /// Another memory type.
+    const OTHER: Attributes<Self>;
+    /// No writes; and what that is.
+    const READ_ONLY: (Change<Self>, Effect);
+    /// Another change of permissions.
+    const EXECUTE: (Change<Self>, Effect);
+    /// A change of the memory type.
+    fn retype() -> (Change<Self>, Effect) {
+        let bits = Self::OTHER.bits();
+        (Change::to(Self::OTHER), Effect::Bits { set: bits, clear: !bits, valid: None })
+    }
+    /// Bits of the ASID, if the map is of one.
+    const TAG: Tag = Tag::All;
+}
+
+const fn bits(set: u64, clear: u64) -> Effect {
+    Effect::Bits { set, clear, valid: None }
+}
+
+impl Tried for El2 {
+    const IS: decode::Regime = decode::Regime::El2;
+    const DATA: Attributes<Self> = Attributes::<Self>::DATA;
+    const OTHER: Attributes<Self> = Attributes::<Self>::DEVICE;
+    const READ_ONLY: (Change<Self>, Effect) = (Change::<Self>::READ_ONLY, bits(RO, DBM));
+    const EXECUTE: (Change<Self>, Effect) = (Change::<Self>::EXECUTABLE, bits(RO, UXN | DBM));
+}
+
+impl Tried for El1And0 {
+    const IS: decode::Regime = decode::Regime::El1And0;
+    const DATA: Attributes<Self> = Attributes::<Self>::USER_DATA;
+    const OTHER: Attributes<Self> = Attributes::<Self>::DEVICE;
+    const READ_ONLY: (Change<Self>, Effect) = (Change::<Self>::READ_ONLY, bits(RO, DBM));
+    const EXECUTE: (Change<Self>, Effect) = (Change::<Self>::EXECUTABLE, bits(RO, PXN | DBM));
+    const TAG: Tag = Tag::Asid(5);
+}
+
+impl Tried for Stage2 {
+    const IS: decode::Regime = decode::Regime::Stage2;
+    const DATA: Attributes<Self> = Attributes::<Self>::RAM;
+    const OTHER: Attributes<Self> = Attributes::<Self>::IO;
+    const READ_ONLY: (Change<Self>, Effect) = (Change::<Self>::READ_ONLY, bits(0, S2_WRITE | DBM));
+    const EXECUTE: (Change<Self>, Effect) = (Change::<Self>::NO_EXECUTE, bits(UXN, PXN));
+}
+
+// What scripts say.
+
+impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
+    fn range(&self, (start, end): (u64, u64)) -> Range<R::Input> {
+        Range::new(start * PAGE, (end - start) * PAGE).expect("it is within the map")
+    }
+    fn begin(&self, (start, end): (u64, u64), effect: Effect) -> crate::expect::Begun {
+        // Between two calls a CPU stands still, if it is asked to.
+        self.world.step(crate::machine::Call::Between);
+        self.world.begin((start * PAGE, end * PAGE), effect)
+    }
+    /// A call that owes something, and its flush.
+    pub fn change<'m>(
+        &'m self,
+        pages: (u64, u64),
+        effect: Effect,
+        call: impl FnOnce(&'m Mapped<'w, R, S>, Range<R::Input>) -> Result<Debt<'m, R, &'w World, S>, MapError>,
+    ) -> bool
+    where
+        'w: 'm,
+    {
+        let begun = self.begin(pages, effect);
+        let result = call(self.map, self.range(pages));
+        let made = result.is_ok();
+        if let Ok(debt) = result {
+            debt.flush();
+        }
+        self.world.end(begun, made);
+        made
+    }
+    fn map(&self, pages: (u64, u64), leaves: Leaves) -> bool {
+        let value = Value::Leaf { shift: SHIFT, bits: R::DATA.bits(), valid: true };
+        let begun = self.begin(pages, Effect::Set(value));
+        let output = Pa::new(pages.0 * PAGE + SHIFT).expect("outputs lie low");
+        let mut cpu = self.map.cpu(self.cpu).expect("each CPU has its slot");
+        let made = cpu.write().map(self.range(pages), output, R::DATA, leaves).is_ok();
+        drop(cpu);
+        self.world.end(begun, made);
+        made
+    }
+    fn unmap(&self, pages: (u64, u64)) -> bool {
+        self.change(pages, Effect::Set(Value::None), |map, range| {
+            let mut cpu = map.cpu(self.cpu).expect("each CPU has its slot");
+            let result = cpu.write().unmap(range);
+            drop(cpu);
+            result
+        })
+    }
+    fn set_state(&self, pages: (u64, u64)) -> bool {
+        let begun = self.begin(pages, Effect::Set(Value::None));
+        let mut cpu = self.map.cpu(self.cpu).expect("each CPU has its slot");
+        let state = State::new(9).expect("it is small");
+        let made = cpu.write().set_state(self.range(pages), state).is_ok();
+        drop(cpu);
+        self.world.end(begun, made);
+        made
+    }
+    fn protect(&self, pages: (u64, u64), (change, effect): (Change<R>, Effect)) -> bool {
+        self.change(pages, effect, |map, range| map.protect(range, change))
+    }
+    /// What CPU 0 does, or what another does.
+    fn permission(&self) -> (Change<R>, Effect) {
+        if self.cpu == 0 { R::READ_ONLY } else { R::EXECUTE }
+    }
+    /// Software reads: what it finds is what is right.
+    fn read(&self, page: u64, pages: (u64, u64)) -> bool {
+        self.world.step(crate::machine::Call::Between);
+        let mut cpu = self.map.cpu(self.cpu).expect("each CPU has its slot");
+        let reader = cpu.read();
+        let input = R::Input::new(page * PAGE).expect("it is within the map");
+        let found = reader.translate(input).map(|found| (found.output.get(), found.attributes().bits()));
+        self.found(page * PAGE, found);
+        let _ = reader.walk(self.range(pages), |visited| {
+            let found = match visited.entry {
+                hyp::mapping::Entry::Leaf { output, attributes, valid: true, .. } => {
+                    Some((output.get(), attributes.bits()))
+                }
+                _ => None,
+            };
+            self.found(visited.start, found);
+            ControlFlow::<()>::Continue(())
+        });
+        true
+    }
+    fn found(&self, address: u64, found: Option<(u64, u64)>) {
+        let part = (address, address + 1);
+        self.world.with_machine(|machine| {
+            let wrong = match found {
+                Some((output, bits)) => machine.expect().refuses(part, output.wrapping_sub(address), bits),
+                None => machine.expect().refuses_fault(part),
+            };
+            if wrong.is_some() {
+                let values = machine.expect().values(address);
+                let text = format!("software finds {found:x?} at {address:#x}; right is {values:x?}");
+                machine.convict(Kind::WrongTranslation, text);
+            }
+        });
+    }
+}
+
+/// Something the engine offers.
+pub struct Primitive<R: Regime, S: Shape> {
+    /// Its name in the tables.
+    pub name: &'static str,
+    /// A call of it, on pages 3 and 4 or what is around them; whether it was made.
+    pub call: fn(&Context<'_, '_, R, S>) -> bool,
+    /// No other CPU translates meanwhile.
+    pub alone: bool,
+}
+
+/// Across the end of what is mapped as one leaf.
+const EDGE: (u64, u64) = (3, 5);
+/// Two ends within one leaf.
+const INSIDE: (u64, u64) = (1, 3);
+/// A whole leaf.
+const WHOLE: (u64, u64) = (0, 4);
+/// Beside it, empty at first.
+const HOLE: (u64, u64) = (4, 8);
+/// All of the first table.
+const ALL: (u64, u64) = (0, 16);
+
+/// All of them. One line makes a new one.
+pub fn primitives<R: Tried, S: Shape>() -> Vec<Primitive<R, S>> {
+    let with = |name, call| Primitive { name, call, alone: false };
+    vec![
+        with("map", |c| c.map(HOLE, Leaves::LARGEST)),
+        with("map pages", |c| c.map(HOLE, Leaves::PAGES)),
+        with("unmap", |c| c.unmap(EDGE)),
+        with("unmap all", |c| c.unmap(ALL)),
+        with("unmap, map", |c| c.unmap(WHOLE) && c.map(WHOLE, Leaves::LARGEST)),
+        with("set_state", |c| c.set_state(EDGE)),
+        with("protect whole leaves", |c| c.protect(WHOLE, c.permission())),
+        with("protect, one edge", |c| c.protect(EDGE, c.permission())),
+        with("protect, two edges", |c| c.protect(INSIDE, c.permission())),
+        with("protect, memory type", |c| c.protect(EDGE, R::retype())),
+        with("protect_whole", |c| {
+            let (change, effect) = c.permission();
+            c.change(WHOLE, effect, |map, range| map.protect_whole(range, change))
+        }),
+        with("invalidate, validate", |c| {
+            let valid = |valid| Effect::Bits { set: 0, clear: 0, valid: Some(valid) };
+            c.protect(EDGE, (Change::INVALIDATE, valid(false)))
+                && c.protect(EDGE, (Change::VALIDATE, valid(true)))
+        }),
+        with("split_at", |c| {
+            let at = R::Input::new(2 * PAGE).expect("it is within the map");
+            c.change(WHOLE, Effect::Nothing, |map, _| map.split_at(at))
+        }),
+        with("split_edges", |c| c.change(EDGE, Effect::Nothing, |map, range| map.split_edges(range))),
+        with("split_to_pages", |c| c.change(EDGE, Effect::Nothing, |map, range| map.split_to_pages(range))),
+        with("split_entry", |c| {
+            let at = R::Input::new(PAGE).expect("it is within the map");
+            c.change(WHOLE, Effect::Nothing, |map, _| memory::split_entry(map, c.world, at, 2))
+        }),
+        with("translate, walk", |c| c.read(3, (0, 8))),
+        with("two debts, merged", |c| {
+            let ((change, effect), first) = (c.permission(), (0, 1));
+            let begun = c.begin(first, effect);
+            let one = c.map.protect(c.range(first), change);
+            let made = c.change(EDGE, effect, |map, range| {
+                let mut two = map.protect(range, change);
+                if let Ok(two) = &mut two
+                    && let Ok(one) = one
+                {
+                    two.merge(one);
+                }
+                two
+            });
+            c.world.end(begun, made);
+            made
+        }),
+        with("debt dropped, settle", |c| {
+            let (change, effect) = c.permission();
+            let begun = c.begin(EDGE, effect);
+            let made = c.map.protect(c.range(EDGE), change).map(drop).is_ok();
+            c.map.settle();
+            c.world.end(begun, made);
+            made
+        }),
+        with("unmap dropped, map", |c| {
+            let begun = c.begin(WHOLE, Effect::Set(Value::None));
+            let mut cpu = c.map.cpu(c.cpu).expect("each CPU has its slot");
+            let made = cpu.write().unmap(c.range(WHOLE)).map(drop).is_ok();
+            drop(cpu);
+            let mapped = made && c.map(WHOLE, Leaves::PAGES);
+            c.map.settle();
+            c.world.end(begun, made);
+            mapped
+        }),
+    ]
+}
+
+/// What is there at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// A block of level 2 in the first of a table's places.
+    Block,
+    /// The same and another beside it, so that no edge is at a hole.
+    Blocks,
+    /// A run of pages, and pages.
+    Pages,
+    /// A block of level 1.
+    Large,
+}
+
+impl Ground {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Block, Self::Blocks, Self::Pages, Self::Large];
+
+    /// Parts: first page, page after the last, leaves.
+    fn parts(self) -> &'static [((u64, u64), Leaves)] {
+        const BLOCKS: Leaves = Leaves { blocks: true, runs: false };
+        match self {
+            Self::Block => &[((0, 4), BLOCKS)],
+            Self::Blocks => &[((0, 8), Leaves::LARGEST)],
+            Self::Pages => &[((0, 4), Leaves { blocks: false, runs: true }), ((4, 5), Leaves::PAGES)],
+            Self::Large => &[((0, 16), BLOCKS)],
+        }
+    }
+}
+
+/// A machine and what the engine is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trial {
+    /// Level of FEAT_BBM.
+    pub bbm: u8,
+    /// FEAT_TLBIRANGE and FEAT_TTL.
+    pub more: bool,
+    /// Invalidations need not be repeated.
+    pub once: bool,
+    /// Others can be made to stand still.
+    pub quiesce: bool,
+    /// What is there at first.
+    pub ground: Ground,
+}
+
+impl Trial {
+    /// On a machine with this level of FEAT_BBM.
+    pub const fn new(bbm: u8, ground: Ground) -> Self {
+        Self { bbm, more: bbm % 2 == 1, once: true, quiesce: true, ground }
+    }
+
+    /// What the engine is told: the truth.
+    pub fn options<R: Tried>(&self) -> Options {
+        let mut capabilities = Capabilities::CONTIGUOUS | Capabilities::bbm(self.bbm);
+        if self.more {
+            capabilities |= Capabilities::TLB_RANGE | Capabilities::TLB_LEVEL;
+        }
+        if self.once {
+            capabilities |= Capabilities::TLBI_ONCE;
+        }
+        Options { tag: R::TAG, scope: Scope::Broadcast, ..Options::new(capabilities) }
+    }
+
+    /// The machine.
+    pub fn config<R: Tried, S: Shape>(&self, geometry: Geometry<S>, cpus: usize) -> Config {
+        Config {
+            regime: R::IS,
+            layout: Layout::of(geometry, false),
+            cpus,
+            tables: 14,
+            bbm: self.bbm,
+            has_range: self.more,
+            has_ttl: self.more,
+            once: self.once,
+            hardware: false,
+            mark: None,
+            asids: [5; CPUS],
+            quiesce: self.quiesce,
+        }
+    }
+
+    /// Explores CPUs that make these calls at once. How often each was made, in all runs together.
+    ///
+    /// # Errors
+    /// What was wrong.
+    pub fn explore<R: Tried, S: Shape>(
+        &self,
+        calls: &[&Primitive<R, S>],
+        fault: Option<&'static Fault>,
+        lie: impl Fn(&mut Options, &mut Config),
+    ) -> Result<(Explored, Vec<usize>), Box<Conviction>> {
+        let geometry = geometry::<R, S>();
+        // There is always one more that only translates.
+        let mut config = self.config::<R, S>(geometry, calls.len().max(2));
+        let mut options = self.options::<R>();
+        lie(&mut options, &mut config);
+        let made: Vec<Cell<usize>> = calls.iter().map(|_| Cell::new(0)).collect();
+        let scripts = calls
+            .iter()
+            .zip(&made)
+            .map(|(primitive, made)| {
+                Box::new(move |context: &Context<'_, '_, R, S>| {
+                    if (primitive.call)(context) {
+                        made.set(made.get() + 1);
+                    }
+                }) as Script<'_, R, S>
+            })
+            .collect();
+        let ground = self.ground;
+        let make: Make<'_, R, S> = Box::new(move |world| make::<R, S>(world, geometry, options, ground));
+        let case = Case { config, make, scripts, fault };
+        let explored = case.explore()?;
+        Ok((explored, made.iter().map(Cell::get).collect()))
+    }
+}
+
+/// The small map: three levels, 64 pages.
+pub fn geometry<R: Tried, S: Shape>() -> Geometry<S> {
+    let bits = 12 + 3 * S::INDEX_BITS;
+    match R::IS.is_stage_2() {
+        true => Geometry::stage2(bits),
+        false => Geometry::stage1(bits),
+    }
+    .expect("there is such a map")
+}
+
+/// Makes the map and turns all MMUs on.
+fn make<'w, R: Tried, S: Shape>(
+    world: &'w World,
+    geometry: Geometry<S>,
+    options: Options,
+    ground: Ground,
+) -> Mapped<'w, R, S> {
+    let map = Map::new(world, geometry, options).expect("there is room");
+    for &(pages, leaves) in ground.parts() {
+        let context = Context { world, map: &map, cpu: 0 };
+        assert!(context.map(pages, leaves), "nothing was there");
+    }
+    let root = map.root().get();
+    world.with_machine(|machine: &mut Machine| {
+        (0..machine.config().cpus).for_each(|cpu| machine.turn_on(cpu, root));
+    });
+    map
+}
