@@ -93,6 +93,8 @@ pub struct Expect {
     segments: Vec<Segment>,
     calls: Vec<Option<Call>>,
     attributes: u64,
+    /// What those who are reading may have seen since they began: calls in it never end.
+    readers: Vec<Option<Box<Expect>>>,
 }
 
 impl Expect {
@@ -100,7 +102,7 @@ impl Expect {
     pub fn new(reach: u64, regime: Regime, hardware: bool) -> Self {
         let attributes = regime.attributes() & !if hardware { regime.flags() } else { 0 };
         let segments = vec![Segment { start: 0, end: reach, values: vec![(Value::None, 0)] }];
-        Self { segments, calls: Vec::new(), attributes }
+        Self { segments, calls: Vec::new(), attributes, readers: Vec::new() }
     }
 
     fn first(&self, address: u64) -> usize {
@@ -119,8 +121,28 @@ impl Expect {
         }
     }
 
+    /// Somebody begins to read: what was right at any moment until it ends is right for it.
+    pub fn begin_reading(&mut self, reader: usize) {
+        let now = Self { readers: Vec::new(), ..self.clone() };
+        if self.readers.len() <= reader {
+            self.readers.resize(reader + 1, None);
+        }
+        self.readers[reader] = Some(Box::new(now));
+    }
+    /// It ends.
+    pub fn end_reading(&mut self, reader: usize) {
+        self.readers[reader] = None;
+    }
+    /// What is right for who reads.
+    pub fn of_reader(&self, reader: usize) -> &Self {
+        self.readers.get(reader).and_then(|reader| reader.as_deref()).unwrap_or(self)
+    }
+
     /// A call of `start .. end` begins.
     pub fn begin(&mut self, (start, end): (u64, u64), effect: Effect) -> Begun {
+        for reader in self.readers.iter_mut().flatten() {
+            let _ = reader.begin((start, end), effect);
+        }
         self.cut(start);
         self.cut(end);
         let call = Some(Call { start, end, effect });
@@ -259,6 +281,19 @@ mod tests {
         assert_eq!(expect.values(0x2000).len(), 2);
         expect.end(second, true);
         assert_eq!(expect.values(0x2000), [Value::Leaf { shift: 0, bits: 1 << 54 | 0x77c, valid: true }]);
+    }
+
+    #[test]
+    fn who_reads_may_find_what_was_right_since_it_began() {
+        let mut expect = expect();
+        expect.begin_reading(1);
+        let begun = expect.begin((0x2000, 0x3000), READ_ONLY);
+        expect.end(begun, true);
+        for bits in [0x7fc, 0x77c] {
+            assert_eq!(expect.of_reader(1).refuses((0x2000, 0x3000), 0, bits), None);
+        }
+        expect.end_reading(1);
+        assert_eq!(expect.of_reader(1).refuses((0x2000, 0x3000), 0, 0x7fc), Some(0x2000));
     }
 
     #[test]

@@ -136,7 +136,7 @@ struct Branch {
 }
 
 /// Most states of one case: more is a mistake of the test.
-const MOST: usize = 3_000_000;
+const MOST: usize = 1_000_000;
 
 impl<R: Regime, S: Shape> Case<'_, R, S> {
     /// Tries every schedule.
@@ -258,12 +258,16 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
     /// Takes the step that a CPU is about to take, and goes on up to its next one.
     fn go(&mut self, cpu: usize) {
         let call = self.next[cpu].expect("it has a step to take");
-        if !matches!(call, Call::Load { .. } | Call::Relax | Call::Wait) {
+        if matches!(call, Call::Store { .. }) {
             // What it reads of the map's variables after this step may become part of what it knows.
-            self.world.remember(cpu, self.internal);
+            self.world.remember(cpu, self.map.owed_fingerprint());
         }
         self.next[cpu] = self.cpus[cpu].resume(self.world);
         let internal = self.fingerprint();
+        if internal != self.internal {
+            // The map's variables are acquired and released.
+            self.world.with_machine(|machine| machine.publish(cpu));
+        }
         if internal != self.internal || !call.is_passive() {
             self.blocked &= 1 << cpu;
         }
@@ -302,7 +306,10 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
     fn key(&self) -> u64 {
         let mut hash = Hash64::from(self.internal);
         self.world.machine().fingerprint(&mut hash);
-        (0..self.next.len()).for_each(|cpu| hash.write_u64(self.world.history(cpu)));
+        for (cpu, next) in self.next.iter().enumerate() {
+            hash.write_u64(self.world.history(cpu));
+            hash.write_u64(next.as_ref().map_or(0, call_hash));
+        }
         hash.write_u32(self.blocked);
         hash.finish()
     }

@@ -581,6 +581,14 @@ impl Machine {
         self.expect.begin(range, effect)
     }
 
+    /// A CPU begins or ends to read with software.
+    pub fn reads(&mut self, cpu: usize, begins: bool) {
+        match begins {
+            true => self.expect.begin_reading(cpu),
+            false => self.expect.end_reading(cpu),
+        }
+    }
+
     /// A call is over on `cpu`, made or failed, and what it owed is paid: from now on nothing else is right.
     pub fn end(&mut self, cpu: usize, begun: Begun, made: bool) {
         let (start, end) = self.expect.end(begun, made);
@@ -802,6 +810,17 @@ impl Machine {
         }
     }
 
+    /// The CPU has released what it did by variables that the machine does not see.
+    pub fn publish(&mut self, cpu: usize) {
+        self.memory.publish(cpu);
+    }
+    /// The CPU may have acquired what others have released so.
+    pub fn acquire(&mut self, cpu: usize) {
+        if self.memory.acquire(cpu) {
+            self.forget_observed();
+        }
+    }
+
     /// The others may go on.
     pub fn release(&mut self) {
         if let Some((_, start, end)) = self.held.take() {
@@ -969,6 +988,11 @@ impl Machine {
                 let tables =
                     set.tables.iter().filter(|table| stays(Entry::Table(**table))).copied().collect();
                 self.tlbs[other] = Set { leaves, tables };
+                // A DSB here waits for the accesses of the others (R_DCJQM, I_BBMSB).
+                let is_named = |leaf: &Leaf| tlb::names(&operation.target, &Entry::Leaf(*leaf), &layout);
+                if other != cpu {
+                    self.streams[other].leaves.retain(|leaf| !is_named(leaf));
+                }
                 if other == cpu && !self.config.regime.is_stage_2() {
                     self.streams[cpu].leaves.extend(gone);
                 }

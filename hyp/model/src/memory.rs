@@ -101,6 +101,12 @@ impl World {
         hash.write_u64(value);
         self.histories[cpu].set(hash.finish());
     }
+    /// The CPU is between two calls and has kept nothing of the last ones.
+    pub fn forget(&self) {
+        let cpu = self.cpu.get();
+        self.histories[cpu].set(0);
+        self.spins[cpu].set(Spin::default());
+    }
     /// Steps are taken at once, by this CPU.
     pub fn go_direct(&self, cpu: usize) {
         self.mode.set(Mode::Direct);
@@ -141,7 +147,11 @@ impl World {
         if self.mode.get() == Mode::Over {
             return 0;
         }
-        let result = self.logged(|machine| machine.execute(cpu, call));
+        let result = self.logged(|machine| {
+            let result = machine.execute(cpu, call);
+            machine.acquire(cpu);
+            result
+        });
         self.tell(cpu, call, result);
         result
     }
@@ -166,7 +176,9 @@ impl World {
         }
         self.spins[cpu].set(spin);
         let mut hash = Hash64::from(self.histories[cpu].get());
-        hash.write_u64(result);
+        // Whether a table is locked is seen in what the CPU does next.
+        let is_table = matches!(call, Call::Load { .. }) && result & 0b11 == 0b11;
+        hash.write_u64(if is_table { result & !(1 << 55) } else { result });
         hash.write_u64(crate::explore::call_hash(&call));
         self.histories[cpu].set(hash.finish());
     }

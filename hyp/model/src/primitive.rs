@@ -107,6 +107,7 @@ impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
             debt.flush();
         }
         self.world.end(begun, made);
+        self.world.forget();
         made
     }
     fn map(&self, pages: (u64, u64), leaves: Leaves) -> bool {
@@ -117,6 +118,7 @@ impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
         let made = cpu.write().map(self.range(pages), output, R::DATA, leaves).is_ok();
         drop(cpu);
         self.world.end(begun, made);
+        self.world.forget();
         made
     }
     fn unmap(&self, pages: (u64, u64)) -> bool {
@@ -134,6 +136,7 @@ impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
         let made = cpu.write().set_state(self.range(pages), state).is_ok();
         drop(cpu);
         self.world.end(begun, made);
+        self.world.forget();
         made
     }
     fn protect(&self, pages: (u64, u64), (change, effect): (Change<R>, Effect)) -> bool {
@@ -147,6 +150,7 @@ impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
     fn read(&self, page: u64, pages: (u64, u64)) -> bool {
         self.world.step(crate::machine::Call::Between);
         let mut cpu = self.map.cpu(self.cpu).expect("each CPU has its slot");
+        self.world.with_machine(|machine| machine.reads(self.cpu, true));
         let reader = cpu.read();
         let input = R::Input::new(page * PAGE).expect("it is within the map");
         let found = reader.translate(input).map(|found| (found.output.get(), found.attributes().bits()));
@@ -161,17 +165,22 @@ impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
             self.found(visited.start, found);
             ControlFlow::<()>::Continue(())
         });
+        drop(reader);
+        drop(cpu);
+        self.world.with_machine(|machine| machine.reads(self.cpu, false));
+        self.world.forget();
         true
     }
     fn found(&self, address: u64, found: Option<(u64, u64)>) {
         let part = (address, address + 1);
         self.world.with_machine(|machine| {
+            let expect = machine.expect().of_reader(self.cpu);
             let wrong = match found {
-                Some((output, bits)) => machine.expect().refuses(part, output.wrapping_sub(address), bits),
-                None => machine.expect().refuses_fault(part),
+                Some((output, bits)) => expect.refuses(part, output.wrapping_sub(address), bits),
+                None => expect.refuses_fault(part),
             };
             if wrong.is_some() {
-                let values = machine.expect().values(address);
+                let values = expect.values(address);
                 let text = format!("software finds {found:x?} at {address:#x}; right is {values:x?}");
                 machine.convict(Kind::WrongTranslation, text);
             }
@@ -248,6 +257,7 @@ pub fn primitives<R: Tried, S: Shape>() -> Vec<Primitive<R, S>> {
                 two
             });
             c.world.end(begun, made);
+            c.world.forget();
             made
         }),
         with("debt dropped, settle", |c| {
@@ -256,6 +266,7 @@ pub fn primitives<R: Tried, S: Shape>() -> Vec<Primitive<R, S>> {
             let made = c.map.protect(c.range(EDGE), change).map(drop).is_ok();
             c.map.settle();
             c.world.end(begun, made);
+            c.world.forget();
             made
         }),
         with("unmap dropped, map", |c| {

@@ -70,6 +70,8 @@ pub struct Memory {
     words: Vec<Word>,
     more: Vec<(u32, Pending)>,
     clocks: [Clock; CPUS],
+    /// The epoch before which a CPU's stores are released by what the machine does not see.
+    released: [u16; CPUS],
     /// Whether each table is out of the pool.
     out: Vec<bool>,
     /// The tables that were given back, last first, and those never taken.
@@ -86,6 +88,7 @@ impl Memory {
             words: vec![word; tables * entries],
             more: Vec::new(),
             clocks: Default::default(),
+            released: Default::default(),
             out: vec![false; tables],
             free: (0..tables as u16).rev().collect(),
             reserved: 0,
@@ -228,6 +231,27 @@ impl Memory {
     pub fn settle_all(&mut self, cpu: usize) {
         self.settle(cpu, u16::MAX);
         self.clocks[cpu] = Clock::default();
+        self.released[cpu] = 0;
+    }
+
+    /// The CPU has made a release elsewhere, in memory that is no table: who acquires it sees its stores.
+    pub fn publish(&mut self, cpu: usize) {
+        if !self.is_settled(cpu) {
+            self.clocks[cpu].epoch += 1;
+            self.released[cpu] = self.clocks[cpu].epoch;
+        }
+    }
+    /// The CPU may have acquired what others have released. Whether anything is seen by that.
+    pub fn acquire(&mut self, cpu: usize) -> bool {
+        let mut any = false;
+        for other in (0..CPUS).filter(|&other| other != cpu) {
+            let released = std::mem::take(&mut self.released[other]);
+            if released > 0 {
+                self.settle(other, released);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Whether all of the CPU's stores are settled.
@@ -344,6 +368,7 @@ impl Memory {
             pending.hash(into);
         }
         self.clocks.hash(into);
+        self.released.hash(into);
         self.free.hash(into);
         into.write_usize(self.reserved);
     }

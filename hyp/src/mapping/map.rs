@@ -375,6 +375,13 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         }
     }
 
+    /// What a call may keep of the map's variables while it accesses tables, as a number: whether anybody but one is inside or owes
+    /// something, or a debt was dropped.
+    #[doc(hidden)]
+    pub fn owed_fingerprint(&self) -> u64 {
+        self.gate.users().min(2) | u64::from(self.owed.whole.load(SeqCst)) << 2
+    }
+
     /// All that the map knows beside its tables, for who explores what can happen: equal states feed `into` alike.
     #[doc(hidden)]
     pub fn fingerprint(&self, into: &mut impl core::hash::Hasher) {
