@@ -944,6 +944,28 @@ fn a_state_takes_the_place_of_whatever_was_there_and_owes_nothing() {
     assert_eq!(mmu.take_tlbis(), []);
 }
 
+/// Found by the machine model: what else an address translates by may come after the look at who else owes.
+#[test]
+fn a_flush_that_another_change_of_size_overtakes_invalidates_everything() {
+    let mmu = Traced::new();
+    let map = new::<Stage2, _>(&mmu, bbm(2));
+    add(&map, 0, 2 * MIB, Attributes::<Stage2>::RAM, Leaves::LARGEST);
+    let split = || {
+        mmu.at_tlbi.set(None);
+        drop(map.split_to_pages(range(0, 2 * MIB)).unwrap());
+    };
+    let debt = map.protect(range(0, 2 * MIB), Change::<Stage2>::READ_ONLY).unwrap();
+    mmu.take();
+    mmu.at_tlbi.set(Some(&split));
+    debt.flush();
+    let tlbis: Vec<Tlbi> = mmu
+        .take()
+        .into_iter()
+        .filter_map(|step| if let Step::Tlbi(operation, _) = step { Some(operation) } else { None })
+        .collect();
+    assert_eq!(tlbis, [Tlbi::Address(LEAVES), Tlbi::Combined, Tlbi::All]);
+}
+
 // Breaks.
 
 #[test]
