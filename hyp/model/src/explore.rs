@@ -136,7 +136,7 @@ struct Branch {
 }
 
 /// Most states of one case: more is a mistake of the test.
-const MOST: usize = 1_000_000;
+const MOST: usize = 10_000_000;
 
 impl<R: Regime, S: Shape> Case<'_, R, S> {
     /// Tries every schedule.

@@ -59,6 +59,8 @@ pub struct World {
     yielders: [Cell<*const Yielder<(), Call>>; CPUS],
     histories: [Cell<u64>; CPUS],
     spins: [Cell<Spin>; CPUS],
+    /// Times that each CPU has set tables aside in this call.
+    reserves: [Cell<u64>; CPUS],
     planted: Option<Planted>,
 }
 
@@ -75,6 +77,7 @@ impl World {
             yielders: [const { Cell::new(std::ptr::null()) }; CPUS],
             histories: Default::default(),
             spins: Default::default(),
+            reserves: Default::default(),
             planted: fault.map(Planted::new),
         }
     }
@@ -105,6 +108,7 @@ impl World {
     pub fn forget(&self) {
         let cpu = self.cpu.get();
         self.histories[cpu].set(0);
+        self.reserves[cpu].set(0);
         self.spins[cpu].set(Spin::default());
     }
     /// Steps are taken at once, by this CPU.
@@ -245,6 +249,12 @@ unsafe impl TablePool for World {
         if self.mode.get() == Mode::Over {
             return Ok(());
         }
+        // All that a call keeps of its first walk is what it needs.
+        let cpu = self.cpu.get();
+        let mut hash = Hash64::from(self.reserves[cpu].get());
+        self.reserves[cpu].set(self.reserves[cpu].get() + 1);
+        hash.write_usize(count);
+        self.histories[cpu].set(hash.finish());
         match self.logged(|machine| machine.memory.reserve(count).map_or_else(|left| left as u64, |()| NONE))
         {
             NONE => Ok(()),

@@ -244,21 +244,20 @@ pub fn primitives<R: Tried, S: Shape>() -> Vec<Primitive<R, S>> {
         }),
         with("translate, walk", |c| c.read(3, (0, 8))),
         with("two debts, merged", |c| {
-            let ((change, effect), first) = (c.permission(), (0, 1));
-            let begun = c.begin(first, effect);
-            let one = c.map.protect(c.range(first), change);
-            let made = c.change(EDGE, effect, |map, range| {
-                let mut two = map.protect(range, change);
-                if let Ok(two) = &mut two
-                    && let Ok(one) = one
-                {
-                    two.merge(one);
-                }
-                two
-            });
-            c.world.end(begun, made);
+            let begun = c.begin(WHOLE, R::EXECUTE.1);
+            let one = c.map.protect(c.range(WHOLE), R::EXECUTE.0);
+            let (change, effect) = R::READ_ONLY;
+            let second = c.world.begin((0, 4 * PAGE), effect);
+            let two = c.map.protect(c.range(WHOLE), change);
+            let made = (one.is_ok(), two.is_ok());
+            if let (Ok(one), Ok(mut two)) = (one, two) {
+                two.merge(one);
+                two.flush();
+            }
+            c.world.end(begun, made.0);
+            c.world.end(second, made.1);
             c.world.forget();
-            made
+            made.0 && made.1
         }),
         with("debt dropped, settle", |c| {
             let (change, effect) = c.permission();

@@ -1,6 +1,6 @@
 //! Every schedule of each primitive, and of each two, on small tables.
 
-use hyp::mapping::{El1And0, El2, Stage2, Tiny};
+use hyp::mapping::{El1And0, El2, Stage2, Tag, Tiny};
 use hyp_model::primitive::{Ground, Trial, Tried, primitives};
 
 /// Each primitive beside CPUs that only translate, on every ground and machine.
@@ -23,7 +23,9 @@ fn each<R: Tried>() {
             }
         }
         println!("{:<12} {:<24} {states:>8} states", R::NAME, primitive.name);
-        assert!(made[number] > 0, "{} was never made", primitive.name);
+        // A map of one ASID has no other memory type to offer.
+        let offered = R::TAG == Tag::All || primitive.name != "protect, memory type";
+        assert!(made[number] > 0 || !offered, "{} was never made", primitive.name);
     }
 }
 
@@ -34,7 +36,12 @@ fn pairs<R: Tried>(trial: Trial) {
     for (number, one) in all.iter().enumerate() {
         for two in &all[number..] {
             match trial.explore(&[one, two], None, |_, _| {}) {
-                Ok((explored, _)) => sum += explored.states,
+                Ok((explored, _)) => {
+                    sum += explored.states;
+                    if explored.states > 150_000 {
+                        println!("{} and {}: {}", one.name, two.name, explored.states);
+                    }
+                }
                 Err(conviction) => panic!("{} and {} on {trial:?}: {conviction:?}", one.name, two.name),
             }
         }
