@@ -14,7 +14,7 @@ use crate::memory::MAX_CPUS;
 use crate::report::UART;
 
 /// Bytes of the stack of each CPU.
-pub const STACK_SIZE: usize = 16 << 10;
+pub const STACK_SIZE: usize = 32 << 10;
 
 /// What a CPU has for itself. The assembly knows where its first fields lie.
 #[repr(C, align(64))]

@@ -60,9 +60,11 @@ pub unsafe fn run(
     let memory = cpus::init(&machine, unsafe { memory::enable_mmu(&machine, fdt, code) });
 
     say!("payload: {} CPUs, hypervisor at {}", machine.cpus.len(), memory.hypervisor);
+    memory.dump(&machine, "boot");
     let mut report = Report::default();
     main(&mut report, &machine, memory);
     report.end();
+    memory.dump(&machine, "off");
     let _ = smccc::psci::system_off::<smccc::Smc>();
     panic!("SYSTEM_OFF came back");
 }

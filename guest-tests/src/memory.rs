@@ -78,6 +78,26 @@ pub struct Memory {
     pub trials: Option<[u64; 2]>,
 }
 
+impl Memory {
+    /// Prints the payload's own map on the boot CPU, in a build for dumps whose command line asks for them.
+    #[cfg(not(feature = "dump"))]
+    pub fn dump(&self, _: &Machine<'_>, _: &str) {}
+
+    /// Prints the payload's own map on the boot CPU, in a build for dumps whose command line asks for them.
+    #[cfg(feature = "dump")]
+    pub fn dump(&self, machine: &Machine<'_>, moment: &str) {
+        use crate::say;
+        use hyp::mapping::dump::Format;
+
+        let asked = machine.parameter("cloven.dump").and_then(Format::parse);
+        let Some((format, mut cpu)) = asked.zip(self.map.cpu(0)) else { return };
+        cpu.read().dump(moment, format, |line| match format {
+            Format::Text => say!("{line}"),
+            Format::Json => say!("@cloven dump {line}"),
+        });
+    }
+}
+
 /// The payload's own stage 1.
 pub type OwnMap = Map<El1And0, CpuMmu<El1And0>>;
 

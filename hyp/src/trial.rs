@@ -36,6 +36,10 @@ pub const PREPARE_EL2: u32 = 0xc600_0011;
 pub const TOUCH_EL2: u32 = 0xc600_0012;
 /// Takes part as the one who changes: how many others, how many changes, seed. Changes made, refused, wrong address, passes.
 pub const CHANGE_EL2: u32 = 0xc600_0013;
+/// Prints EL2's maps in a build for dumps whose command line asks for them: the number of one of [`MOMENTS`]. 0 if there is such a moment.
+pub const DUMP: u32 = 0xc600_0014;
+/// Moments of a payload, as dumps name them.
+pub const MOMENTS: [&str; 2] = ["before the trials", "after the trials"];
 
 /// What is done to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,8 @@ pub enum Change {
     SplitEdges,
     /// Pages only.
     SplitToPages,
+    /// No marks, and the largest leaves that fit, under those who use them.
+    Collapse,
     /// Blocks again, the first part executable: nobody uses the range.
     Rebuild,
 }
@@ -63,6 +69,7 @@ impl Change {
             Self::SplitEdges => 2,
             Self::SplitToPages => 3,
             Self::Rebuild => 4,
+            Self::Collapse => 5,
             Self::Mark(value) => 8 + u64::from(value),
         }
     }
@@ -74,6 +81,7 @@ impl Change {
             2 => Self::SplitEdges,
             3 => Self::SplitToPages,
             4 => Self::Rebuild,
+            5 => Self::Collapse,
             8..16 => Self::Mark((number - 8) as u8),
             _ => return None,
         })
@@ -118,6 +126,11 @@ impl<R: Regime, M: Mmu> Linear<'_, R, M> {
             Change::Mark(value) => self.map.protect(range(size)?, MapChange::software(value))?,
             Change::SplitEdges => self.map.split_edges(range(size)?)?,
             Change::SplitToPages => self.map.split_to_pages(range(size)?)?,
+            Change::Collapse => {
+                let mut cpu = self.map.cpu(self.cpu).ok_or(MapError::NotQuiet(start))?;
+                let no_mark = MapChange::software(0);
+                return cpu.write().protect_and_collapse(range(size)?, no_mark, Leaves::LARGEST);
+            }
             Change::Rebuild => {
                 let mut cpu = self.map.cpu(self.cpu).ok_or(MapError::NotQuiet(start))?;
                 let mut writer = cpu.write();
@@ -354,8 +367,13 @@ impl Random {
             2 => Change::Writable,
             3..=5 => Change::Mark(self.below(8) as u8),
             6 => Change::SplitEdges,
-            _ if self.below(64) == 0 => Change::SplitToPages,
-            _ => Change::Mark(0),
+            _ => match self.below(64) {
+                0 => Change::SplitToPages,
+                // A part, or all of them.
+                1..=8 => return (Change::Collapse, part, PART),
+                9 => return (Change::Collapse, start, SIZE),
+                _ => Change::Mark(0),
+            },
         };
         (change, at, size)
     }
@@ -367,12 +385,12 @@ mod tests {
 
     #[test]
     fn changes_keep_their_numbers() {
-        let all =
-            [Change::ReadOnly, Change::Writable, Change::SplitEdges, Change::SplitToPages, Change::Rebuild];
-        for change in all.into_iter().chain((0..8).map(Change::Mark)) {
+        use Change::*;
+        let all = [ReadOnly, Writable, SplitEdges, SplitToPages, Rebuild, Collapse];
+        for change in all.into_iter().chain((0..8).map(Mark)) {
             assert_eq!(Change::decode(change.encode()), Some(change));
         }
-        assert_eq!(Change::decode(5), None);
+        assert_eq!(Change::decode(6), None);
         assert_eq!(Change::decode(16), None);
     }
 

@@ -147,7 +147,8 @@ fn doc() -> Command {
 
 /// Gives a build of the hypervisor's image the payload that it embeds.
 fn with_payload(command: &mut Command) -> Result<&mut Command> {
-    let payload = images::payload(images::Payload::Host).context("the embedded payload does not build")?;
+    let payload =
+        images::payload(images::Payload::Host, &[]).context("the embedded payload does not build")?;
     Ok(command.env("CLOVEN_HOST_PAYLOAD", payload.path))
 }
 

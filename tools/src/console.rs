@@ -6,6 +6,8 @@ use std::{collections::VecDeque, fmt};
 
 use serde::Serialize;
 
+use crate::maps::Dumps;
+
 /// How many of the last lines are kept for a report.
 const TAIL: usize = 15;
 
@@ -62,6 +64,8 @@ pub enum Line<'a> {
     View(&'a str),
     /// `@cloven done COUNT`
     Done(usize),
+    /// `@cloven dump JSON`
+    Dump(&'a str),
     /// A line that begins with `@cloven` and is none of these: part of it was lost.
     Malformed(&'a str),
     /// `cloven[N] fatal: TEXT`
@@ -126,6 +130,7 @@ fn parse_record(record: &str) -> Option<Line<'_>> {
             Line::Figure(Figure { name, value, unit: words.next().unwrap_or_default().to_owned() })
         }
         "view" => Line::View(rest),
+        "dump" => Line::Dump(rest),
         "done" => Line::Done(rest.trim().parse().ok()?),
         _ => return None,
     })
@@ -147,6 +152,8 @@ pub struct Transcript {
     pub figures: Vec<Figure>,
     /// What the guest sees of its machine, to be compared with another run.
     pub view: Vec<String>,
+    /// What maps said at some moments.
+    pub dumps: Dumps,
     /// The number of checks that the guest says it printed.
     pub done: Option<usize>,
     /// The first fatal message of the hypervisor.
@@ -169,6 +176,13 @@ impl Transcript {
             Line::Figure(figure) => self.figures.push(figure),
             Line::View(text) => self.view.push(text.to_owned()),
             Line::Done(count) => self.done = Some(count),
+            // There are many, and nobody reads them.
+            Line::Dump(text) => {
+                if self.dumps.push(text).is_err() {
+                    keep_first(&mut self.malformed, line.trim_end());
+                }
+                return None;
+            }
             Line::Malformed(text) => keep_first(&mut self.malformed, text),
             Line::Fatal(text) => keep_first(&mut self.fatal, text),
             Line::KernelFault(text) => keep_first(&mut self.kernel_fault, text),
@@ -288,6 +302,19 @@ mod tests {
         assert_eq!(transcript.fatal.as_deref(), Some("first"));
         assert_eq!(transcript.tail().count(), TAIL);
         assert_eq!(transcript.tail().last(), Some("cloven[0]   at image+0x10 f16"));
+    }
+
+    #[test]
+    fn lines_of_dumps_are_taken_out_and_damaged_ones_noticed() {
+        let mut transcript = Transcript::default();
+        transcript
+            .push(r#"cloven[0] info: @cloven dump {"stage":"s","moment":"m","input_bits":40}"#, |_| None);
+        transcript.push(r#"@cloven dump {"extents":0}"#, |_| None);
+        assert_eq!(transcript.dumps.whole().len(), 1);
+        assert_eq!(transcript.tail().count(), 0);
+        assert_eq!(transcript.malformed, None);
+        transcript.push(r#"@cloven dump {"extents":0}"#, |_| None);
+        assert_eq!(transcript.malformed.as_deref(), Some(r#"@cloven dump {"extents":0}"#));
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub struct Image {
 /// it, and that one is at home nowhere else.
 pub const STAND_IN: &str = "stand-in";
 
+/// The feature of a build that prints its maps at some moments, if the command line says so; its payload does too.
+pub const DUMP: &str = "dump";
+
 /// A payload that the hypervisor can embed.
 #[derive(Clone, Copy, Debug)]
 pub enum Payload {
@@ -58,21 +61,24 @@ impl Payload {
     }
 }
 
-/// Builds a payload.
-pub fn payload(payload: Payload) -> Result<Image> {
+/// Builds a payload with those of `features`, the hypervisor's, that payloads have too.
+pub fn payload(payload: Payload, features: &[String]) -> Result<Image> {
     workspace::ensure_target(TARGET)?;
-    workspace::run(workspace::cargo().args(["build", "--quiet", "--release", "--target", TARGET]).args([
-        "-p",
-        "guest-tests",
-        "--bin",
-        payload.name(),
-    ]))?;
-    convert(payload.name(), payload.name())
+    let mut build = workspace::cargo();
+    build.args(["build", "--quiet", "--release", "--target", TARGET, "-p", "guest-tests"]);
+    build.args(["--bin", payload.name()]);
+    let mut name = payload.name().to_owned();
+    if features.iter().any(|feature| feature == DUMP) {
+        build.args(["--features", DUMP]);
+        name += "+dump";
+    }
+    workspace::run(&mut build)?;
+    convert(payload.name(), &name)
 }
 
 /// Builds the hypervisor for `platform` with `features`, the payload that goes with them inside.
 pub fn hypervisor(platform: &str, features: &[String]) -> Result<Image> {
-    let payload = payload(Payload::of(features))?;
+    let payload = payload(Payload::of(features), features)?;
     let mut build = workspace::cargo();
     build.args(["build", "--quiet", "--release", "--target", TARGET, "-p", platform]);
     build.env("CLOVEN_HOST_PAYLOAD", &payload.path);

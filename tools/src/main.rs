@@ -7,8 +7,11 @@ mod bench;
 mod check;
 mod compare;
 mod console;
+mod dump;
 mod images;
 mod linux;
+mod maps;
+mod picture;
 mod placement;
 mod qemu;
 mod report;
@@ -42,6 +45,11 @@ enum Verb {
     /// Run all tests, or one part of them
     #[command(after_help = "What is given of the machine stands in place of what each test would choose.")]
     Test(suite::TestArgs),
+    /// Boot it as run does, and print what the translation tables of each stage say at some moments, and in what those differ
+    #[command(
+        after_help = "To see them change: `--bbm 3`, `--append cloven.changes=100` for fewer changes than 10,000 in each trial."
+    )]
+    Dump(Box<dump::DumpArgs>),
     /// Measure the mapping engine beside other crates and the bound, as ratios in one run
     Bench(bench::BenchArgs),
     /// Check formatting, lints, documentation, feature combinations and the placement of unsafe code and assembly
@@ -53,6 +61,7 @@ fn main() -> ExitCode {
     let outcome = qemu::end_when_interrupted().and_then(|()| match verb {
         Verb::Run(args) => run::run(args),
         Verb::Test(args) => suite::run(&args),
+        Verb::Dump(args) => dump::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Check(args) => check::run(&args),
     });

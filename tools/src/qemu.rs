@@ -25,7 +25,7 @@ use rustix::{
 
 use crate::{
     apt::Apt,
-    console::Transcript,
+    console::{self, Line, Transcript},
     symbols::Symbols,
     tree::{self, Additions, Area, Ram},
     workspace,
@@ -660,6 +660,7 @@ struct Screen {
 }
 
 const HYPERVISOR: &[u8] = b"cloven[";
+const RECORD: &[u8] = b"@cloven";
 const CYAN: &[u8] = b"\x1b[36m";
 const PLAIN: &[u8] = b"\x1b[0m";
 
@@ -677,8 +678,10 @@ impl Screen {
                 self.line.push(byte);
             }
         }
-        // What may become the hypervisor's prefix waits until that is known.
-        if !HYPERVISOR.starts_with(&self.line) {
+        // What may become the hypervisor's prefix waits until that is known, what may become a line of a dump until it ends.
+        let waits =
+            [HYPERVISOR, RECORD].iter().any(|it| it.starts_with(&self.line) || self.line.starts_with(it));
+        if !waits {
             self.flush();
         }
     }
@@ -702,8 +705,13 @@ impl Screen {
     }
 
     fn finish(&mut self, mut take: impl FnMut(&str) -> Option<String>) {
+        let line = String::from_utf8_lossy(&self.line).into_owned();
+        let note = take(&line);
+        if self.shown == 0 && matches!(console::parse(&line), Line::Dump(_)) {
+            self.line.clear();
+            return;
+        }
         self.flush();
-        let note = take(&String::from_utf8_lossy(&self.line));
         if self.echo {
             let note = note.map_or_else(String::new, |note| format!(" {note}"));
             let plain = if self.colour && self.line.starts_with(HYPERVISOR) { PLAIN } else { b"" };
@@ -841,6 +849,18 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", text]);
         follow(command, how, &mut Symbols::new(Path::new("/nonexistent"))).unwrap()
+    }
+
+    #[test]
+    fn a_line_that_may_be_of_a_dump_is_not_shown_before_it_ends() {
+        let mut screen = Screen::new(false);
+        let mut shown = |text: &str| {
+            screen.show(text.as_bytes(), |_| None);
+            screen.shown
+        };
+        assert_eq!((shown("@clo"), shown("ven dump {}"), shown("\n")), (0, 0, 0));
+        assert_eq!((shown("cloven[0] info: @cloven dump {"), shown("}\n")), (0, 0));
+        assert_eq!(shown("cloud"), 5);
     }
 
     #[test]

@@ -193,9 +193,9 @@ impl MachineArgs {
     }
 }
 
-/// The options of `cargo xtask run`.
+/// What is booted, and how: the options that `run` and `dump` share.
 #[derive(Args, Clone, Debug)]
-pub struct RunArgs {
+pub struct BootArgs {
     #[command(flatten)]
     machine: MachineArgs,
     /// Let virtual time count instructions, so that counts are repeatable; with one CPU unless --cpus says otherwise
@@ -219,6 +219,16 @@ pub struct RunArgs {
     /// Boot it by U-Boot, fetched as a distribution package, in place of QEMU's Linux loader; a Linux host then gives no shell
     #[arg(long)]
     u_boot: bool,
+    /// Build the hypervisor with these features (for tests)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', hide = true)]
+    features: Vec<String>,
+}
+
+/// The options of `cargo xtask run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    boot: BootArgs,
     /// Boot the same Linux with the hypervisor and, at EL1, without it, several times each, and tell in what that differs
     #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot", "work"])]
     compare: bool,
@@ -234,9 +244,6 @@ pub struct RunArgs {
     /// Write the table and the verdict to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Build the hypervisor with these features (for tests)
-    #[arg(long, value_name = "LIST", value_delimiter = ',', hide = true)]
-    features: Vec<String>,
 }
 
 /// The kernel of the host and what it gets.
@@ -374,92 +381,134 @@ fn announce_debugger(machine: &Machine, boot: &Boot, elf: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What a boot takes, built and fetched.
+pub struct Ready {
+    qemu: Qemu,
+    image: Image,
+    machine: Machine,
+    host: Option<Host>,
+    /// What the command line has beside what every host gets.
+    pub append: Vec<String>,
+    u_boot: Option<PathBuf>,
+}
+
+impl Ready {
+    /// Boots it and follows it so.
+    pub fn run(self, follow: Follow) -> Result<Outcome> {
+        let Self { qemu, image, machine, host, append, u_boot } = self;
+        let job =
+            Job { image: &image, machine, host, bare: false, append, device_tree: None, u_boot, follow };
+        job.run(&qemu)
+    }
+}
+
+impl BootArgs {
+    fn is_linux(&self) -> bool {
+        self.linux.is_some() || self.kernel.is_some()
+    }
+
+    /// Builds and fetches what this takes, the hypervisor with `features` beside those that were given.
+    pub fn ready(&self, icount: bool, features: &[&str]) -> Result<Ready> {
+        let linux = self.is_linux();
+        ensure!(
+            linux || self.initrd.is_none(),
+            "--initrd is for a Linux host: give --linux or --kernel PATH with it"
+        );
+        let icount = self.icount || icount;
+        let cpus = if icount { 1 } else { Machine::default().cpus };
+        let machine = self.machine.apply(Machine { cpus, icount, ..Machine::default() });
+        let (who, least) = match (linux, self.u_boot) {
+            (true, _) => ("a Linux host", LEAST_FOR_LINUX),
+            (false, true) => ("U-Boot", LEAST_FOR_U_BOOT),
+            (false, false) => ("the payload", LEAST_FOR_PAYLOAD),
+        };
+        ensure!(
+            machine.memory.0 >= least.0,
+            "{who} needs more than {}: give --memory {least} or more",
+            machine.memory
+        );
+        ensure!(
+            !(linux && self.is_quiet() && self.initrd.is_none()),
+            "what a Linux host sees is compared with figures that the hypervisor tells with --log info or more"
+        );
+        let qemu = Qemu::locate()?;
+        qemu.check_cpu(&machine.cpu)?;
+        let host = self.host()?;
+        let mut built = self.machine.features(&self.features);
+        // The host's memory changes below it in test builds.
+        let work = self.work.map(|_| TRIAL);
+        for &feature in features.iter().chain(&work) {
+            if !built.iter().any(|it| it == feature) {
+                built.push(feature.to_owned());
+            }
+        }
+        let image = images::hypervisor(self.machine.platform.package(), &built)?;
+        let u_boot = self.u_boot.then(|| Store::open()?.u_boot()).transpose()?;
+        let append = self.append.clone().into_iter().chain(self.machine.parameters()).collect();
+        Ok(Ready { qemu, image, machine, host, append, u_boot })
+    }
+
+    /// Whether the hypervisor tells less than it usually does.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.machine.log, Some(Log::Error | Log::Warn))
+    }
+
+    /// How long it may take, unless it is followed by a user or a debugger.
+    pub fn timeout(&self, least: Duration) -> Option<Duration> {
+        let long = self.is_linux() || self.machine.bbm.is_some();
+        let default = if long { LINUX_TIMEOUT.max(least) } else { least };
+        self.machine.timeout_or(default + Duration::from_secs(self.work.unwrap_or(0)))
+    }
+
+    /// The host that was asked for.
+    fn host(&self) -> Result<Option<Host>> {
+        let mut store = Store::open()?;
+        let kernel = match (&self.linux, &self.kernel) {
+            (Some(version), _) => {
+                let kernel = store.kernel(version)?;
+                eprintln!("the host is Linux {}", kernel.version);
+                if self.work.is_some() {
+                    let initrd = store.work_initramfs(&kernel)?;
+                    return Ok(Some(Host { kernel: kernel.path, initrd, checks: true, work: self.work }));
+                }
+                kernel.path
+            }
+            (None, Some(path)) => linux::own_kernel(path)?,
+            (None, None) => return Ok(None),
+        };
+        let initrd = match &self.initrd {
+            Some(path) if path.is_file() => path.clone(),
+            Some(path) => bail!("cannot read the initramfs {}", path.display()),
+            None => store.initramfs().context("the host needs an initramfs")?,
+        };
+        Ok(Some(Host { kernel, initrd, checks: self.initrd.is_none(), work: None }))
+    }
+}
+
 /// Carries out `cargo xtask run`; returns whether all held.
 pub fn run(args: RunArgs) -> Result<bool> {
     report::check_json(args.json.as_deref())?;
-    let linux = args.linux.is_some() || args.kernel.is_some();
-    ensure!(
-        linux || args.initrd.is_none(),
-        "--initrd is for a Linux host: give --linux or --kernel PATH with it"
-    );
-    let icount = args.icount || args.compare;
-    let cpus = if icount { 1 } else { Machine::default().cpus };
-    let machine = args.machine.apply(Machine { cpus, icount, ..Machine::default() });
-    let (who, least) = match (linux, args.u_boot) {
-        (true, _) => ("a Linux host", LEAST_FOR_LINUX),
-        (false, true) => ("U-Boot", LEAST_FOR_U_BOOT),
-        (false, false) => ("the payload", LEAST_FOR_PAYLOAD),
-    };
-    ensure!(
-        machine.memory.0 >= least.0,
-        "{who} needs more than {}: give --memory {least} or more",
-        machine.memory
-    );
-    let quiet = matches!(args.machine.log, Some(Log::Error | Log::Warn));
-    ensure!(
-        !(linux && quiet && args.initrd.is_none()),
-        "what a Linux host sees is compared with figures that the hypervisor tells with --log info or more"
-    );
-    let qemu = Qemu::locate()?;
-    qemu.check_cpu(&machine.cpu)?;
-    let host = host(&args)?;
-    let mut features = args.machine.features(&args.features);
-    // What EL2 costs is told, and the host's memory changed below it, by test builds.
-    if (args.compare || args.work.is_some()) && !features.iter().any(|feature| feature == TRIAL) {
-        features.push(TRIAL.to_owned());
-    }
-    if args.hostile {
-        features.push(images::STAND_IN.to_owned());
-    }
-    let image = images::hypervisor(args.machine.platform.package(), &features)?;
+    // What EL2 costs is told by test builds.
+    let features = [args.compare.then_some(TRIAL), args.hostile.then_some(images::STAND_IN)];
+    let features: Vec<&str> = features.into_iter().flatten().collect();
+    let mut ready = args.boot.ready(args.compare, &features)?;
+    ready.append.extend(hostile_parameters(args.operations, args.seed));
 
-    let u_boot = args.u_boot.then(|| Store::open()?.u_boot()).transpose()?;
-    let interactive = linux && !args.u_boot && io::stdin().is_terminal() && io::stdout().is_terminal();
-    let default = match args.hostile {
-        true => HOSTILE_TIMEOUT,
-        false if linux || args.machine.bbm.is_some() => LINUX_TIMEOUT,
-        false => PAYLOAD_TIMEOUT,
-    };
-    let default = default + Duration::from_secs(args.work.unwrap_or(0));
-    let timeout = args.machine.timeout_or(default).filter(|_| args.machine.timeout.is_some() || !interactive);
-    let append = args.append.into_iter().chain(args.machine.parameters());
-    let append = append.chain(hostile_parameters(args.operations, args.seed)).collect();
-    if let Some(host) = host.clone().filter(|_| args.compare) {
+    let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    let interactive = args.boot.is_linux() && !args.boot.u_boot && terminal;
+    let timeout = args.boot.timeout(if args.hostile { HOSTILE_TIMEOUT } else { PAYLOAD_TIMEOUT });
+    let timeout = timeout.filter(|_| args.boot.machine.timeout.is_some() || !interactive);
+    if let Some(host) = ready.host.clone().filter(|_| args.compare) {
+        let Ready { qemu, image, machine, append, .. } = ready;
         let compared = compare::compare(&qemu, &image, &machine, &host, append, timeout)?;
         print!("{compared}");
         report::write_json(args.json.as_deref(), &compared)?;
         return Ok(compared.holds());
     }
-    let follow = Follow { timeout, interactive, echo: true, ..Follow::default() };
-    let job = Job { image: &image, machine, host, bare: false, append, device_tree: None, u_boot, follow };
-    let outcome = job.run(&qemu)?;
+    let outcome = ready.run(Follow { timeout, interactive, echo: true, ..Follow::default() })?;
     print!("{}", summary(&outcome));
     report::write_json(args.json.as_deref(), &outcome)?;
     Ok(outcome.verdict == Verdict::Pass)
-}
-
-/// The host that was asked for.
-fn host(args: &RunArgs) -> Result<Option<Host>> {
-    let mut store = Store::open()?;
-    let kernel = match (&args.linux, &args.kernel) {
-        (Some(version), _) => {
-            let kernel = store.kernel(version)?;
-            eprintln!("the host is Linux {}", kernel.version);
-            if args.work.is_some() {
-                let initrd = store.work_initramfs(&kernel)?;
-                return Ok(Some(Host { kernel: kernel.path, initrd, checks: true, work: args.work }));
-            }
-            kernel.path
-        }
-        (None, Some(path)) => linux::own_kernel(path)?,
-        (None, None) => return Ok(None),
-    };
-    let initrd = match &args.initrd {
-        Some(path) if path.is_file() => path.clone(),
-        Some(path) => bail!("cannot read the initramfs {}", path.display()),
-        None => store.initramfs().context("the host needs an initramfs")?,
-    };
-    Ok(Some(Host { kernel, initrd, checks: args.initrd.is_none(), work: None }))
 }
 
 /// The tables and the verdict of a run.

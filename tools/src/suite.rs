@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::{
     console::{Check, CheckResult},
+    dump,
     images::{self, Image},
     linux::{Store, Version},
     qemu::{Ended, Follow, Machine, Qemu, Size},
@@ -511,6 +512,18 @@ impl Scenario {
         self.features.contains(&images::STAND_IN)
     }
 
+    /// What is wrong with the maps that a build for dumps printed.
+    fn map_problem(&self, outcome: &Outcome) -> Option<String> {
+        if !self.features.contains(&images::DUMP) {
+            return None;
+        }
+        let Some(reserved) = outcome.transcript.figure("memory.reserved") else {
+            return Some("the hypervisor did not say how much memory it reserved".to_owned());
+        };
+        let trials = outcome.checks.iter().any(|check| check.name.starts_with("trial."));
+        dump::problem(&outcome.transcript.dumps, self.machine.mappable(), reserved, trials)
+    }
+
     fn part(&self) -> Part {
         if self.linux.is_some() { Part::Linux } else { Part::Qemu }
     }
@@ -602,6 +615,19 @@ fn scenarios(full: bool) -> Vec<Scenario> {
         all.push(Scenario { name, machine, ..Scenario::linux("7.2", 4, GIB, "max") });
     }
     all.extend([Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3].map(|bbm| Scenario::trials(bbm, full)));
+    all.push(Scenario {
+        name: "maps that are printed say what they must",
+        features: &[images::DUMP],
+        append: &[dump::PARAMETER],
+        ..Scenario::payload(1, half, "max")
+    });
+    all.push(Scenario {
+        name: "maps that are printed say what they must, before and after trials",
+        features: &[run::TRIAL, images::DUMP],
+        // So few that they do not end with blocks again.
+        append: &[dump::PARAMETER, "cloven.changes=100"],
+        ..Scenario::trials(Bbm::Level3, full)
+    });
     all.push(Scenario::hostile(full));
     let gib = |count: u64| Size(count << 30);
     all.extend([
@@ -810,7 +836,8 @@ impl Lab {
             u_boot,
             follow,
         };
-        Ok(scenario.expect.judge(&job.run(&self.qemu)?))
+        let outcome = job.run(&self.qemu)?;
+        Ok(scenario.expect.judge(&outcome).or_else(|| scenario.map_problem(&outcome)))
     }
 
     fn image(&mut self, machine: &MachineArgs, features: &[&str]) -> Result<Image> {

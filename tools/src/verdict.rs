@@ -29,6 +29,9 @@ pub fn reasons(transcript: &Transcript, checks: &[Check], ended: &Ended, needs_c
     if let Some(text) = &transcript.malformed {
         reasons.push(format!("a line was damaged: {text}"));
     }
+    if let Some(dump) = transcript.dumps.unfinished() {
+        reasons.push(format!("the dump of {} at {} did not come to its end", dump.stage, dump.moment));
+    }
     let printed = transcript.checks.len();
     match transcript.done {
         Some(count) if count != printed => {
@@ -109,6 +112,18 @@ mod tests {
         for ended in ends {
             assert_eq!(judge(&GOOD, &ended, true).len(), 1, "{ended:?}");
         }
+    }
+
+    #[test]
+    fn a_dump_without_an_end_fails_the_run() {
+        let [check, done] = GOOD;
+        let head = r#"@cloven dump {"stage":"stage 2","moment":"off","input_bits":40}"#;
+        let end = r#"@cloven dump {"extents":0}"#;
+        assert_eq!(judge(&[check, done, head, end], &Ended::Off, true), Vec::<String>::new());
+        assert_eq!(
+            judge(&[check, done, head], &Ended::Off, true),
+            ["the dump of stage 2 at off did not come to its end"]
+        );
     }
 
     #[test]

@@ -11,7 +11,8 @@ use guest_tests::say;
 use hyp::machine::Machine;
 use hyp::mapping::{Attributes, Change as MapChange, El1And0, Range};
 use hyp::trial::{
-    CHANGE_EL2, CHANGE_HOST, Change, Linear, Outcome, PREPARE_EL2, SIZE, Subject, TOUCH_EL2, Trial,
+    CHANGE_EL2, CHANGE_HOST, Change, DUMP, Linear, MOMENTS, Outcome, PREPARE_EL2, SIZE, Subject, TOUCH_EL2,
+    Trial,
 };
 use smccc::Hvc;
 
@@ -111,23 +112,35 @@ pub fn all(report: &mut Report, machine: &Machine<'_>, memory: &Memory) {
         let outcome = together(others, TOUCH, || TRIAL.change(&host, others, changes, SEED));
         say_outcome(report, name, ready, outcome, changes);
     };
+    // All maps, in a build for dumps.
+    let dump = |moment: usize| {
+        memory.dump(machine, MOMENTS[moment]);
+        call(DUMP, [moment as u64, 0, 0]);
+    };
     let in_place = map.capabilities().bbm_level() == 3;
+    let has_calls = call(CHANGE_HOST, [0, 1, 1])[0] != NOT_SUPPORTED;
+    if in_place || has_calls {
+        dump(0);
+    }
     if in_place {
         tried(report, "trial.el1_map_changes_under_its_users", false);
     } else {
         say!("payload: its own blocks cannot be split in place on this CPU: not tried");
     }
-    if call(CHANGE_HOST, [0, 1, 1])[0] == NOT_SUPPORTED {
+    if has_calls {
+        tried(report, "trial.stage_2_changes_under_the_host", true);
+    } else {
         say!("payload: this hypervisor has no calls for trials");
-        return;
     }
-    tried(report, "trial.stage_2_changes_under_the_host", true);
-    if in_place {
+    if has_calls && in_place {
         let ready = call(PREPARE_EL2, [ranges[0], ranges[1], 0])[0] == 0;
         let outcome = together(others, TAKE_PART_AT_EL2, || {
             let answer = call(CHANGE_EL2, [others as u64, changes, SEED]);
             Outcome { changes: answer[0], refused: answer[1], wrong: answer[2], passes: answer[3] }
         });
         say_outcome(report, "trial.el2_map_changes_under_its_users", ready, outcome, changes);
+    }
+    if in_place || has_calls {
+        dump(1);
     }
 }

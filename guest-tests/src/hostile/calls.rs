@@ -44,7 +44,7 @@ const REVISION_ANSWER: [u64; 2] = [0, 2];
 /// How often the CPU came to EL2 by the kind in x1: see [`Tally`].
 pub const EXITS: u32 = 0xc600_0001;
 /// Calls of trials, which a build without them does not know.
-const TRIALS: core::ops::RangeInclusive<u32> = 0xc600_0010..=0xc600_0013;
+const TRIALS: core::ops::RangeInclusive<u32> = 0xc600_0010..=0xc600_0014;
 /// Kinds of exit.
 pub const KINDS: usize = 7;
 

@@ -13,7 +13,7 @@ mod flat;
 mod regimes;
 mod world;
 
-use flat::{Flat, Known, compare};
+use flat::{Flat, Known, canonical, compare, entries};
 use regimes::Tried;
 use world::World;
 
@@ -73,6 +73,15 @@ enum Call {
     SplitEdges(Place, Place, Pay),
     SplitToPages(Place, Place, Pay),
     SetState(Place, Place, u8),
+    Collapse {
+        at: Place,
+        size: Place,
+        blocks: bool,
+        runs: bool,
+        /// After this change.
+        change: Option<u8>,
+    },
+    CollapseEntry(Place, u8),
     Translate(Place),
     Settle,
     FlushKept,
@@ -171,6 +180,38 @@ impl<'m, R: Tried, S: Shape> Case<'m, R, S> {
                     Err(_) => compare(self.map, &self.flat),
                 }
             }
+            Call::Collapse { at, size, blocks, runs, change } => {
+                let (range, (start, end)) = self.range(at, size);
+                let leaves = Leaves { blocks, runs };
+                let mut cpu = map.cpu(0).unwrap();
+                let Some(change) = change else {
+                    // Done or not, it lets no translation differ.
+                    let _ = cpu.write().collapse(range, leaves);
+                    drop(cpu);
+                    compare(self.map, &self.flat);
+                    return self.look();
+                };
+                let (change, set, clear, valid) = R::CHANGES[usize::from(change) % R::CHANGES.len()];
+                let invalid = self.invalid(start, end);
+                match cpu.write().protect_and_collapse(range, change, leaves) {
+                    Ok(()) => {
+                        let new = |bits, was| (bits & !clear | set, valid.unwrap_or(was));
+                        self.flat.change(start, end, new);
+                        if valid == Some(true) {
+                            invalid.into_iter().for_each(|ends| self.world.check_new(ends));
+                        }
+                    }
+                    Err(_) => compare(self.map, &self.flat),
+                }
+            }
+            Call::CollapseEntry(at, level) => {
+                let address = R::Input::new(at.address::<S>(48)).unwrap();
+                match map.cpu(0).unwrap().write().collapse_entry(address, level) {
+                    // SAFETY: the table came from this pool, and is the caller's now.
+                    Ok(table) => unsafe { self.world.tables().give(table) },
+                    Err(_) => compare(self.map, &self.flat),
+                }
+            }
             Call::Translate(at) => {
                 let address = at.address::<S>(map.geometry().input_bits());
                 let found = map.cpu(1).unwrap().read().translate(R::Input::new(address).unwrap());
@@ -196,6 +237,10 @@ impl<'m, R: Tried, S: Shape> Case<'m, R, S> {
                 }
             }
         }
+        self.look();
+    }
+
+    fn look(&mut self) {
         self.world.look();
         if self.kept.is_empty() && !self.dropped {
             self.world.check_all();
@@ -261,6 +306,12 @@ fn run<R: Tried, S: Shape>(input: &Input, geometry: Geometry<S>) {
     unsafe { world.tables().cancel(case.reserved) };
     case.kept.clear();
     let all = Range::new(0, 1 << geometry.input_bits()).unwrap();
+    if map.cpu(0).unwrap().write().collapse(all, Leaves::LARGEST).is_ok() {
+        compare(&map, &case.flat);
+        let (expected, tables) = canonical(&map, &case.flat);
+        assert!(entries(&map) == expected, "there are entries left that are not needed");
+        assert_eq!(world.tables().used(), tables, "there are tables left that are not needed");
+    }
     // All of it goes away whole, which takes no table and no quiet.
     map.cpu(0).unwrap().write().unmap(all).unwrap().flush();
     map.settle();

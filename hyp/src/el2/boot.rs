@@ -311,6 +311,8 @@ impl Booted {
         let options = Options::new(self.features.capabilities);
         let map = stage2::host_map(mmu, options, self.features.limits, self.ram, machine.top, hidden)?;
         self.report(&map);
+        #[cfg(feature = "dump")]
+        super::dump::init(machine);
         let host = Host {
             layout: self.layout,
             ram: self.ram,
@@ -399,6 +401,8 @@ impl ReadyHost {
             read_cntpct_el0().bits(),
             read_cntfrq_el0().bits()
         );
+        #[cfg(feature = "dump")]
+        super::dump::tell(&self.host, 0, "boot");
         // SAFETY: the stage 2 map is whole, its tables are never freed, and every CPU's data was created.
         unsafe { host::start(self.host, self.entry) }
     }

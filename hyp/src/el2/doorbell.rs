@@ -40,6 +40,8 @@ enum Ring {
     SplitToPages,
     /// Something is taken away and given back.
     Moment(Change<Stage2>, Change<Stage2>),
+    /// No marks, and the largest leaves that fit.
+    Collapse,
     /// Everything is taken away, and comes back in the largest leaves that fit.
     Rebuild,
 }
@@ -118,7 +120,7 @@ fn choose(random: &mut Random, ram: &[Range<Pa>], hidden: Range<Pa>) -> Option<(
     let size = (1 + random.below(largest)) * GRANULE;
     let few = Range::new(at, size.min(part.end() - at)).ok()?;
     let blocks = BLOCKS[random.below(3) as usize];
-    let whole = Range::new(at & !(blocks - 1), blocks).ok();
+    let whole = Range::new(at & !(blocks - 1), blocks).ok().filter(|whole| part.contains_range(*whole));
     Some(match random.below(32) {
         0..=5 => (Ring::Mark(random.below(8) as u8), few),
         6..=9 => (Ring::SplitEdges, few),
@@ -126,8 +128,10 @@ fn choose(random: &mut Random, ram: &[Range<Pa>], hidden: Range<Pa>) -> Option<(
         12..=17 => (READ_ONLY, few),
         18..=20 => (NO_EXECUTE, few),
         21..=24 => (NOTHING, few),
-        25 => ([Ring::Mark(0), READ_ONLY, NO_EXECUTE, NOTHING][random.below(4) as usize], part),
-        _ => match whole.filter(|whole| part.contains_range(*whole)) {
+        // Pages of many blocks, or the blocks of a part: what was split finds its way back.
+        25 | 26 => (Ring::Collapse, if random.below(4) == 0 { part } else { whole.unwrap_or(few) }),
+        27 => ([Ring::Mark(0), READ_ONLY, NO_EXECUTE, NOTHING][random.below(4) as usize], part),
+        _ => match whole {
             Some(whole) => (Ring::Rebuild, whole),
             None => (Ring::SplitEdges, few),
         },
@@ -152,6 +156,10 @@ fn carry_out<M: Mmu>(
         Ring::Moment(take, give) => {
             map.protect(range, take)?.flush();
             back(map.protect(range, give).map(|debt| debt.flush()))?;
+        }
+        Ring::Collapse => {
+            let mut cpu = map.cpu(cpu).ok_or(MapError::NotQuiet(range.start().get()))?;
+            cpu.write().protect_and_collapse(range, Change::software(0), Leaves::LARGEST)?;
         }
         Ring::Rebuild => {
             let mut cpu = map.cpu(cpu).ok_or(MapError::NotQuiet(range.start().get()))?;

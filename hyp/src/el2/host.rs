@@ -258,6 +258,10 @@ fn answer(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
             return;
         }
     }
+    #[cfg(feature = "dump")]
+    if frame.x[0] as u32 == smccc::psci::PSCI_SYSTEM_OFF {
+        super::dump::tell(host, me, "off");
+    }
     host.services.answer(host, handler, (me, &percpu.exits), &mut frame.x);
 }
 

@@ -21,6 +21,7 @@
 //! | `cpu` | the EL2 registers that let a stock kernel use what the CPU has |
 //! | `vectors`, `host` | exceptions from below, and their answers |
 //! | `fault` | faults of our own: register dump and backtrace |
+//! | `dump` | of builds for dumps: both maps on the console |
 //! | `trial`, [`doorbell`] | of test builds: calls and a page that change maps |
 //! | `stand_in` | of test builds: who answers in place of the firmware |
 //! | `image`, `percpu`, `cache`, `logger` | our memory, per-CPU data, cache maintenance, messages |
@@ -39,6 +40,8 @@ pub mod boot;
 mod cache;
 #[cfg(target_arch = "aarch64")]
 pub mod cpu;
+#[cfg(all(target_arch = "aarch64", feature = "dump"))]
+mod dump;
 #[cfg(target_arch = "aarch64")]
 pub mod entry;
 #[cfg(target_arch = "aarch64")]

@@ -13,8 +13,8 @@ use super::cache;
 use super::host::Host;
 use super::image::Layout;
 use super::percpu::PerCpu;
-use crate::mapping::{Attributes, Change as MapChange, El2, Mmu, Pa, Range, Regime, Stage2};
-use crate::trial::{CHANGE_EL2, CHANGE_HOST, PREPARE_EL2, TOUCH_EL2};
+use crate::mapping::{Attributes, Change as MapChange, Counts, El2, Mmu, Pa, Range, Regime, Stage2};
+use crate::trial::{CHANGE_EL2, CHANGE_HOST, DUMP, MOMENTS, PREPARE_EL2, TOUCH_EL2};
 use crate::trial::{Change, Linear, MOST_CPUS, Outcome, SIZE, Subject, Trial};
 
 static TRIAL: Trial = Trial::new();
@@ -43,6 +43,12 @@ pub fn tell_costs(host: &Host) {
     let exits: u64 = (0..host.cpus.len()).map(|cpu| PerCpu::of(&host.layout, cpu).exits.total()).sum();
     info!("@cloven figure el2.exits {exits} exits");
     info!("@cloven figure el2.ticks {} ticks", TICKS.load(Relaxed));
+    for (name, counts) in [("el2", host.el2_map.counts()), ("stage2", host.map.counts())] {
+        let splits = Counts::sum(&counts.splits) + Counts::sum(&counts.runs_split);
+        let collapses = Counts::sum(&counts.collapses) + Counts::sum(&counts.runs_joined);
+        info!("@cloven figure {name}.splits {splits} leaves_and_runs");
+        info!("@cloven figure {name}.collapses {collapses} leaves_and_runs");
+    }
 }
 
 /// The answer to `function` for CPU number `me`, if it is one of these calls.
@@ -91,6 +97,14 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
                 TRIAL.change(&el2, (args[0] as usize).min(MOST_CPUS), args[1], args[2]);
             [changes, refused, wrong, passes]
         }
+        DUMP => match MOMENTS.get(args[0] as usize) {
+            Some(_moment) => {
+                #[cfg(feature = "dump")]
+                super::dump::tell(host, me, _moment);
+                [0; 4]
+            }
+            None => REFUSED,
+        },
         _ => return None,
     })
 }

@@ -10,7 +10,7 @@
 //! | `00` | all clear | nothing |
 //! | `00` | not all clear | a leaf that does not translate for now: output and attributes as in a valid one |
 //! | `10` | bits 3:2 `00` | software state, 60 bits from bit 4 on, for all that the entry spans |
-//! | `10` | bits 3:2 `01` | a leaf being broken and made: ask again |
+//! | `10` | bits 3:2 `01` | a leaf being broken and made, or the first entry of a table that fell out: ask again from the root |
 //! | `10` | bits 3:2 `10` | a table that was unlinked and waits for its last users, in bits 47:12 |
 
 use core::fmt;
@@ -77,14 +77,99 @@ const MAIR_DEVICE: u64 = 0;
 const MAIR_NORMAL: u64 = 1;
 
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::El2 {}
-    impl Sealed for super::El1And0 {}
-    impl Sealed for super::Stage2 {}
+    /// Some bits of a leaf, and how each of their values is called: not at all if the name is empty.
+    pub struct Field(pub u64, pub &'static [(u64, &'static str)]);
+
+    pub trait Sealed {
+        /// What is said of a leaf, in this order.
+        const FIELDS: &'static [Field];
+    }
+}
+use sealed::{Field, Sealed};
+
+const AF_NAMES: Field = Field(AF, &[(0, ""), (AF, "AF")]);
+const SH_NAMES: Field = Field(SH, &[(0, "NSH"), (0b10 << 8, "OSH"), (SH_INNER, "ISH")]);
+/// Those of [`MAIR`].
+const ATTR_INDEX_NAMES: Field = Field(
+    ATTR_INDEX,
+    &[(MAIR_DEVICE << ATTR_INDEX_SHIFT, "DEVICE-nGnRE"), (MAIR_NORMAL << ATTR_INDEX_SHIFT, "NORMAL")],
+);
+const AP_NAMES: Field = Field(AP_READ_ONLY, &[(0, "RW"), (AP_READ_ONLY, "RO")]);
+const GP_NAMES: Field = Field(GUARDED, &[(0, ""), (GUARDED, "GP")]);
+const DBM_NAMES: Field = Field(DBM, &[(0, ""), (DBM, "DBM")]);
+const SOFTWARE_NAMES: Field = Field(
+    SOFTWARE,
+    &[
+        (0, ""),
+        (1 << SOFTWARE_SHIFT, "SW1"),
+        (2 << SOFTWARE_SHIFT, "SW2"),
+        (3 << SOFTWARE_SHIFT, "SW3"),
+        (4 << SOFTWARE_SHIFT, "SW4"),
+        (5 << SOFTWARE_SHIFT, "SW5"),
+        (6 << SOFTWARE_SHIFT, "SW6"),
+        (7 << SOFTWARE_SHIFT, "SW7"),
+    ],
+);
+
+impl Sealed for El2 {
+    const FIELDS: &'static [Field] = &[
+        AP_NAMES,
+        Field(UXN, &[(0, "X"), (UXN, "XN")]),
+        AF_NAMES,
+        SH_NAMES,
+        ATTR_INDEX_NAMES,
+        // RES1.
+        Field(AP_EL0, &[(AP_EL0, ""), (0, "AP[1]=0")]),
+        GP_NAMES,
+        DBM_NAMES,
+        SOFTWARE_NAMES,
+    ];
+}
+impl Sealed for El1And0 {
+    const FIELDS: &'static [Field] = &[
+        AP_NAMES,
+        Field(AP_EL0, &[(0, ""), (AP_EL0, "EL0")]),
+        Field(PXN, &[(0, "PX"), (PXN, "PXN")]),
+        Field(UXN, &[(0, "UX"), (UXN, "UXN")]),
+        AF_NAMES,
+        Field(NG, &[(0, ""), (NG, "nG")]),
+        SH_NAMES,
+        ATTR_INDEX_NAMES,
+        GP_NAMES,
+        DBM_NAMES,
+        SOFTWARE_NAMES,
+    ];
+}
+impl Sealed for Stage2 {
+    const FIELDS: &'static [Field] = &[
+        Field(
+            S2AP_READ | S2AP_WRITE,
+            &[(S2AP_READ | S2AP_WRITE, "RW"), (S2AP_READ, "RO"), (S2AP_WRITE, "WO"), (0, "NA")],
+        ),
+        // At EL1 and EL0, at neither, at EL0, at EL1 (FEAT_XNX).
+        Field(S2_XN_FIELD, &[(0, "X"), (S2_XN, "XN"), (0b01 << 53, "UX"), (0b11 << 53, "PX")]),
+        AF_NAMES,
+        SH_NAMES,
+        Field(
+            S2_MEMATTR,
+            &[
+                (S2_MEMATTR_NORMAL_WB, "NORMAL"),
+                (0b1010 << 2, "NORMAL-WT"),
+                (0b0101 << 2, "NORMAL-NC"),
+                (0b0000 << 2, "DEVICE-nGnRnE"),
+                (0b0001 << 2, "DEVICE-nGnRE"),
+                (0b0010 << 2, "DEVICE-nGRE"),
+                (0b0011 << 2, "DEVICE-GRE"),
+            ],
+        ),
+        Field(S2_FNXS, &[(0, ""), (S2_FNXS, "FnXS")]),
+        DBM_NAMES,
+        SOFTWARE_NAMES,
+    ];
 }
 
 /// A translation regime, or the stage of one, as a type: those of this file.
-pub trait Regime: sealed::Sealed + Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
+pub trait Regime: Sealed + Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// What its tables translate.
     type Input: Address;
     /// How the regime is called in messages.
@@ -171,6 +256,13 @@ impl<R> Attributes<R> {
     {
         Self::from_bits(raw & attribute_mask::<R>())
     }
+    /// What tables with the bits `tables` above a leaf leave of it.
+    pub(super) const fn below(self, tables: u64) -> Self
+    where
+        R: Regime,
+    {
+        Self::of_leaf(below_tables::<R>(self.0, tables))
+    }
     /// The bits as they stand in a leaf.
     pub const fn bits(self) -> u64 {
         self.0
@@ -228,6 +320,31 @@ impl Attributes<Stage2> {
     /// Whether EL1 and EL0 may execute.
     pub const fn is_executable(self) -> bool {
         self.0 & S2_XN_FIELD == 0
+    }
+}
+
+/// In words, the permissions first; the bits that have no name come last as a number, so that what differs reads differently. With `{:#}` each
+/// word has a column of its own. Memory types of stage 1 are those of [`MAIR`], of stage 2 those of `HCR_EL2.FWB` = 0.
+impl<R: Regime> fmt::Display for Attributes<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut unnamed = self.0;
+        let mut gap = 0;
+        for Field(mask, names) in R::FIELDS {
+            let name = names.iter().find(|(value, _)| self.0 & mask == *value).map(|(_, name)| *name);
+            if name.is_some() {
+                unnamed &= !mask;
+            }
+            let name = name.unwrap_or("");
+            let widest = names.iter().map(|(_, name)| name.len()).max().unwrap_or(0);
+            let left = if f.alternate() { widest - name.len() } else { 0 };
+            if name.is_empty() {
+                gap += if f.alternate() { left + 1 } else { 0 };
+            } else {
+                write!(f, "{:gap$}{name}", "")?;
+                gap = left + 1;
+            }
+        }
+        if unnamed != 0 { write!(f, "{:gap$}+{unnamed:#x}", "") } else { Ok(()) }
     }
 }
 
@@ -447,6 +564,12 @@ pub(super) const fn is_unlinked(raw: u64) -> bool {
     raw & KIND == UNLINKED
 }
 
+/// The first entry of a table that waits to be given back, in a chain with `next`. To a walk that is still there it is
+/// [`Entry::Changing`].
+pub(super) const fn chained(next: Pa) -> u64 {
+    next.bits() | CHANGING
+}
+
 /// A leaf of an embedder's that hardware may be marking: what it may have marked is set (D8.17.1, I_GXGZY, R_RTBRL: reporting too
 /// much is allowed, losing is not).
 pub(super) const fn marked<R: Regime>(raw: u64) -> u64 {
@@ -464,6 +587,33 @@ pub(super) const fn first_below<S: Shape>(raw: u64, level: u8) -> (u64, u64) {
     // Below the block's own alignment the field holds nT and zeros, no address (D8.3.1).
     let not_output = OUTPUT & (level_size::<S>(level) - 1);
     (raw & !(not_output | VALID | TYPE | CONTIGUOUS) | low, level_size::<S>(below))
+}
+
+/// What one entry has to say one level higher to be as good as a table of `level` that begins with `raw` and runs on from it; nothing if
+/// none could. The Contiguous bit is clear. The other way round than [`first_below`].
+pub(super) const fn joined_above<S: Shape>(raw: u64, level: u8) -> Option<u64> {
+    if !is_leaf(raw, level) {
+        return if raw == 0 || raw & KIND == STATE { Some(raw) } else { None };
+    }
+    let above = level - 1;
+    // A block below its own alignment has nT there, and no output.
+    let output = OUTPUT & !(level_size::<S>(level) - 1);
+    if above == 0 || raw & output & (level_size::<S>(above) - 1) != 0 {
+        return None;
+    }
+    let low = if raw & VALID != 0 { leaf_type(above) } else { 0 };
+    Some(raw & !(VALID | TYPE | CONTIGUOUS) | low)
+}
+
+/// What each next word adds in a table that runs on from `raw`, of `level`.
+pub(super) const fn step<S: Shape>(raw: u64, level: u8) -> u64 {
+    if is_leaf(raw, level) { level_size::<S>(level) } else { 0 }
+}
+
+/// Whether a leaf can be the first of a run: its output is a multiple of the run's size.
+pub(super) const fn begins_run<S: Shape>(raw: u64, level: u8) -> bool {
+    let output = OUTPUT & !(level_size::<S>(level) - 1);
+    is_leaf(raw, level) && raw & output & ((level_size::<S>(level) << S::RUN_BITS) - 1) == 0
 }
 
 /// What attributes a leaf has below tables whose entries have the bits `tables` (D8.3.1.1, hierarchical attributes).
@@ -518,6 +668,36 @@ mod tests {
     }
 
     #[test]
+    fn what_a_split_leaves_joins_to_what_it_was() {
+        let output = Pa::new(0x1234_4000_0000).unwrap();
+        for level in 1..LAST_LEVEL {
+            for valid in [false, true] {
+                let attributes = Attributes::<El2>::CODE;
+                let leaf = Entry::Leaf { output, attributes, contiguous: false, valid }.encode(level);
+                let (below, each) = first_below::<Granule4K>(leaf, level);
+                assert_eq!(joined_above::<Granule4K>(below, level + 1), Some(leaf));
+                assert_eq!(each, step::<Granule4K>(below, level + 1));
+                assert_eq!(joined_above::<Granule4K>(below + each, level + 1), None);
+            }
+        }
+        let state = Entry::<El2>::State(State::new(7).unwrap()).encode(3);
+        for raw in [0, state] {
+            assert_eq!(joined_above::<Granule4K>(raw, 3), Some(raw));
+        }
+        for entry in [Entry::<El2>::Changing, Entry::Unlinked(output), Entry::Table(output)] {
+            assert_eq!(joined_above::<Granule4K>(entry.encode(2), 2), None);
+        }
+        // Nothing at level 0 is a leaf.
+        let block = Entry::Leaf {
+            output: Pa::new(0).unwrap(),
+            attributes: Attributes::<El2>::DATA,
+            contiguous: false,
+            valid: true,
+        };
+        assert_eq!(joined_above::<Granule4K>(block.encode(1), 1), None);
+    }
+
+    #[test]
     fn reserved_encodings_translate_nothing() {
         assert_eq!(Entry::<El2>::decode::<Granule4K>(VALID, 0), Entry::Empty);
         assert_eq!(Entry::<El2>::decode::<Granule4K>(VALID, 3), Entry::Empty);
@@ -538,6 +718,38 @@ mod tests {
             A::<El1And0>::USER_DATA,
         ] {
             assert!(a.bits() & AP_READ_ONLY != 0 || a.bits() & (UXN | PXN) == UXN | PXN, "{a:?}");
+        }
+    }
+
+    /// All attributes of a regime that differ in one bit from `base`, and that, in words.
+    fn words<R: Regime>(base: u64) -> Vec<String> {
+        let mask = attribute_mask::<R>();
+        let bits = (0..64).map(|bit| 1u64 << bit).filter(|bit| mask & bit != 0);
+        let all = bits.map(|bit| base ^ bit).chain([base]).map(Attributes::<R>::from_bits);
+        all.map(|attributes| {
+            let words: Vec<_> = attributes.to_string().split(' ').map(str::to_owned).collect();
+            let columns = format!("{attributes:#}");
+            assert!(columns.split_whitespace().eq(&words), "'{columns}', '{attributes}'");
+            words.join(" ")
+        })
+        .collect()
+    }
+
+    #[test]
+    fn attributes_that_differ_read_differently() {
+        let mut random = 1u64;
+        for _ in 0..200 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let bits = random ^ random >> 29;
+            let each = [words::<El2>, words::<El1And0>, words::<Stage2>];
+            let masks = [attribute_mask::<El2>(), attribute_mask::<El1And0>(), attribute_mask::<Stage2>()];
+            for (words, mask) in each.into_iter().zip(masks) {
+                let mut words = words(bits & mask);
+                let count = words.len();
+                words.sort();
+                words.dedup();
+                assert_eq!(words.len(), count, "{:#x}", bits & mask);
+            }
         }
     }
 }

@@ -103,7 +103,7 @@ pub(super) struct Needs {
 }
 
 impl Needs {
-    fn quiet(&mut self, start: u64, end: u64) {
+    pub(super) fn quiet(&mut self, start: u64, end: u64) {
         let (a, b) = self.quiet.unwrap_or((start, end));
         self.quiet = Some((a.min(start), b.max(end)));
     }
@@ -530,6 +530,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             address: at(0),
             old: &old[..count],
             new: &new[..count],
+            finest: level,
         };
         let own = if self.exclusive { EXCLUSIVE } else { SHARED };
         replace(self.map, &group, strategy, change.size || change.contiguous, own, &mut self.spans);

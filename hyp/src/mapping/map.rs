@@ -21,7 +21,7 @@ use super::geometry::{Geometry, Granule4K, LAST_LEVEL, Shape, level_shift, level
 use super::mmu::{Mmu, Quiesce, Reservation, Scope, TablePool};
 use super::rule::Capabilities;
 use super::tlb::{self, Debt, Span, Spans, Tag};
-use super::update::{EXCLUSIVE, Entered, Gate, Words};
+use super::update::{Counters, Counts, EXCLUSIVE, Entered, Gate, Words};
 
 /// The leaves that a call may use. Pages it always may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +82,15 @@ pub enum MapError {
     NotQuiet(u64),
     /// A map of one ASID was to get a global leaf.
     Global,
+    /// What is at this address does not run on from the first entry of its table.
+    Differs(u64),
+    /// At this address no entry of this level points to a table.
+    NoTable {
+        /// The address.
+        address: u64,
+        /// The level.
+        level: u8,
+    },
     /// There is no entry of this level, but for a table's, at this address.
     NoEntry {
         /// The address.
@@ -114,6 +123,12 @@ impl fmt::Display for MapError {
                 write!(f, "the translation of {address:#x} cannot be broken: other CPUs may be using it")
             }
             Self::Global => write!(f, "a map of one ASID holds only non-global leaves"),
+            Self::Differs(address) => {
+                write!(f, "what is at {address:#x} does not run on from its table's first entry")
+            }
+            Self::NoTable { address, level } => {
+                write!(f, "at {address:#x} no entry of level {level} is a table")
+            }
             Self::NoEntry { address, level } => {
                 write!(f, "at {address:#x} there is no entry of level {level} that could become a table")
             }
@@ -249,6 +264,7 @@ pub struct Map<R: Regime, M: Mmu, S: Shape = Granule4K> {
     gate: Gate,
     root_lock: AtomicBool,
     writer: AtomicBool,
+    counters: Counters,
     epoch: AtomicU64,
     owed: Owed,
     regime: PhantomData<R>,
@@ -268,6 +284,9 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     }
     pub(super) fn gate(&self) -> &Gate {
         &self.gate
+    }
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
     }
     pub(super) fn root_lock(&self) -> &AtomicBool {
         &self.root_lock
@@ -366,6 +385,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             gate: Gate::new(),
             root_lock: AtomicBool::new(false),
             writer: AtomicBool::new(false),
+            counters: Counters::default(),
             epoch: AtomicU64::new(0),
             owed: Owed {
                 whole: AtomicBool::new(false),
@@ -437,6 +457,11 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// What its CPUs can do.
     pub fn capabilities(&self) -> Capabilities {
         self.options.capabilities
+    }
+
+    /// How often leaves were split and joined.
+    pub fn counts(&self) -> Counts {
+        self.counters.read()
     }
 
     /// Changes every leaf in `range`, translating or not, as `change` says. Leaves wholly inside change where they are; what an end
@@ -556,12 +581,12 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         self.reclaim(0, u64::MAX);
     }
 
-    fn too_far(&self, end: u64) -> MapError {
+    pub(super) fn too_far(&self, end: u64) -> MapError {
         MapError::OutOfReach { end, bits: self.geometry.input_bits() }
     }
 
     /// The ends of a range that can be changed.
-    fn checked(&self, range: Range<R::Input>) -> Result<(u64, u64), MapError> {
+    pub(super) fn checked(&self, range: Range<R::Input>) -> Result<(u64, u64), MapError> {
         let (start, end) = (range.start().get(), range.end());
         if !(start | end).is_multiple_of(GRANULE) {
             return Err(MapError::Misaligned { input: start, size: range.size(), output: 0 });
@@ -722,15 +747,15 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     }
 
     /// Waits until the walks that were going on have ended, with nothing of the map locked.
-    fn wait_for_walks(&self) {
-        let epoch = self.epoch();
+    pub(super) fn wait_for_walks(&self) {
+        let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
         while self.mmu.slots().iter().any(|slot| slot.is_before(epoch)) {
             self.mmu.relax();
         }
     }
 
     /// Closes the gate to others, once nothing in the range is owed and no table waits there.
-    fn exclude_settled(&self, start: u64, end: u64) -> Entered<'_> {
+    pub(super) fn exclude_settled(&self, start: u64, end: u64) -> Entered<'_> {
         loop {
             let gate = self.gate.exclude(|| self.mmu.relax());
             self.settle_owed(start, end);
@@ -786,7 +811,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
 }
 
 /// Addresses that are quiet, and what keeps them so.
-type Quiet<M> = ((u64, u64), <<M as Mmu>::Quiesce as Quiesce>::Held);
+pub(super) type Quiet<M> = ((u64, u64), <<M as Mmu>::Quiesce as Quiesce>::Held);
 
 /// How a change is made.
 #[derive(Clone, Copy)]
@@ -816,7 +841,7 @@ struct Done<'m> {
 }
 
 /// Whether what must be quiet is.
-fn is_quiet<H>(needs: &Needs, held: &Option<((u64, u64), H)>) -> bool {
+pub(super) fn is_quiet<H>(needs: &Needs, held: &Option<((u64, u64), H)>) -> bool {
     match (needs.quiet, held) {
         (None, _) => true,
         (Some((start, end)), Some(((from, to), _))) => *from <= start && end <= *to,
@@ -866,6 +891,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             map.mmu.wait();
         }
         Self { map, cpu: PhantomData }
+    }
+    pub(super) fn target(&self) -> &'m Map<R, M, S> {
+        self.map
     }
 
     /// Maps `input` to as many bytes from `output` on, in the largest leaves that `leaves` and the alignment of both allow. An empty range

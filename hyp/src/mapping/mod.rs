@@ -23,13 +23,17 @@
 //! | [`rule`] | break before make: the only place that knows of FEAT_BBM |
 //! | `update` | the only place that stores to a live table; who owns which word |
 //! | `edit` | one walk that changes a range: protect, split, unmap |
+//! | `collapse` | joining what was split |
 //! | [`map`] | the map, its writer, reclaiming tables |
 //! | [`walk`] | reading beside writers |
+//! | [`dump`] | what a map says, for people and machines to read |
 //! | [`tlb`] | what a change owes to TLBs, and how it is paid |
 //! | [`pool`] | table memory: finite, counted, fallible |
 
 pub mod addr;
+mod collapse;
 pub mod descriptor;
+pub mod dump;
 mod edit;
 pub mod geometry;
 pub mod map;
@@ -47,10 +51,12 @@ mod tests;
 
 pub use addr::{Address, AddressError, GRANULE, Ipa, Pa, Range, Va};
 pub use descriptor::{Attributes, Change, El1And0, El2, Entry, Regime, Stage2, State};
+pub use dump::Extent;
 pub use geometry::{Geometry, Granule4K, Shape, Tiny};
 pub use map::{Leaves, Map, MapError, Options, Writer};
 pub use mmu::{Barrier, Linear, Mmu, NoQuiesce, Quiesce, Scope, TableMemory, TablePool, Tlbi};
 pub use pool::Pool;
-pub use rule::{Capabilities, Stage};
+pub use rule::{Capabilities, Stage, Strategy};
 pub use tlb::{Debt, Tag};
+pub use update::Counts;
 pub use walk::{Census, Cpu, Reader, Slot, Translation};

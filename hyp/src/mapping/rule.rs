@@ -100,7 +100,7 @@ pub(super) struct Difference {
 
 /// How to get from one to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Strategy {
+pub enum Strategy {
     /// Store; nothing that a TLB may hold is stale.
     Store,
     /// Store; what TLBs hold of the region before is owed an invalidation, and may be used until then.

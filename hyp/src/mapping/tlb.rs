@@ -303,9 +303,21 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Debt<'m, R, M, S> {
 
     /// Invalidates what is owed, on every CPU that the map's scope has, and returns when it is done. Tables that were unlinked go back
     /// to the pool, unless a walk may still see them: then later.
-    pub fn flush(mut self) {
+    pub fn flush(self) {
         if !self.is_empty() {
             invalidate(self.map, &self.spans, DEBT);
+            self.paid();
+        }
+    }
+
+    /// What is owed.
+    pub(super) fn spans(&self) -> &Spans {
+        &self.spans
+    }
+
+    /// Somebody has made an invalidation of all of it.
+    pub(super) fn paid(mut self) {
+        if !self.is_empty() {
             self.map.paid(&self.cleared);
             self.map.gate().forget_debt();
             self.spans = Spans::new();

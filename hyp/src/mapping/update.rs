@@ -9,10 +9,13 @@
 //! - A `table` argument of this room is the root of its map, or comes from a table word below it, or from the pool: that is
 //!   what [`TableMemory`] asks for.
 
-use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use super::addr::Pa;
-use super::descriptor::{CONTIGUOUS, Entry, LOCK, Regime, VALID, is_changing, is_table};
+use super::descriptor::{CONTIGUOUS, Entry, LOCK, Regime, VALID, is_changing, is_leaf, is_table};
 use super::geometry::{Shape, level_shift};
 use super::map::Map;
 use super::mmu::{Mmu, TableMemory, TablePool};
@@ -243,7 +246,7 @@ impl<R: Regime, M: Mmu, S: Shape> Drop for TableLock<'_, R, M, S> {
     }
 }
 
-/// Adjacent words of one table, none of them a table, that change together: a leaf or a run.
+/// Adjacent words of one table that change together: those of a leaf or a run, before or after.
 pub(super) struct Group<'a> {
     pub(super) table: Pa,
     pub(super) level: u8,
@@ -252,6 +255,70 @@ pub(super) struct Group<'a> {
     pub(super) address: u64,
     pub(super) old: &'a [u64],
     pub(super) new: &'a [u64],
+    /// No leaf in them, before, is of a higher level.
+    pub(super) finest: u8,
+}
+
+/// How often leaves were split and joined, by level and by strategy.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    splits: [[AtomicU32; 4]; 4],
+    collapses: [[AtomicU32; 4]; 4],
+    runs_split: [[AtomicU32; 4]; 4],
+    runs_joined: [[AtomicU32; 4]; 4],
+}
+
+/// How often leaves of each level (0 to 3) changed their size by each [`Strategy`] (`counts[level][strategy as usize]`), modulo 2^32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Leaves that became tables.
+    pub splits: [[u32; 4]; 4],
+    /// Tables that became leaves, or one word of something else.
+    pub collapses: [[u32; 4]; 4],
+    /// Contiguous runs that became single leaves, or tables.
+    pub runs_split: [[u32; 4]; 4],
+    /// Contiguous runs that were made of single leaves, or tables.
+    pub runs_joined: [[u32; 4]; 4],
+}
+
+impl Counts {
+    /// Of all levels and strategies, modulo 2^32.
+    pub fn sum(of: &[[u32; 4]; 4]) -> u32 {
+        of.iter().flatten().fold(0, |sum, &count| sum.wrapping_add(count))
+    }
+}
+
+impl Counters {
+    fn count<S: Shape>(&self, group: &Group<'_>, strategy: Strategy) {
+        let (level, how) = (usize::from(group.level), strategy as usize);
+        let add = |counters: &[[AtomicU32; 4]; 4]| {
+            counters[level][how].fetch_add(1, Relaxed);
+        };
+        for (&old, &new) in group.old.iter().zip(group.new) {
+            match (is_table(old, group.level), is_table(new, group.level)) {
+                (false, true) => add(&self.splits),
+                (true, false) => add(&self.collapses),
+                _ => {}
+            }
+        }
+        let is_run =
+            |words: &[u64]| words.iter().all(|&raw| is_leaf(raw, group.level) && raw & CONTIGUOUS != 0);
+        if group.old.len() == S::RUN && is_run(group.old) != is_run(group.new) {
+            add(if is_run(group.old) { &self.runs_split } else { &self.runs_joined });
+        }
+    }
+
+    pub(super) fn read(&self) -> Counts {
+        let read = |counters: &[[AtomicU32; 4]; 4]| {
+            core::array::from_fn(|level| core::array::from_fn(|how| counters[level][how].load(Relaxed)))
+        };
+        Counts {
+            splits: read(&self.splits),
+            collapses: read(&self.collapses),
+            runs_split: read(&self.runs_split),
+            runs_joined: read(&self.runs_joined),
+        }
+    }
 }
 
 /// What `old` and `new` of one `level` differ in; a table among `new` says the same as `old`, smaller, but for `memory`.
@@ -282,10 +349,12 @@ pub(super) fn replace<R: Regime, M: Mmu, S: Shape>(
     let span = Span {
         start: group.address,
         end: group.address + size,
-        level: group.level,
+        level: group.finest,
         same_size: false,
-        last_level: true,
+        // A table that falls out is in walk caches.
+        last_level: !group.old.iter().any(|&old| is_table(old, group.level)),
     };
+    map.counters().count::<S>(group, strategy);
     match strategy {
         Strategy::Store => {}
         Strategy::StoreThenInvalidate => {

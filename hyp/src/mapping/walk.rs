@@ -8,10 +8,8 @@ use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
 
 use super::addr::{Address, Pa, Range};
-use super::descriptor::{
-    Attributes, CONTIGUOUS, Entry, Regime, VALID, below_tables, is_changing, is_leaf, is_table, pa,
-};
-use super::geometry::{Granule4K, Shape, level_shift, level_size};
+use super::descriptor::{Attributes, CONTIGUOUS, Entry, Regime, VALID, is_changing, is_leaf, is_table, pa};
+use super::geometry::{Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
 use super::map::{Map, Writer};
 use super::mmu::Mmu;
 use super::update::Words;
@@ -87,8 +85,16 @@ impl<R: Regime, M: Mmu, S: Shape> Drop for Cpu<'_, R, M, S> {
     }
 }
 
-/// The entry is being broken and made.
+/// The entry is being broken and made, or its table fell out of the map.
 struct Changing;
+
+/// Why a walk stopped.
+enum Stop<B> {
+    /// Who was shown an entry had seen enough.
+    Visitor(B),
+    /// [`Changing`], at this address.
+    Changing(u64),
+}
 
 /// What an address translates to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,7 +112,7 @@ pub struct Translation<R: Regime> {
 impl<R: Regime> Translation<R> {
     /// What may be done there, with what the tables above the leaf take away.
     pub fn attributes(&self) -> Attributes<R> {
-        Attributes::of_leaf(below_tables::<R>(self.raw, self.tables))
+        Attributes::of_leaf(self.raw).below(self.tables)
     }
     /// Whether the leaf is one of a contiguous run.
     pub fn is_contiguous(&self) -> bool {
@@ -195,18 +201,25 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
     }
 
     /// Calls `visit` for each entry of the map that is in `range` and is no table, in ascending order, until it breaks. Addresses above
-    /// what the map reaches are not visited.
+    /// what the map reaches are not visited. Where leaves are joined meanwhile, a visited one may reach back over some that were.
     pub fn walk<B>(
         &self,
         range: Range<R::Input>,
         mut visit: impl FnMut(Visited<R>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         let geometry = self.map.geometry();
-        let (start, end) = (range.start().get(), range.end().min(1 << geometry.input_bits()));
-        if start >= end {
-            return ControlFlow::Continue(());
+        let (mut start, end) = (range.start().get(), range.end().min(1 << geometry.input_bits()));
+        while start < end {
+            let part = (start, end);
+            match self.walk_table(self.map.root(), geometry.start_level(), 0, part, &mut visit) {
+                ControlFlow::Continue(()) => break,
+                ControlFlow::Break(Stop::Visitor(found)) => return ControlFlow::Break(found),
+                // From the root, for a table that fell out of the map changes no more.
+                ControlFlow::Break(Stop::Changing(at)) => start = at,
+            }
+            self.map.mmu().relax();
         }
-        self.walk_table(self.map.root(), geometry.start_level(), 0, (start, end), &mut visit)
+        ControlFlow::Continue(())
     }
 
     fn walk_table<B>(
@@ -216,19 +229,40 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         base: u64,
         (start, end): (u64, u64),
         visit: &mut impl FnMut(Visited<R>) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
+    ) -> ControlFlow<Stop<B>> {
         let shift = level_shift::<S>(level);
         for index in ((start - base) >> shift)..=((end - 1 - base) >> shift) {
             let at = base + (index << shift);
-            let raw = Words::new(self.map.mmu()).settled(table, index as usize);
+            let raw = Words::new(self.map.mmu()).load(table, index as usize);
             if is_table(raw, level) {
                 let part = (start.max(at), end.min(at + level_size::<S>(level)));
                 self.walk_table(pa(raw), level + 1, at, part, visit)?;
-            } else {
-                visit(Visited { start: at, level, entry: Entry::decode::<S>(raw, level) })?;
+            } else if is_changing(raw) {
+                return ControlFlow::Break(Stop::Changing(start.max(at)));
+            } else if let ControlFlow::Break(found) =
+                visit(Visited { start: at, level, entry: Entry::decode::<S>(raw, level) })
+            {
+                return ControlFlow::Break(Stop::Visitor(found));
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// What [`Reader::walk`] visits, each with the bits of the tables above it. Between two entries it keeps where it is, so it takes three times
+    /// as long as a walk.
+    pub(super) fn entries(&self, range: Range<R::Input>) -> Entries<'_, R, M, S> {
+        let path = [(self.root, 0); LAST_LEVEL as usize + 1];
+        let end = range.end().min(self.limit);
+        Entries { reader: self, path, level: self.start_level, at: range.start().get(), end }
+    }
+
+    /// What the map's addresses count from.
+    pub(super) fn base(&self) -> u64 {
+        self.map.base()
+    }
+    /// All that the map reaches.
+    pub(super) fn reach(&self) -> u64 {
+        self.limit
     }
 
     /// How many leaves and runs there are.
@@ -273,6 +307,53 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
             level += 1;
             index = (address >> level_shift::<S>(level)) as usize & (S::ENTRIES - 1);
         }
+    }
+}
+
+/// See [`Reader::entries`].
+pub(super) struct Entries<'r, R: Regime, M: Mmu, S: Shape> {
+    reader: &'r Reader<'r, R, M, S>,
+    /// The tables of each level on the way to the next entry, each with the bits of those above it.
+    path: [(Pa, u64); LAST_LEVEL as usize + 1],
+    /// Of the table that has the next entry.
+    level: u8,
+    /// An address that the next entry is for.
+    at: u64,
+    end: u64,
+}
+
+impl<R: Regime, M: Mmu, S: Shape> Iterator for Entries<'_, R, M, S> {
+    type Item = (Visited<R>, u64);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let start_level = self.reader.start_level;
+        while self.at < self.end {
+            let level = self.level;
+            let (table, tables) = self.path[usize::from(level)];
+            let index = (self.at >> level_shift::<S>(level)) as usize;
+            // A root may be of several tables.
+            let index = if level == start_level { index } else { index & (S::ENTRIES - 1) };
+            let raw = Words::new(self.reader.map.mmu()).load(table, index);
+            if is_changing(raw) {
+                // From the root, for a table that fell out of the map changes no more.
+                self.level = start_level;
+                self.reader.map.mmu().relax();
+                continue;
+            }
+            if is_table(raw, level) {
+                self.level += 1;
+                self.path[usize::from(self.level)] = (pa(raw), tables | raw);
+                continue;
+            }
+            let size = level_size::<S>(level);
+            let start = self.at & !(size - 1);
+            self.at = start + size;
+            while self.level > start_level && self.at.is_multiple_of(level_size::<S>(self.level - 1)) {
+                self.level -= 1;
+            }
+            return Some((Visited { start, level, entry: Entry::decode::<S>(raw, level) }, tables));
+        }
+        None
     }
 }
 

@@ -77,6 +77,85 @@ impl Flat {
     }
 }
 
+/// First address, level, whether it is in a run, what is known of it.
+pub type Said = (u64, u8, bool, Known);
+
+/// The fewest entries that can say what the list does, and how many tables they take.
+pub fn canonical<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, flat: &Flat) -> (Vec<Said>, usize) {
+    let geometry = map.geometry();
+    let runs = map.capabilities().contains(Capabilities::CONTIGUOUS);
+    let (mut said, mut tables) = (Vec::new(), geometry.root_tables());
+    let level = geometry.start_level();
+    let entries = S::ENTRIES * geometry.root_tables();
+    fewest::<S>(&flat.joined(), (level, 0, entries), runs, &mut said, &mut tables);
+    (said, tables)
+}
+
+/// What one entry can say of all that it spans, if it can.
+fn single<S: Shape>(list: &[(u64, u64, Known)], level: u8, at: u64) -> Option<Option<Known>> {
+    let size = geometry::level_size::<S>(level);
+    let next = list.partition_point(|&(_, end, _)| end <= at);
+    match list.get(next) {
+        Some(&(start, end, known)) if start <= at && at + size <= end => match known {
+            Known::Leaf(shift, ..) if level == 0 || !at.wrapping_add(shift).is_multiple_of(size) => None,
+            known => Some(Some(known)),
+        },
+        Some(&(start, ..)) if start < at + size => None,
+        _ => Some(None),
+    }
+}
+
+fn fewest<S: Shape>(
+    list: &[(u64, u64, Known)],
+    (level, base, entries): (u8, u64, usize),
+    runs: bool,
+    said: &mut Vec<Said>,
+    tables: &mut usize,
+) {
+    let size = geometry::level_size::<S>(level);
+    for index in 0..entries as u64 {
+        let at = base + index * size;
+        match single::<S>(list, level, at) {
+            Some(None) => {}
+            Some(Some(known)) => {
+                let run = size * S::RUN as u64;
+                let first = at & !(run - 1);
+                let is_run = |shift: u64| {
+                    first.wrapping_add(shift).is_multiple_of(run)
+                        && (0..S::RUN as u64)
+                            .all(|i| single::<S>(list, level, first + i * size) == Some(Some(known)))
+                };
+                let in_run = runs && matches!(known, Known::Leaf(shift, ..) if is_run(shift));
+                said.push((at, level, in_run, known));
+            }
+            None => {
+                *tables += 1;
+                fewest::<S>(list, (level + 1, at, S::ENTRIES), runs, said, tables);
+            }
+        }
+    }
+}
+
+/// The entries of a map that say something.
+pub fn entries<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>) -> Vec<Said> {
+    let mut said = Vec::new();
+    let mut cpu = map.cpu(1).unwrap();
+    let all = Range::new(0, 1 << map.geometry().input_bits()).unwrap();
+    let _ = cpu.read().walk(all, |visited| {
+        let (start, level) = (visited.start, visited.level);
+        match visited.entry {
+            Entry::Leaf { output, attributes, contiguous, valid } => {
+                let shift = output.get().wrapping_sub(start);
+                said.push((start, level, contiguous, Known::Leaf(shift, attributes.bits(), valid)));
+            }
+            Entry::State(state) => said.push((start, level, false, Known::State(state.get()))),
+            _ => {}
+        }
+        core::ops::ControlFlow::<()>::Continue(())
+    });
+    said
+}
+
 /// What the tables mean, and whether their runs are whole.
 fn read<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>) -> Flat {
     let mut flat = Flat::default();

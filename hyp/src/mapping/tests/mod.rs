@@ -1,12 +1,15 @@
 //! What the engine promises, against a flat list of ranges and a fake MMU.
 
 mod behaviour;
+mod collapse;
+mod common;
+mod dump;
 mod flat;
 mod random;
 mod regimes;
 mod threads;
 
-use super::descriptor::{is_table, is_unlinked, pa};
+use super::descriptor::{is_table, is_unlinked};
 use super::fake::FakeMmu;
 use super::update::Words;
 use super::*;
@@ -18,7 +21,7 @@ fn reachable<R: Regime, S: Shape>(map: &Map<R, &FakeMmu, S>) -> usize {
         (0..entries)
             .map(|index| words.load(table, index))
             .filter(|&raw| is_table(raw, level) || is_unlinked(raw))
-            .map(|raw| 1 + below::<S>(mmu, pa(raw), level + 1, S::ENTRIES))
+            .map(|raw| 1 + below::<S>(mmu, descriptor::pa(raw), level + 1, S::ENTRIES))
             .sum()
     }
     let (geometry, level) = (map.geometry(), map.geometry().start_level());

@@ -3,7 +3,7 @@
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::flat::{Flat, Known, compare};
+use super::flat::{Flat, Known, canonical, compare, entries};
 use super::regimes::Tried;
 use super::*;
 
@@ -95,7 +95,7 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
 
     /// One random call; `false` if it ran out of tables.
     fn step(&mut self) -> bool {
-        let kind = self.random.below(16);
+        let kind = self.random.below(20);
         // Few tables left: make room.
         let is_crowded = |world: &Self| world.map.mmu().pool().free() < 24 && world.kept == 0;
         if is_crowded(self) {
@@ -154,6 +154,34 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
                 let result = result.map(|()| None);
                 self.finish(result, |flat| flat.set(start, start + size, Some(Known::State(state))))
             }
+            15 | 16 => {
+                let (start, size) = self.input(1 << 40);
+                let leaves = self.leaves();
+                let result = self.map.cpu(1).unwrap().write().collapse(range(start, size), leaves);
+                self.finish(result.map(|()| None), |_| {})
+            }
+            17 => {
+                let (start, size) = self.input(1 << 40);
+                let (change, set, clear, valid) = self.random.of(R::CHANGES);
+                let leaves = self.leaves();
+                let mut cpu = self.map.cpu(1).unwrap();
+                let result = cpu.write().protect_and_collapse(range(start, size), change, leaves);
+                drop(cpu);
+                self.finish(result.map(|()| None), |flat| {
+                    flat.change(start, start + size, |bits, was| (bits & !clear | set, valid.unwrap_or(was)))
+                })
+            }
+            18 => {
+                let start = self.input(0).0.min((1 << self.map.geometry().input_bits()) - 1);
+                let level = self.random.below(4) as u8;
+                let address = R::Input::new(start).unwrap();
+                let result = self.map.cpu(1).unwrap().write().collapse_entry(address, level);
+                if let Ok(table) = result {
+                    // SAFETY: the table is the caller's, and came from this pool.
+                    unsafe { self.map.mmu().pool().give(table) };
+                }
+                self.finish(result.map(|_| None), |_| {})
+            }
             _ => {
                 let (start, _) = self.input(0);
                 let address =
@@ -170,8 +198,12 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
         }
     }
 
+    fn leaves(&mut self) -> Leaves {
+        Leaves { blocks: !self.random.one_in(6), runs: !self.random.one_in(4) }
+    }
+
     fn map_some(&mut self) -> bool {
-        let leaves = Leaves { blocks: !self.random.one_in(6), runs: !self.random.one_in(4) };
+        let leaves = self.leaves();
         // Outputs that run with the input, or are off by a page, a block, a run of blocks.
         let off = self.random.of(&[
             0,
@@ -201,6 +233,16 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
         self.finish(result.map(|()| None), |flat| flat.set(start, start + size, Some(known)))
     }
 
+    /// After any sequence of calls the whole collapses to the fewest entries and tables that say the same.
+    fn collapse_all(&mut self) {
+        let (map, all) = (self.map, range(0, 1 << self.map.geometry().input_bits()));
+        map.cpu(1).unwrap().write().collapse(all, Leaves::LARGEST).unwrap();
+        compare(map, &self.flat);
+        let (expected, tables) = canonical(map, &self.flat);
+        assert!(entries(map) == expected, "there are entries left that are not needed");
+        assert_eq!(map.mmu().pool().used(), tables, "there are tables left that are not needed");
+    }
+
     fn done(
         &mut self,
         result: Result<Debt<'m, R, &'m FakeMmu, S>, MapError>,
@@ -226,7 +268,13 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
                 assert!(needed > free);
                 false
             }
-            Err(MapError::WouldSplit { .. } | MapError::Mapped(_) | MapError::HasState(_)) => true,
+            Err(
+                MapError::WouldSplit { .. }
+                | MapError::Mapped(_)
+                | MapError::HasState(_)
+                | MapError::Differs(_)
+                | MapError::NoTable { .. },
+            ) => true,
             Err(error) => panic!("{error}"),
         }
     }
@@ -257,6 +305,9 @@ fn run<R: Tried, S: Shape>(geometry: Geometry<S>, options: Options, seed_of_case
         }
         if number % every == 0 {
             compare(&map, &world.flat);
+            if world.random.one_in(2) {
+                world.collapse_all();
+            }
             assert_eq!(mmu.pool().used(), reachable(&map), "tables are lost");
             mmu.take_tlbis();
             mmu.quiesce.asked.lock().unwrap().clear();
@@ -264,7 +315,9 @@ fn run<R: Tried, S: Shape>(geometry: Geometry<S>, options: Options, seed_of_case
     }
     assert!(changes > operations() / 3, "only {changes} of {} calls changed anything", operations());
     world.debts.clear();
-    map.cpu(1).unwrap().write().unmap(range(0, 1 << geometry.input_bits())).unwrap().flush();
+    world.collapse_all();
+    let all = range(0, 1 << geometry.input_bits());
+    map.cpu(1).unwrap().write().unmap(all).unwrap().flush();
     map.settle();
     assert_eq!(mmu.pool().used(), geometry.root_tables(), "tables are lost");
 }

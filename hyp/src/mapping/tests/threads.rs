@@ -11,6 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::mapping::dump::Content;
 use crate::mapping::geometry::level_size;
 
 #[cfg(not(miri))]
@@ -105,7 +106,7 @@ fn check_tables<R: Regime>(map: &Fake<'_, R>) {
     assert_eq!((pool.used(), pool.free()), (reachable(map), pool.capacity() - pool.used()));
 }
 
-/// Threads change different bits of the same leaves and split them, others translate.
+/// Threads change different bits of the same leaves, split them and join them, others translate.
 fn all_changes_arrive<R: Changed>(bbm: u8) {
     let mmu = mmu();
     let map = new::<R>(&mmu, bbm);
@@ -133,11 +134,34 @@ fn all_changes_arrive<R: Changed>(bbm: u8) {
             }
         }
     };
+    let join = || {
+        let mut random = SmallRng::seed_from_u64(4);
+        for round in 0..ROUNDS {
+            let (start, size) = part(&mut random, pieces()[round as usize % 5]);
+            map.cpu(3).unwrap().write().collapse(range(start, size), Leaves::LARGEST).unwrap();
+        }
+    };
     let read = |number: usize| {
         let mut cpu = map.cpu(number).unwrap();
         let mut random = SmallRng::seed_from_u64(number as u64);
         while !over.load(SeqCst) {
             let reader = cpu.read();
+            // Each page of a piece is met, by however large a leaf, and none that is wrong.
+            let (start, size) = pieces()[2];
+            let mut next = start;
+            let _ = reader.walk(range(start, size), |visited| {
+                let Entry::Leaf { output, .. } = visited.entry else { panic!("{:?}", visited.entry) };
+                assert_eq!(output.get(), visited.start + SHIFT);
+                assert!(visited.start <= next, "{:#x} after {next:#x}", visited.start);
+                next = next.max(visited.start + level_size::<Tables>(visited.level));
+                ControlFlow::<()>::Continue(())
+            });
+            assert!(next >= start + size);
+            let extents = reader.extents(range(start, size)).inspect(|extent| {
+                let Content::Leaves { output, .. } = extent.content else { panic!("{extent}") };
+                assert_eq!(output.get(), extent.start + SHIFT);
+            });
+            assert_eq!(extents.map(|extent| extent.size).sum::<u64>(), size);
             for piece in pieces() {
                 let (address, _) = part(&mut random, piece);
                 let found =
@@ -153,6 +177,7 @@ fn all_changes_arrive<R: Changed>(bbm: u8) {
             scope.spawn(|| change(1, [R::READ_ONLY, R::WRITE])),
             scope.spawn(|| change(2, [Change::software(5), Change::software(2)])),
             scope.spawn(split),
+            scope.spawn(join),
         ];
         let ended: Vec<_> = writers.into_iter().map(thread::ScopedJoinHandle::join).collect();
         over.store(true, SeqCst);
@@ -240,8 +265,10 @@ fn readers_never_see_a_reused_table<R: Changed>(bbm: u8) {
             let piece = pieces()[1 + random.next_u64() as usize % 4];
             let (start, size) = part(&mut random, piece);
             map.protect(range(start, size), Change::software(random.next_u64() as u8)).unwrap().flush();
-            if random.next_u64() % 4 == 0 {
-                map.settle();
+            match random.next_u64() % 4 {
+                0 => map.settle(),
+                1 => map.cpu(3).unwrap().write().collapse(range(start, size), Leaves::LARGEST).unwrap(),
+                _ => {}
             }
         }
     };
