@@ -15,7 +15,7 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use hyp::mapping::{
     Address, Barrier, Debt, Geometry, Map, MapError, Mmu, Options, Pa, Quiesce, Regime, Scope, Shape, Slot,
-    TableMemory, TablePool, Tlbi,
+    TableMemory, TablePool, Tlbi, Writer,
 };
 
 use crate::CPUS;
@@ -379,6 +379,22 @@ pub fn split_entry<'m, 'w, R: Regime, S: Shape>(
         }
         result
     }
+}
+
+/// Joins the table of an entry, which goes back to the pool.
+///
+/// # Errors
+/// As [`Writer::collapse_entry`].
+pub fn collapse_entry<'w, R: Regime, S: Shape>(
+    writer: &mut Writer<'_, '_, R, &'w World, S>,
+    world: &World,
+    address: R::Input,
+    level: u8,
+) -> Result<(), MapError> {
+    let table = writer.collapse_entry(address, level)?;
+    // SAFETY: it came from this pool.
+    unsafe { world.give(table) };
+    Ok(())
 }
 
 /// A CPU of a run: a script that stops before each step.

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use hyp::mapping::{
     Address, Attributes, Capabilities, Change, Debt, El1And0, El2, Geometry, Leaves, Map, MapError, Options,
-    Pa, Range, Regime, Scope, Shape, Stage2, State, Tag,
+    Pa, Range, Regime, Scope, Shape, Stage2, State, Tag, Writer,
 };
 
 use crate::CPUS;
@@ -129,15 +129,24 @@ impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
             result
         })
     }
-    fn set_state(&self, pages: (u64, u64)) -> bool {
-        let begun = self.begin(pages, Effect::Set(Value::None));
+    /// A call of the writer that owes nothing.
+    fn writes(
+        &self,
+        pages: (u64, u64),
+        effect: Effect,
+        call: impl FnOnce(&mut Writer<'_, 'a, R, &'w World, S>, Range<R::Input>) -> Result<(), MapError>,
+    ) -> bool {
+        let begun = self.begin(pages, effect);
         let mut cpu = self.map.cpu(self.cpu).expect("each CPU has its slot");
-        let state = State::new(9).expect("it is small");
-        let made = cpu.write().set_state(self.range(pages), state).is_ok();
+        let made = call(&mut cpu.write(), self.range(pages)).is_ok();
         drop(cpu);
         self.world.end(begun, made);
         self.world.forget();
         made
+    }
+    fn set_state(&self, pages: (u64, u64)) -> bool {
+        let state = State::new(9).expect("it is small");
+        self.writes(pages, Effect::Set(Value::None), |w, range| w.set_state(range, state))
     }
     fn protect(&self, pages: (u64, u64), (change, effect): (Change<R>, Effect)) -> bool {
         self.change(pages, effect, |map, range| map.protect(range, change))
@@ -241,6 +250,20 @@ pub fn primitives<R: Tried, S: Shape>() -> Vec<Primitive<R, S>> {
         with("split_entry", |c| {
             let at = R::Input::new(PAGE).expect("it is within the map");
             c.change(WHOLE, Effect::Nothing, |map, _| memory::split_entry(map, c.world, at, 2))
+        }),
+        with("collapse", |c| c.writes(ALL, Effect::Nothing, |w, range| w.collapse(range, Leaves::LARGEST))),
+        with("split, collapse", |c| {
+            c.change(WHOLE, Effect::Nothing, |map, range| map.split_to_pages(range))
+                && c.writes(WHOLE, Effect::Nothing, |w, range| w.collapse(range, Leaves::LARGEST))
+        }),
+        with("protect_and_collapse", |c| {
+            let (change, effect) = c.permission();
+            c.writes(WHOLE, effect, |w, range| w.protect_and_collapse(range, change, Leaves::LARGEST))
+        }),
+        with("split_entry, collapse_entry", |c| {
+            let at = R::Input::new(PAGE).expect("it is within the map");
+            c.change(WHOLE, Effect::Nothing, |map, _| memory::split_entry(map, c.world, at, 2))
+                && c.writes(WHOLE, Effect::Nothing, |w, _| memory::collapse_entry(w, c.world, at, 2))
         }),
         with("translate, walk", |c| c.read(3, (0, 8))),
         with("two debts, merged", |c| {
