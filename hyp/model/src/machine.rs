@@ -54,6 +54,8 @@ pub struct Config {
     pub asids: [u16; CPUS],
     /// Others can be made to stand still.
     pub quiesce: bool,
+    /// CPUs whose MMU stays off, a bit each.
+    pub off: u32,
 }
 
 /// What software asks of the machine.

@@ -55,7 +55,8 @@ pub struct World {
     log: RefCell<Vec<u64>>,
     /// How much of the log was replayed.
     replayed: Cell<usize>,
-    slots: [Slot; CPUS],
+    /// The first of them everybody's, unless a fault is that each has its own.
+    slots: [[Slot; CPUS]; CPUS],
     yielders: [Cell<*const Yielder<(), Call>>; CPUS],
     histories: [Cell<u64>; CPUS],
     spins: [Cell<Spin>; CPUS],
@@ -313,7 +314,8 @@ unsafe impl Mmu for World {
         self
     }
     fn slots(&self) -> &[Slot] {
-        &self.slots
+        let own = self.planted.as_ref().is_some_and(Planted::forgets_readers);
+        &self.slots[if own { self.cpu.get() } else { 0 }]
     }
     fn tlbi(&self, operation: Tlbi, scope: Scope, operand: u64) {
         self.ask(Call::Tlbi { operation, scope, operand });

@@ -315,10 +315,12 @@ pub enum Ground {
     Pages,
     /// A block of level 1.
     Large,
+    /// A block of level 2 that hardware may yet mark as accessed and dirty, in a map that was there before.
+    Marked,
 }
 
 impl Ground {
-    /// All of them.
+    /// Those that are mapped by the engine.
     pub const ALL: [Self; 4] = [Self::Block, Self::Blocks, Self::Pages, Self::Large];
 
     /// Parts: first page, page after the last, leaves.
@@ -329,6 +331,7 @@ impl Ground {
             Self::Blocks => &[((0, 8), Leaves::LARGEST)],
             Self::Pages => &[((0, 4), Leaves { blocks: false, runs: true }), ((4, 5), Leaves::PAGES)],
             Self::Large => &[((0, 16), BLOCKS)],
+            Self::Marked => &[],
         }
     }
 }
@@ -381,6 +384,7 @@ impl Trial {
             mark: None,
             asids: [5; CPUS],
             quiesce: self.quiesce,
+            off: 0,
         }
     }
 
@@ -436,14 +440,33 @@ fn make<'w, R: Tried, S: Shape>(
     options: Options,
     ground: Ground,
 ) -> Mapped<'w, R, S> {
-    let map = Map::new(world, geometry, options).expect("there is room");
+    let map = match ground {
+        Ground::Marked => marked::<R, S>(world, geometry, options),
+        _ => Map::new(world, geometry, options).expect("there is room"),
+    };
     for &(pages, leaves) in ground.parts() {
         let context = Context { world, map: &map, cpu: 0 };
         assert!(context.map(pages, leaves), "nothing was there");
     }
     let root = map.root().get();
     world.with_machine(|machine: &mut Machine| {
-        (0..machine.config().cpus).for_each(|cpu| machine.turn_on(cpu, root));
+        let off = machine.config().off;
+        (0..machine.config().cpus).filter(|cpu| off & 1 << cpu == 0).for_each(|cpu| machine.turn_on(cpu, root));
     });
     map
+}
+
+/// A map that was there before: a block of which hardware has set no flag yet, under DBM.
+fn marked<'w, R: Tried, S: Shape>(world: &'w World, geometry: Geometry<S>, options: Options) -> Mapped<'w, R, S> {
+    const AF: u64 = 1 << 10;
+    let clean = if R::IS.is_stage_2() { R::DATA.bits() & !S2_WRITE } else { R::DATA.bits() | RO };
+    let bits = clean & !AF | DBM;
+    let begun = world.begin((0, 4 * PAGE), Effect::Set(Value::Leaf { shift: SHIFT, bits, valid: true }));
+    let mut words = vec![0; S::ENTRIES];
+    words[0] = SHIFT | bits | 1;
+    let below = memory::table_of(world, &words);
+    words[0] = below.get() | 0b11;
+    let root = memory::table_of(world, &words);
+    world.end(begun, true);
+    memory::adopt(world, root, geometry, options)
 }
