@@ -272,7 +272,7 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
             self.blocked &= 1 << cpu;
         }
         self.internal = internal;
-        if matches!(self.next[cpu], Some(Call::Relax | Call::Wait)) {
+        if matches!(self.next[cpu], Some(Call::Relax | Call::Wait)) && self.world.repeats(cpu) {
             // It is to look again only after somebody else has done something.
             self.blocked |= 1 << cpu;
         } else {

@@ -228,7 +228,12 @@ fn last_level_only(_: &Planted, world: &World, call: Call) -> u64 {
 /// All of them.
 pub static FAULTS: &[Fault] = &[
     // Barriers.
-    Fault { name: "no DSB between the stores and the TLBI", ask: without_barrier!(Barrier::StoresVisible), calls: WHOLE, ..SOME },
+    Fault {
+        name: "no DSB between the stores and the TLBI",
+        ask: without_barrier!(Barrier::StoresVisible),
+        calls: WHOLE,
+        ..SOME
+    },
     Fault { name: "no DSB after the TLBI", ask: without_barrier!(Barrier::Complete), calls: WHOLE, ..SOME },
     Fault {
         name: "DSB ISHST after the TLBI, where ISH is needed",
@@ -254,8 +259,20 @@ pub static FAULTS: &[Fault] = &[
         calls: WHOLE,
         ..SOME
     },
-    Fault { name: "no ISB after a flush", ask: without_barrier!(Barrier::Synchronize), calls: WHOLE, kind: Kind::NotSynchronized, ..SOME },
-    Fault { name: "no ISB after a map", ask: without_barrier!(Barrier::Synchronize), calls: &["map"], kind: Kind::NotSynchronized, ..SOME },
+    Fault {
+        name: "no ISB after a flush",
+        ask: without_barrier!(Barrier::Synchronize),
+        calls: WHOLE,
+        kind: Kind::NotSynchronized,
+        ..SOME
+    },
+    Fault {
+        name: "no ISB after a map",
+        ask: without_barrier!(Barrier::Synchronize),
+        calls: &["map"],
+        kind: Kind::NotSynchronized,
+        ..SOME
+    },
     Fault {
         name: "no DSB after a map",
         ask: without_barrier!(Barrier::StoresVisible),
@@ -290,7 +307,9 @@ pub static FAULTS: &[Fault] = &[
     Fault {
         name: "a table linked by a plain store",
         ask: |_, world, call| match call {
-            Call::Store { table, index, raw, .. } => world.step(Call::Store { table, index, raw, release: false }),
+            Call::Store { table, index, raw, .. } => {
+                world.step(Call::Store { table, index, raw, release: false })
+            }
             _ => world.step(call),
         },
         calls: EDGE,
@@ -306,7 +325,9 @@ pub static FAULTS: &[Fault] = &[
             }
             Call::Store { .. } => {
                 world.step(call);
-                planted.kept.take().into_iter().for_each(|call| drop(world.step(call)));
+                planted.kept.take().into_iter().for_each(|call| {
+                    world.step(call);
+                });
                 0
             }
             _ => world.step(call),
@@ -318,7 +339,9 @@ pub static FAULTS: &[Fault] = &[
     Fault {
         name: "a table filled up to the last word but one",
         ask: |_, world, call| match call {
-            Call::Fill { table, from, to: 4, raw, step } => world.step(Call::Fill { table, from, to: 3, raw, step }),
+            Call::Fill { table, from, to: 4, raw, step } => {
+                world.step(Call::Fill { table, from, to: 3, raw, step })
+            }
             _ => world.step(call),
         },
         calls: EDGE,
@@ -355,7 +378,7 @@ pub static FAULTS: &[Fault] = &[
     Fault {
         name: "a fill of a table that is linked",
         ask: |_, world, call| match call {
-            Call::Store { table, index, raw, release: true } if raw & TABLE != TABLE => {
+            Call::Store { table, index, raw, release: true } if raw & ATTRIBUTES != 0 => {
                 world.step(Call::Fill { table, from: index, to: index + 1, raw, step: 0 })
             }
             _ => world.step(call),
@@ -366,10 +389,35 @@ pub static FAULTS: &[Fault] = &[
         ..SOME
     },
     // Breaks.
-    Fault { name: "a break skipped at level 0", ask: break_is_skipped, calls: EDGE, kind: Kind::SizeConflict, ..on_stage_2(0, Ground::Block) },
-    Fault { name: "a break skipped at level 1", ask: break_is_skipped, calls: EDGE, kind: Kind::SizeConflict, ..on_stage_2(1, Ground::Block) },
-    Fault { name: "a break skipped while others stand still", ask: break_is_skipped, calls: EDGE, kind: Kind::SizeConflict, trial: Trial::new(0, Ground::Block), ..SOME },
-    Fault { name: "a break skipped for a collapse", ask: break_is_skipped, calls: &["collapse"], kind: Kind::SizeConflict, ..on_stage_2(0, Ground::Pages) },
+    Fault {
+        name: "a break skipped at level 0",
+        ask: break_is_skipped,
+        calls: EDGE,
+        kind: Kind::SizeConflict,
+        ..on_stage_2(0, Ground::Block)
+    },
+    Fault {
+        name: "a break skipped at level 1",
+        ask: break_is_skipped,
+        calls: EDGE,
+        kind: Kind::SizeConflict,
+        ..on_stage_2(1, Ground::Block)
+    },
+    Fault {
+        name: "a break skipped while others stand still",
+        ask: break_is_skipped,
+        calls: EDGE,
+        kind: Kind::SizeConflict,
+        trial: Trial::new(0, Ground::Block),
+        ..SOME
+    },
+    Fault {
+        name: "a break skipped for a collapse",
+        ask: break_is_skipped,
+        calls: &["collapse"],
+        kind: Kind::SizeConflict,
+        ..on_stage_2(0, Ground::Pages)
+    },
     Fault {
         name: "a break skipped for a memory type",
         ask: break_is_skipped,
@@ -381,7 +429,9 @@ pub static FAULTS: &[Fault] = &[
     Fault {
         name: "a broken entry that is empty: the guest's fault is believed",
         ask: |_, world, call| match call {
-            Call::Store { table, index, raw: CHANGING, release } => world.step(Call::Store { table, index, raw: 0, release }),
+            Call::Store { table, index, raw: CHANGING, release } => {
+                world.step(Call::Store { table, index, raw: 0, release })
+            }
             _ => world.step(call),
         },
         calls: EDGE,
@@ -417,14 +467,55 @@ pub static FAULTS: &[Fault] = &[
         trial: Trial::new(0, Ground::Block),
         ..SOME
     },
-    Fault { name: "level 2 taken for level 3", lie: |options, _| tell(options, 3), calls: EDGE, kind: Kind::SizeConflict, trial: Trial::new(2, Ground::Block), ..SOME },
-    Fault { name: "level 0 taken for level 3", lie: |options, _| tell(options, 3), calls: EDGE, kind: Kind::SizeConflict, trial: Trial::new(0, Ground::Block), ..SOME },
-    Fault { name: "level 2 taken for level 3: no invalidation of everything", lie: |options, _| tell(options, 3), calls: EDGE, ..on_stage_2(2, Ground::Block) },
-    Fault { name: "level 1 taken for level 2: nT forgotten", lie: |options, _| tell(options, 2), calls: EDGE, kind: Kind::SizeConflict, ..on_stage_2(1, Ground::Block) },
-    Fault { name: "level 0 taken for level 1: a run changed in place", lie: |options, _| tell(options, 1), calls: &["split_edges"], kind: Kind::ContiguousConflict, ..on_stage_2(0, Ground::Pages) },
+    Fault {
+        name: "level 2 taken for level 3",
+        lie: |options, _| tell(options, 3),
+        calls: EDGE,
+        kind: Kind::SizeConflict,
+        trial: Trial::new(2, Ground::Block),
+        ..SOME
+    },
+    Fault {
+        name: "level 0 taken for level 3",
+        lie: |options, _| tell(options, 3),
+        calls: EDGE,
+        kind: Kind::SizeConflict,
+        trial: Trial::new(0, Ground::Block),
+        ..SOME
+    },
+    Fault {
+        name: "level 2 taken for level 3: no invalidation of everything",
+        lie: |options, _| tell(options, 3),
+        calls: EDGE,
+        ..on_stage_2(2, Ground::Block)
+    },
+    Fault {
+        name: "level 1 taken for level 2: nT forgotten",
+        lie: |options, _| tell(options, 2),
+        calls: EDGE,
+        kind: Kind::SizeConflict,
+        ..on_stage_2(1, Ground::Block)
+    },
+    Fault {
+        name: "level 0 taken for level 1: a run changed in place",
+        lie: |options, _| tell(options, 1),
+        calls: &["split_edges"],
+        kind: Kind::ContiguousConflict,
+        ..on_stage_2(0, Ground::Pages)
+    },
     // Invalidation.
-    Fault { name: "no TLBI", ask: tlbi!(|_planted, _world, _operation, _scope, _operand| 0), calls: WHOLE, ..SOME },
-    Fault { name: "no TLBI after an unmap", ask: tlbi!(|_planted, _world, _operation, _scope, _operand| 0), calls: &["unmap"], ..SOME },
+    Fault {
+        name: "no TLBI",
+        ask: tlbi!(|_planted, _world, _operation, _scope, _operand| 0),
+        calls: WHOLE,
+        ..SOME
+    },
+    Fault {
+        name: "no TLBI after an unmap",
+        ask: tlbi!(|_planted, _world, _operation, _scope, _operand| 0),
+        calls: &["unmap"],
+        ..SOME
+    },
     Fault {
         name: "one TLBI for a run: its last leaf stays",
         ask: tlbi!(|planted, world, operation, scope, operand| match planted.next() {
@@ -439,7 +530,11 @@ pub static FAULTS: &[Fault] = &[
         name: "a range of pages for which the first is taken",
         ask: tlbi!(|_planted, world, operation, scope, operand| match operation {
             Tlbi::Range(reach) => {
-                world.step(Call::Tlbi { operation: Tlbi::Address(reach), scope, operand: operand & ((1 << 36) - 1) })
+                world.step(Call::Tlbi {
+                    operation: Tlbi::Address(reach),
+                    scope,
+                    operand: operand & ((1 << 36) - 1),
+                })
             }
             _ => world.step(Call::Tlbi { operation, scope, operand }),
         }),
@@ -449,14 +544,22 @@ pub static FAULTS: &[Fault] = &[
     },
     Fault {
         name: "a TLBI of the page after",
-        ask: tlbi!(|_planted, world, operation, scope, operand| world.step(Call::Tlbi { operation, scope, operand: operand + 4 })),
+        ask: tlbi!(|_planted, world, operation, scope, operand| world.step(Call::Tlbi {
+            operation,
+            scope,
+            operand: operand + 4
+        })),
         calls: WHOLE,
         trial: Trial::new(2, Ground::Block),
         ..SOME
     },
     Fault {
         name: "the hint of level 3 for a block",
-        ask: tlbi!(|_planted, world, operation, scope, operand| world.step(Call::Tlbi { operation, scope, operand: with_level(operand, 3) })),
+        ask: tlbi!(|_planted, world, operation, scope, operand| world.step(Call::Tlbi {
+            operation,
+            scope,
+            operand: with_level(operand, 3)
+        })),
         calls: WHOLE,
         ..SOME
     },
@@ -469,8 +572,21 @@ pub static FAULTS: &[Fault] = &[
         calls: EDGE,
         ..SOME
     },
-    Fault { name: "the last-level form for an unlinked table", ask: last_level_only, calls: UNMAP_ALL, kind: Kind::ReusedWhileHeld, ..SOME },
-    Fault { name: "the last-level form for a collapsed table", ask: last_level_only, calls: &["collapse"], kind: Kind::ReusedWhileHeld, trial: Trial::new(3, Ground::Pages), ..SOME },
+    Fault {
+        name: "the last-level form for an unlinked table",
+        ask: last_level_only,
+        calls: UNMAP_ALL,
+        kind: Kind::ReusedWhileHeld,
+        ..SOME
+    },
+    Fault {
+        name: "the last-level form for a collapsed table",
+        ask: last_level_only,
+        calls: &["collapse"],
+        kind: Kind::TransientFault,
+        trial: Trial::new(3, Ground::Pages),
+        ..SOME
+    },
     Fault {
         name: "no invalidation of what combines both stages",
         ask: tlbi!(|_planted, world, operation, scope, operand| match operation {
@@ -520,19 +636,38 @@ pub static FAULTS: &[Fault] = &[
     },
     Fault {
         name: "a local TLBI",
-        ask: tlbi!(|_planted, world, operation, _scope, operand| world.step(Call::Tlbi { operation, scope: Scope::Local, operand })),
+        ask: tlbi!(|_planted, world, operation, _scope, operand| world.step(Call::Tlbi {
+            operation,
+            scope: Scope::Local,
+            operand
+        })),
         calls: WHOLE,
         ..SOME
     },
-    Fault { name: "a map of one CPU that two use", lie: |options, _| options.scope = Scope::Local, calls: WHOLE, ..SOME },
+    Fault {
+        name: "a map of one CPU that two use",
+        lie: |options, _| options.scope = Scope::Local,
+        calls: WHOLE,
+        ..SOME
+    },
     Fault {
         name: "a TLBI of another ASID",
-        ask: tlbi!(|_planted, world, operation, scope, operand| world.step(Call::Tlbi { operation, scope, operand: operand ^ 1 << 48 })),
+        ask: tlbi!(|_planted, world, operation, scope, operand| world.step(Call::Tlbi {
+            operation,
+            scope,
+            operand: operand ^ 1 << 48
+        })),
         calls: WHOLE,
         on: On::El1,
         ..SOME
     },
-    Fault { name: "a map of another ASID", lie: |options, _| options.tag = Tag::Asid(6), calls: WHOLE, on: On::El1, ..SOME },
+    Fault {
+        name: "a map of another ASID",
+        lie: |options, _| options.tag = Tag::Asid(6),
+        calls: WHOLE,
+        on: On::El1,
+        ..SOME
+    },
     Fault {
         name: "one ASID's entries of a map of all",
         lie: |options, config| {
@@ -543,11 +678,18 @@ pub static FAULTS: &[Fault] = &[
         on: On::El1,
         ..SOME
     },
-    Fault { name: "the lower half's addresses for a map of the upper", lie: |_, config| config.layout.upper_half = true, calls: WHOLE, on: On::El1, ..SOME },
+    Fault {
+        name: "the lower half's addresses for a map of the upper",
+        lie: |_, config| config.layout.upper_half = true,
+        calls: WHOLE,
+        on: On::El1,
+        ..SOME
+    },
     Fault {
         name: "a range form on CPUs without FEAT_TLBIRANGE",
         lie: |_, config| config.has_range = false,
-        calls: EDGE,
+        calls: WHOLE,
+        trial: Trial::new(3, Ground::Pages),
         kind: Kind::Undefined,
         ..SOME
     },
@@ -568,12 +710,49 @@ pub static FAULTS: &[Fault] = &[
         ..SOME
     },
     // What is written.
-    Fault { name: "the memory type is not inherited by a split", ask: fill!(|raw, step| (raw & !0x1c, step)), calls: EDGE, kind: Kind::WrongTranslation, ..SOME },
-    Fault { name: "the shareability is not inherited by a split", ask: fill!(|raw, step| (raw & !0x300, step)), calls: EDGE, kind: Kind::WrongTranslation, ..SOME },
-    Fault { name: "a permission is not inherited by a split", ask: fill!(|raw, step| (raw & !(1 << 54), step)), calls: EDGE, kind: Kind::WrongTranslation, ..SOME },
-    Fault { name: "nG is not inherited by a split", ask: fill!(|raw, step| (raw & !(1 << 11), step)), calls: EDGE, kind: Kind::WrongTranslation, on: On::El1, ..SOME },
-    Fault { name: "all pages of a split have one output", ask: fill!(|raw, _step| (raw, 0)), calls: EDGE, kind: Kind::WrongTranslation, ..SOME },
-    Fault { name: "a split that starts a page too far", ask: fill!(|raw, step| (raw + 0x1000, step)), calls: EDGE, kind: Kind::WrongTranslation, ..SOME },
+    Fault {
+        name: "the memory type is not inherited by a split",
+        ask: fill!(|raw, step| (raw & !0x1c, step)),
+        calls: EDGE,
+        kind: Kind::WrongTranslation,
+        ..SOME
+    },
+    Fault {
+        name: "the shareability is not inherited by a split",
+        ask: fill!(|raw, step| (raw & !0x300, step)),
+        calls: EDGE,
+        kind: Kind::WrongTranslation,
+        ..SOME
+    },
+    Fault {
+        name: "a permission is not inherited by a split",
+        ask: fill!(|raw, step| (raw & !(1 << 54), step)),
+        calls: EDGE,
+        kind: Kind::WrongTranslation,
+        ..SOME
+    },
+    Fault {
+        name: "nG is not inherited by a split",
+        ask: fill!(|raw, step| (raw & !(1 << 11), step)),
+        calls: EDGE,
+        kind: Kind::WrongTranslation,
+        on: On::El1,
+        ..SOME
+    },
+    Fault {
+        name: "all pages of a split have one output",
+        ask: fill!(|raw, _step| (raw, 0)),
+        calls: EDGE,
+        kind: Kind::WrongTranslation,
+        ..SOME
+    },
+    Fault {
+        name: "a split that starts a page too far",
+        ask: fill!(|raw, step| (raw + 0x1000, step)),
+        calls: EDGE,
+        kind: Kind::WrongTranslation,
+        ..SOME
+    },
     Fault {
         name: "a run that lacks its last leaf",
         ask: |_, world, call| match call {
@@ -734,3 +913,33 @@ pub static FAULTS: &[Fault] = &[
         ..SOME
     },
 ];
+
+/// The same calls on the same machine without the mistake.
+///
+/// # Errors
+/// What is wrong all the same.
+pub fn explore_without(fault: &'static Fault) -> Result<Explored, Box<Conviction>> {
+    fn explore_in<R: Tried>(fault: &'static Fault) -> Result<Explored, Box<Conviction>> {
+        let all = primitives::<R, Tiny>();
+        let named = |name: &&str| all.iter().find(|one| one.name == *name).expect("there is such a call");
+        let calls: Vec<_> = fault.calls.iter().map(named).collect();
+        let mut explored = Explored::default();
+        for step in 0..=fault.marks.0 {
+            let (one, made) = fault.trial.explore(&calls, None, |options, config| {
+                if fault.marks.0 > 0 {
+                    options.hardware_updates = true;
+                    config.hardware = true;
+                    config.mark = Some(Mark { step, address: 0, dirty: fault.marks.1 });
+                }
+            })?;
+            assert!(made.iter().all(|&made| made > 0), "{}: a call was never made", fault.name);
+            explored.states += one.states;
+        }
+        Ok(explored)
+    }
+    match fault.on {
+        On::El2 => explore_in::<El2>(fault),
+        On::El1 => explore_in::<El1And0>(fault),
+        On::Stage2 => explore_in::<Stage2>(fault),
+    }
+}

@@ -105,6 +105,11 @@ impl World {
         hash.write_u64(value);
         self.histories[cpu].set(hash.finish());
     }
+    /// Whether a CPU that is about to wait has looked again at what it waited for, and at nothing else.
+    pub fn repeats(&self, cpu: usize) -> bool {
+        let spin = self.spins[cpu].get();
+        spin.passive && spin.last.is_some_and(|(_, read)| read == spin.read)
+    }
     /// The CPU is between two calls and has kept nothing of the last ones.
     pub fn forget(&self) {
         let cpu = self.cpu.get();

@@ -6,8 +6,8 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 
 use hyp::mapping::{
-    Address, Attributes, Capabilities, Change, Debt, El1And0, El2, Geometry, Leaves, Map, MapError, Options,
-    Pa, Range, Regime, Scope, Shape, Stage2, State, Tag, Writer,
+    Address, Attributes, Barrier, Capabilities, Change, Debt, El1And0, El2, Geometry, Leaves, Map, MapError,
+    Options, Pa, Range, Regime, Scope, Shape, Stage2, State, Tag, Writer,
 };
 
 use crate::CPUS;
@@ -15,7 +15,7 @@ use crate::decode::{self, Layout};
 use crate::expect::{Effect, Value};
 use crate::explore::{Case, Context, Conviction, Explored, Make, Script};
 use crate::faults::Fault;
-use crate::machine::{Config, Machine};
+use crate::machine::{Call, Config, Machine};
 use crate::memory::{self, Mapped, World};
 use crate::verdict::Kind;
 
@@ -451,13 +451,19 @@ fn make<'w, R: Tried, S: Shape>(
     let root = map.root().get();
     world.with_machine(|machine: &mut Machine| {
         let off = machine.config().off;
-        (0..machine.config().cpus).filter(|cpu| off & 1 << cpu == 0).for_each(|cpu| machine.turn_on(cpu, root));
+        (0..machine.config().cpus)
+            .filter(|cpu| off & 1 << cpu == 0)
+            .for_each(|cpu| machine.turn_on(cpu, root));
     });
     map
 }
 
 /// A map that was there before: a block of which hardware has set no flag yet, under DBM.
-fn marked<'w, R: Tried, S: Shape>(world: &'w World, geometry: Geometry<S>, options: Options) -> Mapped<'w, R, S> {
+fn marked<'w, R: Tried, S: Shape>(
+    world: &'w World,
+    geometry: Geometry<S>,
+    options: Options,
+) -> Mapped<'w, R, S> {
     const AF: u64 = 1 << 10;
     let clean = if R::IS.is_stage_2() { R::DATA.bits() & !S2_WRITE } else { R::DATA.bits() | RO };
     let bits = clean & !AF | DBM;
@@ -467,6 +473,7 @@ fn marked<'w, R: Tried, S: Shape>(world: &'w World, geometry: Geometry<S>, optio
     let below = memory::table_of(world, &words);
     words[0] = below.get() | 0b11;
     let root = memory::table_of(world, &words);
+    world.step(Call::Barrier { barrier: Barrier::StoresVisible, scope: Scope::Broadcast });
     world.end(begun, true);
     memory::adopt(world, root, geometry, options)
 }

@@ -1,6 +1,6 @@
 //! Every planted mistake is convicted, for what it is.
 
-use hyp_model::faults::FAULTS;
+use hyp_model::faults::{FAULTS, explore_without};
 
 #[test]
 fn every_planted_fault_is_convicted_for_what_it_is() {
@@ -12,7 +12,14 @@ fn every_planted_fault_is_convicted_for_what_it_is() {
             Err(conviction) => {
                 println!(
                     "| {} | {} | {:?}, level {}, {} | {:?} | {} | {} |",
-                    number + 1, fault.name, fault.on, fault.trial.bbm, calls, conviction.verdict.kind, conviction.steps, conviction.states
+                    number + 1,
+                    fault.name,
+                    fault.on,
+                    fault.trial.bbm,
+                    calls,
+                    conviction.verdict.kind,
+                    conviction.steps,
+                    conviction.states
                 );
                 if conviction.verdict.kind != fault.kind {
                     survivors.push(format!("{}: {:?} for {}", fault.name, fault.kind, conviction.verdict));
@@ -22,4 +29,12 @@ fn every_planted_fault_is_convicted_for_what_it_is() {
     }
     assert!(survivors.is_empty(), "{}", survivors.join("\n"));
     assert!(FAULTS.len() >= 40);
+}
+
+#[test]
+fn the_same_calls_without_the_fault_are_right() {
+    for fault in FAULTS {
+        let explored = explore_without(fault);
+        assert!(explored.is_ok(), "{}: {}", fault.name, explored.unwrap_err().verdict);
+    }
 }
