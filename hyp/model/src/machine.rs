@@ -974,22 +974,33 @@ impl Machine {
                 let set = &self.tlbs[other];
                 // By address one of several for one address need not go.
                 let by_address = !matches!(operation.target, Target::All | Target::Nothing);
-                let stays = |entry: Entry| {
-                    !tlb::names(&operation.target, &entry, &layout)
-                        || match entry {
-                            Entry::Leaf(leaf) => operation.refilled[other].leaves.contains(&leaf),
-                            Entry::Table(table) => operation.refilled[other].tables.contains(&table),
-                        }
-                        || by_address && self.config.bbm != 3 && tlb::has_rival(set, &entry, &layout)
+                let goes = |entry: Entry| {
+                    let is_back = match entry {
+                        Entry::Leaf(leaf) => operation.refilled[other].leaves.contains(&leaf),
+                        Entry::Table(table) => operation.refilled[other].tables.contains(&table),
+                    };
+                    tlb::names(&operation.target, &entry, &layout)
+                        && !is_back
+                        && !(by_address && self.config.bbm != 3 && tlb::has_rival(set, &entry, &layout))
                 };
-                let (leaves, gone): (std::collections::BTreeSet<Leaf>, Vec<Leaf>) = {
-                    let (stay, gone): (Vec<Leaf>, Vec<Leaf>) =
-                        set.leaves.iter().partition(|leaf| stays(Entry::Leaf(**leaf)));
-                    (stay.into_iter().collect(), gone)
+                let range = match operation.target {
+                    Target::Addresses { start, end, .. } => (start, end),
+                    _ => (0, layout.reach()),
                 };
-                let tables =
-                    set.tables.iter().filter(|table| stays(Entry::Table(**table))).copied().collect();
-                self.tlbs[other] = Set { leaves, tables };
+                let gone: Vec<Leaf> = set
+                    .overlapping(&layout, range.0, range.1)
+                    .filter(|leaf| goes(Entry::Leaf(**leaf)))
+                    .copied()
+                    .collect();
+                let tables: Vec<Table> =
+                    set.tables.iter().filter(|table| goes(Entry::Table(**table))).copied().collect();
+                let set = &mut self.tlbs[other];
+                gone.iter().for_each(|leaf| {
+                    set.leaves.remove(leaf);
+                });
+                tables.iter().for_each(|table| {
+                    set.tables.remove(table);
+                });
                 // A DSB here waits for the accesses of the others (R_DCJQM, I_BBMSB).
                 let is_named = |leaf: &Leaf| tlb::names(&operation.target, &Entry::Leaf(*leaf), &layout);
                 if other != cpu {

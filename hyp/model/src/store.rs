@@ -72,6 +72,8 @@ pub struct Memory {
     clocks: [Clock; CPUS],
     /// The epoch before which a CPU's stores are released by what the machine does not see.
     released: [u16; CPUS],
+    /// Stores of each CPU that are not settled.
+    unsettled: [u32; CPUS],
     /// Whether each table is out of the pool.
     out: Vec<bool>,
     /// The tables that were given back, last first, and those never taken.
@@ -89,6 +91,7 @@ impl Memory {
             more: Vec::new(),
             clocks: Default::default(),
             released: Default::default(),
+            unsettled: Default::default(),
             out: vec![false; tables],
             free: (0..tables as u16).rev().collect(),
             reserved: 0,
@@ -146,6 +149,7 @@ impl Memory {
     }
 
     fn push(&mut self, at: usize, pending: Pending) {
+        self.unsettled[usize::from(pending.cpu)] += 1;
         let word = &mut self.words[at];
         word.seen = 1 << pending.cpu;
         if word.first.is_none() {
@@ -196,6 +200,7 @@ impl Memory {
     }
 
     fn keep_from(&mut self, at: usize, all: &[Pending], last: usize) {
+        all[..=last].iter().for_each(|pending| self.unsettled[usize::from(pending.cpu)] -= 1);
         let word = &mut self.words[at];
         word.settled = all[last].value;
         word.poison = false;
@@ -209,12 +214,16 @@ impl Memory {
 
     /// All that `cpu` has stored in epochs before `before` is seen by everybody.
     fn settle(&mut self, cpu: usize, before: u16) {
+        if self.unsettled[cpu] == 0 {
+            return;
+        }
         for at in 0..self.words.len() {
             let Some(first) = self.words[at].first else { continue };
             if !self.words[at].has_more {
                 if usize::from(first.cpu) == cpu && first.epoch < before {
                     let word = &mut self.words[at];
                     (word.settled, word.poison, word.first) = (first.value, false, None);
+                    self.unsettled[cpu] -= 1;
                 }
                 continue;
             }
@@ -256,9 +265,7 @@ impl Memory {
 
     /// Whether all of the CPU's stores are settled.
     pub fn is_settled(&self, cpu: usize) -> bool {
-        let is = |p: &Pending| usize::from(p.cpu) == cpu;
-        !self.words.iter().any(|word| word.first.as_ref().is_some_and(is))
-            && !self.more.iter().any(|(_, p)| is(p))
+        self.unsettled[cpu] == 0
     }
 
     /// Calls `each` for each value that a walk which has observed so much may read from a word.
@@ -334,6 +341,11 @@ impl Memory {
         self.out[table] = false;
         self.free.push(table as u16);
         let (first, last) = (self.at(table, 0), self.at(table, self.entries));
+        let of_more =
+            self.more.iter().filter(|(at, _)| (first..last).contains(&(*at as usize))).map(|(_, p)| *p);
+        for pending in self.words[first..last].iter().filter_map(|word| word.first).chain(of_more) {
+            self.unsettled[usize::from(pending.cpu)] -= 1;
+        }
         let word = Word { settled: POISON, poison: true, first: None, has_more: false, seen: 0 };
         self.words[first..last].fill(word);
         self.more.retain(|(number, _)| !(first..last).contains(&(*number as usize)));
