@@ -16,7 +16,7 @@ pub const LINE: usize = 8;
 
 type Values = BTreeSet<u64>;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Line {
     memory: [Values; LINE],
     /// What a line that is in a cache may have there.
@@ -44,8 +44,8 @@ pub struct Caches {
     issued: Vec<(usize, u64, Maintenance)>,
 }
 
-impl Line {
-    fn new() -> Self {
+impl Default for Line {
+    fn default() -> Self {
         let zero = || BTreeSet::from([0]);
         Self {
             memory: std::array::from_fn(|_| zero()),
@@ -53,7 +53,9 @@ impl Line {
             dirty: false,
         }
     }
+}
 
+impl Line {
     /// A line may be written back, or fetched.
     fn wander(&mut self) {
         for (memory, cached) in self.memory.iter_mut().zip(&mut self.cached) {
@@ -88,7 +90,7 @@ impl Caches {
     }
 
     fn line(&mut self, number: u64) -> &mut Line {
-        self.lines.entry(number).or_insert_with(Line::new)
+        self.lines.entry(number).or_default()
     }
 
     /// Writes a word of a line.

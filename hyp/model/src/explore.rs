@@ -156,6 +156,57 @@ impl<R: Regime, S: Shape> Case<'_, R, S> {
         Ok(explored)
     }
 
+    /// One run, in which whoever is the next is drawn by `draw` (a number below its argument).
+    ///
+    /// # Errors
+    /// The first verdict.
+    pub fn run_once(&self, mut draw: impl FnMut(usize) -> usize) -> Result<u64, Box<Conviction>> {
+        let world = World::new(Machine::new(self.config.clone()), Vec::new(), self.fault);
+        let map = (self.make)(&world);
+        let contexts: Vec<_> =
+            (0..self.scripts.len()).map(|cpu| Context { world: &world, map: &map, cpu }).collect();
+        let scripts: Vec<Box<dyn Fn() + '_>> = self
+            .scripts
+            .iter()
+            .zip(&contexts)
+            .map(|(script, context)| Box::new(move || script(context)) as Box<dyn Fn() + '_>)
+            .collect();
+        let scripts: Vec<&dyn Fn()> = scripts.iter().map(|script| &**script).collect();
+        let mut schedule = Vec::new();
+        let over = with_cpus(&world, &scripts, &mut Vec::new(), |cpus| {
+            let mut run = Run::new(&world, &map, cpus);
+            // A few steps of one CPU, then of another.
+            let mut last = 0;
+            while !run.is_over() {
+                let able = run.able();
+                if able == 0 {
+                    world.with_machine(|machine| machine.convict(Kind::Deadlock, "every CPU waits"));
+                }
+                if world.verdict().is_some() {
+                    return false;
+                }
+                if able & 1 << last == 0 || draw(4) == 0 {
+                    let number = draw(able.count_ones() as usize);
+                    let nth = (0..run.cpus.len()).filter(|cpu| able & 1 << cpu != 0).nth(number);
+                    last = nth.expect("somebody is able");
+                }
+                run.go(last);
+                schedule.push(last as u8);
+            }
+            true
+        });
+        if over {
+            world.go_direct(0);
+            map.settle();
+            world.with_machine(Machine::finish);
+        }
+        let steps = world.machine().steps();
+        match world.verdict() {
+            Some(verdict) => Err(Box::new(Conviction { verdict, schedule, steps, states: 0 })),
+            None => Ok(steps),
+        }
+    }
+
     /// One run, from a branch to an end or to what is known.
     fn run(
         &self,

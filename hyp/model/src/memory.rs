@@ -392,8 +392,8 @@ pub fn split_entry<'m, 'w, R: Regime, S: Shape>(
 ///
 /// # Errors
 /// As [`Writer::collapse_entry`].
-pub fn collapse_entry<'w, R: Regime, S: Shape>(
-    writer: &mut Writer<'_, '_, R, &'w World, S>,
+pub fn collapse_entry<R: Regime, S: Shape>(
+    writer: &mut Writer<'_, '_, R, &World, S>,
     world: &World,
     address: R::Input,
     level: u8,

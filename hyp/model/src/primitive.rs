@@ -20,8 +20,8 @@ use crate::memory::{self, Mapped, World};
 use crate::verdict::Kind;
 
 const PAGE: u64 = 4096;
-/// Outputs lie so far from inputs: a multiple of any leaf and run of small tables.
-pub const SHIFT: u64 = 1 << 24;
+/// Outputs lie so far from inputs: a multiple of any leaf and run.
+pub const SHIFT: u64 = 1 << 36;
 
 const RO: u64 = 1 << 7;
 const S2_WRITE: u64 = 1 << 7;
@@ -476,4 +476,78 @@ fn marked<'w, R: Tried, S: Shape>(
     world.step(Call::Barrier { barrier: Barrier::StoresVisible, scope: Scope::Broadcast });
     world.end(begun, true);
     memory::adopt(world, root, geometry, options)
+}
+
+/// Numbers.
+pub trait Draw {
+    /// One below `limit`.
+    fn below(&mut self, limit: u64) -> u64;
+}
+
+/// Random calls of one CPU, on pages around the border of two entries of level 1.
+pub fn random_calls<R: Tried, S: Shape>(c: &Context<'_, '_, R, S>, calls: usize, draw: &mut impl Draw) {
+    let block = S::ENTRIES as u64;
+    let border = block * block;
+    for _ in 0..calls {
+        let unit = [1, 1, S::RUN as u64, block, block][draw.below(5) as usize];
+        let start = border - 2 * block + draw.below(4 * block / unit) * unit;
+        let size = (1 + draw.below(3)) * unit + draw.below(2) * draw.below(3);
+        let mut pages = (start, (start + size).min(border + 2 * block));
+        if draw.below(12) == 0 {
+            pages = [(0, border), (0, 2 * border), (border, 2 * border)][draw.below(3) as usize];
+        }
+        let value = R::Input::new(pages.0 * PAGE).expect("it is within the map");
+        match draw.below(16) {
+            0..=2 => _ = c.map(pages, if draw.below(3) == 0 { Leaves::PAGES } else { Leaves::LARGEST }),
+            3 => _ = c.unmap(pages),
+            4 => _ = c.set_state(pages),
+            5..=6 => _ = c.protect(pages, R::READ_ONLY),
+            7 => _ = c.protect(pages, R::EXECUTE),
+            8 => _ = c.protect(pages, R::retype()),
+            9 => {
+                let valid = Effect::Bits { set: 0, clear: 0, valid: Some(draw.below(2) == 0) };
+                let Effect::Bits { valid: Some(becomes), .. } = valid else { continue };
+                c.protect(pages, (if becomes { Change::VALIDATE } else { Change::INVALIDATE }, valid));
+            }
+            10 => _ = c.change(pages, Effect::Nothing, |map, range| map.split_edges(range)),
+            11 => _ = c.change(pages, Effect::Nothing, |map, _| map.split_at(value)),
+            12 if pages.1 - pages.0 <= 2 * block => {
+                c.change(pages, Effect::Nothing, |map, range| map.split_to_pages(range));
+            }
+            13 => _ = c.writes(pages, Effect::Nothing, |w, range| w.collapse(range, Leaves::LARGEST)),
+            14 => {
+                let begun = c.begin(pages, R::READ_ONLY.1);
+                let made = c.map.protect(c.range(pages), R::READ_ONLY.0).map(drop).is_ok();
+                c.map.settle();
+                c.world.end(begun, made);
+            }
+            _ => _ = c.read(pages.0, (pages.0, pages.1.min(pages.0 + 4))),
+        }
+    }
+}
+
+/// A run of CPUs that make random calls on large tables, or on small ones.
+///
+/// # Errors
+/// What was wrong.
+pub fn run_random<R: Tried, S: Shape, D: Draw>(
+    trial: Trial,
+    cpus: usize,
+    calls: usize,
+    mut draw: impl FnMut(u64) -> D,
+) -> Result<u64, Box<Conviction>> {
+    let geometry = geometry::<R, S>();
+    let options = trial.options::<R>();
+    let config = Config { tables: 160, ..trial.config::<R, S>(geometry, cpus) };
+    let draws: Vec<_> = (0..cpus as u64).map(|cpu| std::cell::RefCell::new(draw(cpu))).collect();
+    let scripts = draws
+        .iter()
+        .map(|draw| {
+            Box::new(move |c: &Context<'_, '_, R, S>| random_calls(c, calls, &mut *draw.borrow_mut())) as Script<'_, R, S>
+        })
+        .collect();
+    let make: Make<'_, R, S> = Box::new(move |world| make::<R, S>(world, geometry, options, trial.ground));
+    let case = Case { config, make, scripts, fault: None };
+    let mut who = draw(cpus as u64);
+    case.run_once(|limit| who.below(limit as u64) as usize)
 }
