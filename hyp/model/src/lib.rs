@@ -21,6 +21,7 @@
 //! | [`memory`] | the seam: the engine's traits, fulfilled; the only place with `unsafe` |
 //! | [`explore`] | every schedule of two CPUs |
 //! | [`primitive`] | what the engine offers, one line each, in every regime |
+//! | [`survey`] | what is explored of the right engine |
 //! | [`faults`] | mistakes, each of which must be convicted |
 
 pub mod cache;
@@ -32,6 +33,7 @@ pub mod machine;
 pub mod memory;
 pub mod primitive;
 pub mod store;
+pub mod survey;
 pub mod tlb;
 pub mod verdict;
 

@@ -473,7 +473,9 @@ fn marked<'w, R: Tried, S: Shape>(
     let below = memory::table_of(world, &words);
     words[0] = below.get() | 0b11;
     let root = memory::table_of(world, &words);
-    world.step(Call::Barrier { barrier: Barrier::StoresVisible, scope: Scope::Broadcast });
+    for barrier in [Barrier::StoresVisible, Barrier::Synchronize] {
+        world.step(Call::Barrier { barrier, scope: Scope::Broadcast });
+    }
     world.end(begun, true);
     memory::adopt(world, root, geometry, options)
 }
@@ -543,7 +545,8 @@ pub fn run_random<R: Tried, S: Shape, D: Draw>(
     let scripts = draws
         .iter()
         .map(|draw| {
-            Box::new(move |c: &Context<'_, '_, R, S>| random_calls(c, calls, &mut *draw.borrow_mut())) as Script<'_, R, S>
+            Box::new(move |c: &Context<'_, '_, R, S>| random_calls(c, calls, &mut *draw.borrow_mut()))
+                as Script<'_, R, S>
         })
         .collect();
     let make: Make<'_, R, S> = Box::new(move |world| make::<R, S>(world, geometry, options, trial.ground));
