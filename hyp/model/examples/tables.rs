@@ -1,4 +1,4 @@
-//! The tables of `docs/model.md`: `cargo run --release -p hyp-model --example tables`.
+//! The tables of `docs/model.md`: `cargo run -p hyp-model --example tables`.
 
 use std::collections::BTreeMap;
 

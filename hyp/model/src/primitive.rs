@@ -17,7 +17,7 @@ use crate::explore::{Case, Context, Conviction, Explored, Make, Script};
 use crate::faults::Fault;
 use crate::machine::{Call, Config, Machine};
 use crate::memory::{self, Mapped, World};
-use crate::verdict::Kind;
+use crate::verdict::{Kind, Verdict};
 
 const PAGE: u64 = 4096;
 /// Outputs lie so far from inputs: a multiple of any leaf and run.
@@ -456,6 +456,27 @@ fn make<'w, R: Tried, S: Shape>(
             .for_each(|cpu| machine.turn_on(cpu, root));
     });
     map
+}
+
+/// Gives a map up, with all MMUs off before or not; what is wrong then.
+pub fn destroy<R: Tried, S: Shape>(trial: Trial, off: bool) -> Option<Verdict> {
+    let geometry = geometry::<R, S>();
+    let world = World::new(Machine::new(trial.config::<R, S>(geometry, 2)), Vec::new(), None);
+    let map = make::<R, S>(&world, geometry, trial.options::<R>(), trial.ground);
+    if off {
+        world.with_machine(|machine| (0..2).for_each(|cpu| machine.turn_off(cpu)));
+    }
+    memory::destroy(map);
+    world.with_machine(|machine| {
+        let held = (0..2).find(|&cpu| !machine.may_hold(cpu).leaves.is_empty());
+        if let Some(cpu) = held {
+            machine.convict(Kind::Stale, format!("CPU {cpu} holds entries of a map that is no more"));
+        }
+        if machine.memory.used() > 0 {
+            machine.convict(Kind::TableLeak, "a map that is no more has tables");
+        }
+    });
+    world.verdict()
 }
 
 /// A map that was there before: a block of which hardware has set no flag yet, under DBM.

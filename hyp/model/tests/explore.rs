@@ -1,10 +1,11 @@
 //! Every schedule of each primitive, and of each two, on small tables; and of primitives while hardware sets flags.
 
-use hyp::mapping::{El2, Stage2, Tiny};
+use hyp::mapping::{El1And0, El2, Options, Stage2, Tag, Tiny};
 use hyp_model::faults::On;
-use hyp_model::machine::Mark;
-use hyp_model::primitive::{Ground, Trial, Tried, primitives};
+use hyp_model::machine::{Config, Mark};
+use hyp_model::primitive::{Ground, Trial, Tried, destroy, primitives};
 use hyp_model::survey::{PAIRS, each, pairs};
+use hyp_model::verdict::Kind;
 
 fn each_is_right(on: On) {
     let rows = each(on)
@@ -105,4 +106,57 @@ fn no_access_or_dirty_flag_is_lost_at_el2() {
 #[test]
 fn no_access_or_dirty_flag_is_lost_at_stage_2() {
     marks_are_kept::<Stage2>();
+}
+
+/// What the first CPU does beside one that splits, with more said to engine and machine alike.
+fn kinds_of_maps_are_right<R: Tried>(say: impl Fn(&mut Options, &mut Config)) {
+    let all = primitives::<R, Tiny>();
+    let split = all.iter().find(|one| one.name == "split_to_pages").unwrap();
+    for primitive in &all {
+        for (bbm, ground) in [(0, Ground::Pages), (3, Ground::Block)] {
+            let trial = Trial::new(bbm, ground);
+            let result = trial.explore(&[primitive, split], None, &say);
+            assert!(result.is_ok(), "{} on {trial:?}: {:?}", primitive.name, result.unwrap_err());
+        }
+    }
+}
+
+#[test]
+fn maps_of_the_upper_half_are_right() {
+    kinds_of_maps_are_right::<El1And0>(|options, config| {
+        options.upper_half = true;
+        config.layout.upper_half = true;
+    });
+}
+
+#[test]
+fn maps_that_several_address_spaces_share_are_right() {
+    kinds_of_maps_are_right::<El1And0>(|options, config| {
+        options.tag = Tag::All;
+        config.asids = [5, 6, 7, 8];
+    });
+}
+
+#[test]
+fn each_two_are_right_where_invalidations_are_repeated() {
+    let trial = Trial { once: false, ..Trial::new(2, Ground::Block) };
+    let all = primitives::<Stage2, Tiny>();
+    for primitive in &all {
+        let result = trial.explore(&[primitive, &all[7]], None, |_, _| {});
+        assert!(result.is_ok(), "{}: {:?}", primitive.name, result.unwrap_err());
+    }
+}
+
+#[test]
+fn a_map_is_given_up_when_no_cpu_translates_through_it() {
+    for bbm in 0..4 {
+        for ground in Ground::ALL {
+            let trial = Trial::new(bbm, ground);
+            assert_eq!(destroy::<El2, Tiny>(trial, true), None);
+            assert_eq!(destroy::<El1And0, Tiny>(trial, true), None);
+            assert_eq!(destroy::<Stage2, Tiny>(trial, true), None);
+            let kind = destroy::<El2, Tiny>(trial, false).map(|verdict| verdict.kind);
+            assert_eq!(kind, Some(Kind::ReusedWhileHeld));
+        }
+    }
 }
