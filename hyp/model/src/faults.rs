@@ -339,8 +339,8 @@ pub static FAULTS: &[Fault] = &[
     Fault {
         name: "a table filled up to the last word but one",
         ask: |_, world, call| match call {
-            Call::Fill { table, from, to: 4, raw, step } => {
-                world.step(Call::Fill { table, from, to: 3, raw, step })
+            Call::Fill { table, from, to: to @ (4 | 512), raw, step } => {
+                world.step(Call::Fill { table, from, to: to - 1, raw, step })
             }
             _ => world.step(call),
         },

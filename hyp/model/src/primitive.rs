@@ -549,14 +549,14 @@ pub fn random_calls<R: Tried, S: Shape>(c: &Context<'_, '_, R, S>, calls: usize,
     }
 }
 
-/// A run of CPUs that make random calls on large tables, or on small ones.
+/// A run of so many CPUs that make so many random calls each.
 ///
 /// # Errors
 /// What was wrong.
 pub fn run_random<R: Tried, S: Shape, D: Draw>(
     trial: Trial,
-    cpus: usize,
-    calls: usize,
+    (cpus, calls): (usize, usize),
+    fault: Option<&'static Fault>,
     mut draw: impl FnMut(u64) -> D,
 ) -> Result<u64, Box<Conviction>> {
     let geometry = geometry::<R, S>();
@@ -571,7 +571,7 @@ pub fn run_random<R: Tried, S: Shape, D: Draw>(
         })
         .collect();
     let make: Make<'_, R, S> = Box::new(move |world| make::<R, S>(world, geometry, options, trial.ground));
-    let case = Case { config, make, scripts, fault: None };
+    let case = Case { config, make, scripts, fault };
     let mut who = draw(cpus as u64);
     case.run_once(|limit| who.below(limit as u64) as usize)
 }

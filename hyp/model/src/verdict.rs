@@ -65,7 +65,7 @@ pub enum Kind {
     Undefined,
     /// A CPU goes on without a context synchronization event that it needs (R_BLDZX, I_WZCBG).
     NotSynchronized,
-    /// A broadcast is needed and a local form was used, or the other way round; found by what it leaves.
+    /// Every CPU waits for another.
     Deadlock,
     /// Tables are neither in the map nor in the pool.
     TableLeak,
