@@ -657,10 +657,7 @@ impl Machine {
 
     /// All calls are over and everything is paid.
     pub fn finish(&mut self) {
-        for (step, cpu) in (0..self.config.cpus).enumerate() {
-            debug_assert_eq!(step, cpu);
-            self.memory.settle_all(cpu);
-        }
+        (0..self.config.cpus).for_each(|cpu| self.memory.settle_all(cpu));
         self.judge_held((0, self.layout().reach()));
         if let Some(root) = self.root {
             let layout = self.layout();

@@ -184,7 +184,8 @@ fn an_operation_reaches_what_it_names_and_no_more() {
     // What makes pages 4 to 7 read-only is invalidated so; whether that does.
     let one = Reach { one_asid: true, ..LEAVES };
     let range = |pages: u64, level: u64| 0b01 << 46 | (pages / 2 - 1) << 39 | level << 37 | 4;
-    let operations: [(Regime, &[(Tlbi, u64)], bool); 12] = [
+    type Tried<'a> = (Regime, &'a [(Tlbi, u64)], bool);
+    let operations: [Tried<'_>; 12] = [
         (Regime::El2, &[(Tlbi::All, 0)], true),
         (Regime::El2, &[(Tlbi::Range(LEAVES), range(4, 0))], true),
         (Regime::El2, &[(Tlbi::Range(LEAVES), range(4, 3))], true),
