@@ -24,6 +24,9 @@ pub struct BenchArgs {
     /// Few rounds
     #[arg(long)]
     quick: bool,
+    /// Draw what leaves are left after pages were made read-only and put back, to this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -45,8 +48,10 @@ pub fn run(args: &BenchArgs) -> Result<bool> {
     if args.quick {
         bench.arg("--quick");
     }
-    if let Some(path) = &args.json {
-        bench.arg("--json").arg(std::path::absolute(path).context("cannot find the current directory")?);
+    for (option, path) in [("--json", &args.json), ("--svg", &args.svg)] {
+        if let Some(path) = path {
+            bench.arg(option).arg(std::path::absolute(path).context("cannot find the current directory")?);
+        }
     }
     let status = bench.status().context("cannot start cargo")?;
     Ok(status.success())

@@ -173,6 +173,8 @@ pub struct Booted {
 ///
 /// # Errors
 /// [`Error`].
+// Not in its caller's frame, which lasts as long as the host.
+#[inline(never)]
 pub unsafe fn enable_mmu(
     machine: &Machine<'_>,
     tree: &[u8],
@@ -278,6 +280,8 @@ impl Booted {
     ///
     /// # Errors
     /// [`Error`].
+    // As for `enable_mmu`.
+    #[inline(never)]
     pub fn prepare_host(
         self,
         machine: &Machine<'_>,
@@ -395,6 +399,8 @@ impl ReadyHost {
     ///
     /// # Safety
     /// Runs on the boot CPU, after [`enable_mmu`].
+    // As for `enable_mmu`.
+    #[inline(never)]
     pub unsafe fn enter(self) -> ! {
         info!(
             "@cloven figure boot.ticks {} ticks_at_{}_Hz",

@@ -21,7 +21,7 @@ use crate::mapping::{Address, AddressError, GRANULE, Pa, Range};
 use crate::stage1::Registers;
 
 const GUARD_SIZE: u64 = GRANULE;
-pub const STACK_SIZE: u64 = 4 * GRANULE;
+pub const STACK_SIZE: u64 = 5 * GRANULE;
 const DATA_SIZE: u64 = 2 * GRANULE;
 /// Bytes in the block of one CPU.
 pub const BLOCK_SIZE: u64 = GUARD_SIZE + STACK_SIZE + DATA_SIZE;

@@ -179,6 +179,8 @@ impl<'a> Machine<'a> {
     ///
     /// # Errors
     /// [`MachineError`]: what the tree lacks, or says in a way that this hypervisor cannot use.
+    // What it reads is large, and is to stand in one frame only.
+    #[inline(never)]
     pub fn read(fdt: Fdt<'a>) -> Result<Self, MachineError> {
         let root = fdt.root();
         let memory = memory(root)?;

@@ -9,9 +9,11 @@
 //!   entry is made the link of a chain, and by no walk before it is given back. To a walk the link reads as a leaf that
 //!   is changing: it begins again at the root, where the table is no more.
 
+use core::cmp::Ordering;
+
 use super::addr::{Address, GRANULE, Pa, Range};
 use super::descriptor::{
-    CONTIGUOUS, Change, Regime, VALID, begins_run, below_tables, chained, is_leaf, is_table, joined_above,
+    CONTIGUOUS, Change, Regime, TYPE, VALID, begins_run, chained, folded, is_leaf, is_table, joined_above,
     marked, pa, step,
 };
 use super::edit::{Needs, Node};
@@ -105,13 +107,18 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         if self.touches(base, level_size::<S>(level)) {
             let parent = Parent::Word(node.table, index);
             let below = Node { table: pa(raw), level: level + 1, base, parent };
-            if let Some(Joined { word, finest }) = self.visit(&below) {
-                // The table's own attributes go into the leaf.
-                let word = if is_leaf(word, level) { below_tables::<R>(word, raw) } else { word };
+            if let Some(Joined { word, finest }) = self.visit(&below)
+                && let Some(word) = self.fold(word, level, raw)
+            {
                 return Joined { word, finest };
             }
         }
         Joined { word: raw, finest: LAST_LEVEL }
+    }
+
+    /// What takes a `table`'s place, with the table's own attributes in it if it is a leaf.
+    fn fold(&self, word: u64, level: u8, table: u64) -> Option<u64> {
+        if is_leaf(word, level) { folded::<R>(word, table) } else { Some(word) }
     }
 
     /// How many words from `index` on are what `first` is, each `step` more than the one before, without a look into tables.
@@ -119,10 +126,23 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
     fn runs_on(&self, node: &Node, mut index: usize, entries: usize, first: u64, step: u64) -> usize {
         let words = self.words();
         let mask = if step == 0 { !0 } else { !CONTIGUOUS };
-        let mut expected = first.wrapping_add(index as u64 * step);
-        while index < entries && words.load(node.table, index) & mask == expected {
-            expected = expected.wrapping_add(step);
-            index += 1;
+        while index < entries {
+            let mut same = words.load(node.table, index);
+            if same & mask != first.wrapping_add(index as u64 * step) {
+                break;
+            }
+            // Those after it most often have its Contiguous bit. The index is looked at once in a few words.
+            let runs_on = |from: usize, same: u64| {
+                (0..8).all(|i| words.load(node.table, from + i) == same.wrapping_add(i as u64 * step))
+            };
+            while index + 8 <= entries && runs_on(index, same) {
+                same = same.wrapping_add(8 * step);
+                index += 8;
+            }
+            while index < entries && words.load(node.table, index) == same {
+                same = same.wrapping_add(step);
+                index += 1;
+            }
         }
         index
     }
@@ -159,49 +179,65 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
             return Some(Joined { word, finest });
         }
         let shift = level_shift::<S>(level);
-        let index = |address: u64| (address.max(node.base) - node.base) >> shift;
-        let from = index(self.start) as usize & !(S::RUN - 1);
-        let upto = (index(self.end - 1) as usize + 1).min(entries);
-        for from in (from..upto).step_by(S::RUN) {
-            let (mut run, mut finest) = ([0; MAX_RUN], finest);
-            for (i, word) in run[..S::RUN].iter_mut().enumerate() {
-                let index = from + i;
-                if index < odd_index {
-                    *word = first.word.wrapping_add(index as u64 * each);
-                } else {
-                    let joined = if index == odd_index { odd } else { self.look(node, index) };
+        let index = |address: u64| ((address.max(node.base) - node.base) >> shift) as usize;
+        let (start, end) = (index(self.start), (index(self.end - 1) + 1).min(entries));
+        let say = |this: &mut Self, index: usize| match index.cmp(&odd_index) {
+            Ordering::Less => Joined { word: first.word.wrapping_add(index as u64 * each), finest },
+            Ordering::Equal => odd,
+            Ordering::Greater => this.look(node, index),
+        };
+        for from in (start & !(S::RUN - 1)..end).step_by(S::RUN) {
+            let lead = say(self, from);
+            // What an adopted root has beyond the map's reach is in no run.
+            let run_end = node.base + (((from + S::RUN) as u64) << shift);
+            let is_within = run_end <= 1 << self.map.geometry().input_bits();
+            if self.leaves.runs && is_within && begins_run::<S>(lead.word, level) {
+                let (mut run, mut finest) = ([lead.word; MAX_RUN], lead.finest);
+                for (word, index) in run[1..S::RUN].iter_mut().zip(from + 1..) {
+                    let joined = say(self, index);
                     (*word, finest) = (joined.word, finest.max(joined.finest));
                 }
+                self.join_run(node, from, &run[..S::RUN], finest);
+            } else {
+                // No run: what the range does not touch need not be looked at.
+                for index in from.max(start)..end.min(from + S::RUN) {
+                    let joined = if index == from { lead } else { say(self, index) };
+                    self.join(node, index, joined);
+                }
             }
-            self.join(node, from, &run[..S::RUN], finest);
         }
         None
     }
 
-    /// Puts in their places what a run's worth of words, from `from` on, can be said in. No leaf in them is of a higher level than `finest`.
+    /// Puts in its place what a word can be said in, if that is a table now.
+    fn join(&mut self, node: &Node, index: usize, joined: Joined) {
+        let old = self.words().load(node.table, index);
+        if is_table(old, node.level) && !is_table(joined.word, node.level) {
+            self.change(node, index, &[old], &[joined.word], joined.finest);
+        }
+    }
+
+    /// Makes a run's worth of words, from `from` on, that run, or joins each for itself. The first can begin one, and no leaf in them is of
+    /// a higher level than `finest`.
     #[inline(never)]
-    fn join(&mut self, node: &Node, from: usize, joined: &[u64], finest: u8) {
+    fn join_run(&mut self, node: &Node, from: usize, joined: &[u64], finest: u8) {
         let (level, first) = (node.level, joined[0]);
         let each = step::<S>(first, level);
-        let is_run = self.leaves.runs
-            && begins_run::<S>(first, level)
-            && joined.iter().zip(0..).all(|(&word, i)| word == first.wrapping_add(i * each));
-        let words = self.words();
+        if !joined.iter().zip(0..).all(|(&word, i)| word == first.wrapping_add(i * each)) {
+            for (&word, index) in joined.iter().zip(from..) {
+                self.join(node, index, Joined { word, finest });
+            }
+            return;
+        }
         let (mut old, mut new) = ([0; MAX_RUN], [0; MAX_RUN]);
         let mut is_joined = true;
         for (i, &word) in joined.iter().enumerate() {
-            old[i] = words.load(node.table, from + i);
-            new[i] = if is_run { word | CONTIGUOUS } else { word };
+            old[i] = self.words().load(node.table, from + i);
+            new[i] = word | CONTIGUOUS;
             is_joined &= old[i] & CONTIGUOUS != 0 && !is_table(old[i], level);
         }
-        if is_run && !is_joined {
+        if !is_joined {
             self.change(node, from, &old[..joined.len()], &new[..joined.len()], finest);
-        } else if !is_run {
-            for i in 0..joined.len() {
-                if is_table(old[i], level) && !is_table(new[i], level) {
-                    self.change(node, from + i, &old[i..=i], &new[i..=i], finest);
-                }
-            }
         }
     }
 
@@ -234,6 +270,18 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         }
         if self.dry {
             return;
+        }
+        if strategy == Strategy::StoreThenInvalidate && change.size && old.len() > 1 {
+            // A run is made of leaves (R_KHRBC): tables become those first.
+            let mut leaves = [0; MAX_RUN];
+            for (i, leaf) in leaves[..old.len()].iter_mut().enumerate() {
+                *leaf = old[i];
+                if is_table(old[i], level) {
+                    *leaf = new[i] & !CONTIGUOUS;
+                    self.change(node, index + i, &[old[i]], &[*leaf], finest);
+                }
+            }
+            return self.change(node, index, &leaves[..old.len()], new, finest);
         }
         let group = Group { table: node.table, level, index, address, old, new, finest };
         replace(self.map, &group, strategy, change.size || change.contiguous, self.own, &mut self.spans);
@@ -275,10 +323,14 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
     fn put_on_chain(&mut self, table: Pa, level: u8) {
         let words = self.words();
         if level < LAST_LEVEL {
-            for index in 0..S::ENTRIES {
-                let raw = words.load(table, index);
-                if is_table(raw, level) {
-                    self.put_on_chain(pa(raw), level + 1);
+            for from in (0..S::ENTRIES).step_by(S::RUN) {
+                // One look at several tells most of them: leaves above the last level.
+                let of_any = (from..from + S::RUN).fold(0, |all, index| all | words.load(table, index));
+                for index in from..from + if of_any & TYPE != 0 { S::RUN } else { 0 } {
+                    let raw = words.load(table, index);
+                    if is_table(raw, level) {
+                        self.put_on_chain(pa(raw), level + 1);
+                    }
                 }
             }
         }
@@ -309,8 +361,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     /// software state, or of nothing, becomes one word. With hardware updates, access and dirty flags need not agree: they are set.
     /// Over the whole of a map this leaves the fewest tables and entries that can say what it says.
     ///
-    /// Nothing is owed afterwards. Tables that fall out go back to the pool: the call waits for walks that may see them. What was mapped
-    /// with [`Leaves::PAGES`] so that it need never be split is to be kept out of the range.
+    /// Nothing is owed afterwards. Tables that fall out go back to the pool: the call waits for walks that may see them, and until then
+    /// others may find too few tables. The range is read in the map's gate, so that others' changes wait for the time that takes.
+    /// What was mapped with [`Leaves::PAGES`] so that it need never be split is to be kept out of the range.
     ///
     /// # Errors
     /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::NotQuiet`].
@@ -318,7 +371,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         self.collapse_owing(range, leaves, &Spans::new())
     }
 
-    /// As [`Map::protect`], then [`Writer::collapse`] as far as it can be done, with one flush for both. Nothing is owed afterwards.
+    /// As [`Map::protect`], then [`Writer::collapse`] as far as it can be done, with one flush for both (two, if something stops
+    /// translating). Nothing is owed afterwards.
     ///
     /// # Errors
     /// As [`Map::protect`].
@@ -408,7 +462,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             let parent = Parent::Word(node.table, index);
             let below = Node { table: pa(raw), level: level + 1, base: start, parent };
             let word = collapse.only(&below)?;
-            let word = if is_leaf(word, level) { below_tables::<R>(word, raw) } else { word };
+            let word = collapse.fold(word, level, raw).ok_or(MapError::Differs(start))?;
             if asks_for_quiet(map) && held.is_none() && word & VALID != 0 {
                 drop(gate);
                 let begun = map.mmu().quiesce().begin(start, size).ok_or(MapError::NotQuiet(start))?;

@@ -625,7 +625,8 @@ pub(super) const fn below_tables<R: Regime>(leaf: u64, tables: u64) -> u64 {
     }
     let mut leaf = leaf;
     if tables & TABLE_READ_ONLY != 0 {
-        leaf |= AP_READ_ONLY;
+        // Nor may hardware make it writable: AP is not all that stands against it (D8.4.6, R_XZFQH).
+        leaf = (leaf | AP_READ_ONLY) & !DBM;
     }
     if tables & TABLE_NO_EL0 != 0 && R::HAS_ASID {
         leaf &= !AP_EL0;
@@ -637,6 +638,12 @@ pub(super) const fn below_tables<R: Regime>(leaf: u64, tables: u64) -> u64 {
         leaf |= PXN;
     }
     leaf
+}
+
+/// A leaf that takes a `table`'s place, with what that takes away; nothing if a dirty mark would be lost with it.
+pub(super) const fn folded<R: Regime>(leaf: u64, table: u64) -> Option<u64> {
+    let folded = below_tables::<R>(leaf, table);
+    if (folded ^ leaf) & DBM == 0 { Some(folded) } else { None }
 }
 
 #[cfg(test)]

@@ -371,7 +371,8 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// # Safety
     /// The root and every table below it, at 4 KiB granule, with output addresses below 2^48, are memory that the [`Mmu`]'s tables reach,
     /// and nobody else changes them from now on (hardware that sets access and dirty flags may, if `options` says so). Tables that
-    /// an unmap or [`Map::destroy`] leaves are the pool's. Bit 55 of table entries is clear, and entries that are not valid are zero.
+    /// an unmap, a [collapse](Writer::collapse) or [`Map::destroy`] leaves are the pool's; `HPDn` and bit 63 of table entries (NSTable)
+    /// are clear. Bit 55 of table entries is clear, and entries that are not valid are zero.
     pub unsafe fn adopt(mmu: M, root: Pa, geometry: Geometry<S>, options: Options) -> Self {
         Self::with_root(mmu, root, geometry, options)
     }
@@ -467,7 +468,8 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// Changes every leaf in `range`, translating or not, as `change` says. Leaves wholly inside change where they are; what an end
     /// of the range cuts is split first, no further than needed. What is no leaf stays as it is.
     ///
-    /// From several CPUs at once, also in the same leaf: each leaf ends as if one call had come after the other.
+    /// From several CPUs at once, also in the same leaf: each leaf ends as if one call had come after the other. What may ask for quiet
+    /// (a split at stage 1 below level 3) is not to be called with a [`Reader`](super::Reader): the others may wait for its end.
     ///
     /// # Errors
     /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::OutOfTables`], [`MapError::NotQuiet`], [`MapError::Global`].

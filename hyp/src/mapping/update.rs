@@ -368,6 +368,8 @@ pub(super) fn replace<R: Regime, M: Mmu, S: Shape>(
                 }
             }
             let mut broken = Spans::new();
+            // What the same call has done before may have left two entries for these addresses.
+            broken.conflicts = spans.conflicts;
             broken.add(span);
             tlb::invalidate(map, &broken, own);
         }

@@ -37,19 +37,26 @@ fn main(device_tree: u64) -> ! {
 fn boot(device_tree: u64) -> Result<core::convert::Infallible, boot::Error> {
     // SAFETY: the entry code has mapped it, and handed its address on from the boot loader.
     let tree = unsafe { boot::device_tree(device_tree)? };
-    let machine =
-        Machine::read(Fdt::new(tree).map_err(boot::Error::damaged)?).map_err(boot::Error::DeviceTree)?;
+    let machine = Machine::read(Fdt::new(tree).map_err(boot::Error::damaged)?);
+    // Where it was written: a copy would take as much of the stack again.
+    let machine = machine.as_ref().map_err(|error| boot::Error::DeviceTree(error.clone()))?;
+    boot_machine(tree, machine)
+}
+
+// Not in the frame above, in which the machine is read.
+#[inline(never)]
+fn boot_machine(tree: &[u8], machine: &Machine<'_>) -> Result<core::convert::Infallible, boot::Error> {
     if let Some(level) = machine.parameter("cloven.log").and_then(|text| text.parse().ok()) {
         log::set_max_level(level);
     }
-    boot::announce(&machine);
+    boot::announce(machine);
 
     let bbm =
         machine.parameter("cloven.bbm").and_then(|text| cpu::believed_bbm(text, cfg!(feature = "trial")));
     // SAFETY: this is the boot CPU, on the boot map, once; the console's registers are mapped again.
-    let booted = unsafe { boot::enable_mmu(&machine, tree, CONSOLE, bbm)? };
-    let kernel = Kernel::choose(&machine, PAYLOAD)?;
-    let host = booted.prepare_host(&machine, tree, kernel, cfg!(feature = "broken-stage2"))?;
+    let booted = unsafe { boot::enable_mmu(machine, tree, CONSOLE, bbm)? };
+    let kernel = Kernel::choose(machine, PAYLOAD)?;
+    let host = booted.prepare_host(machine, tree, kernel, cfg!(feature = "broken-stage2"))?;
     if cfg!(feature = "own-fault") {
         log::error!("survived {} frames", own_fault(0));
     }

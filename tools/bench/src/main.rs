@@ -7,7 +7,9 @@
 #[rustfmt::skip]
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the definition of 1.0, taken over as it was given")]
 mod bound;
+mod bound_join;
 mod decode;
+mod leaves;
 mod measure;
 mod memory;
 mod peer;
@@ -39,6 +41,9 @@ struct Cli {
     /// Rounds of each warm row; cold rows take a fifth of it
     #[arg(long, default_value_t = 31, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Draw what leaves are left after the rounds of split pages
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Only the rows whose name contains this text
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
@@ -87,5 +92,13 @@ fn run(cli: &Cli) -> Result<()> {
     if cli.only.is_empty() {
         report::print_memory(&memory::measure(cli.seed)?);
     }
-    report::write_json(cli.json.as_deref(), tables.iter().flat_map(|(_, rows)| rows))
+    let courses = if work::ROUNDS.contains(&cli.only) { leaves::follow(cli.seed) } else { Vec::new() };
+    if !courses.is_empty() {
+        report::print_table(&leaves::lines(&courses));
+    }
+    if let Some(file) = &cli.svg {
+        ensure!(!courses.is_empty(), "there is nothing to draw without the row {:?}", work::ROUNDS);
+        leaves::draw(&courses, file)?;
+    }
+    report::write_json(cli.json.as_deref(), tables.iter().flat_map(|(_, rows)| rows), &courses)
 }

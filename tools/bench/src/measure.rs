@@ -9,7 +9,14 @@ use std::{hint::black_box, time::Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::{Peer, bound::Raw, decode::decode, peer::Counts, pool::pool, work::Work};
+use crate::{
+    Peer,
+    bound::Raw,
+    decode::decode,
+    peer::{Counts, Joins},
+    pool::pool,
+    work::Work,
+};
 
 /// A peer as the measurement sees it.
 pub struct Subject {
@@ -69,7 +76,7 @@ impl Temperature {
 }
 
 impl Subject {
-    pub const fn of<P: Peer>() -> Self {
+    pub const fn of<P: Joins>() -> Self {
         Self { name: P::NAME, check: check::<P>, time: time::<P> }
     }
 }
@@ -120,7 +127,7 @@ pub fn row(
 }
 
 /// Nanoseconds of one work.
-fn time<P: Peer>(work: &Work, before: &mut dyn FnMut()) -> f64 {
+fn time<P: Joins>(work: &Work, before: &mut dyn FnMut()) -> f64 {
     let set_up = |_| {
         let mut peer = P::new();
         work.set_up(&mut peer);
@@ -136,7 +143,7 @@ fn time<P: Peer>(work: &Work, before: &mut dyn FnMut()) -> f64 {
 }
 
 /// Does the work once and compares the outcome with that of the bound. None if the subject cannot do it.
-fn check<P: Peer>(work: &Work) -> Result<Option<Cost>> {
+fn check<P: Joins>(work: &Work) -> Result<Option<Cost>> {
     let who = format!("{}: {}", P::NAME, work.name);
     let (samples, lookups) = (work.samples(), work.lookups());
     pool().warm();
@@ -146,6 +153,7 @@ fn check<P: Peer>(work: &Work) -> Result<Option<Cost>> {
     let expected: Vec<_> = samples.iter().map(|&va| decode(bound.root(), va)).collect();
     let leaves = lookups.iter().filter_map(|&va| decode(bound.root(), va));
     let expected_sum = leaves.fold(0usize, |sum, leaf| sum.wrapping_add(leaf.pa + leaf.level));
+    let expected_held = pool().held();
     drop(bound);
 
     pool().warm();
@@ -155,12 +163,16 @@ fn check<P: Peer>(work: &Work) -> Result<Option<Cost>> {
     let sum = work.perform(&mut peer);
     let tables = pool().taken() - taken;
     let found: Vec<_> = samples.iter().map(|&va| decode(peer.root(), va)).collect();
+    let held = pool().held();
     drop(peer);
     ensure!(pool().held() == 0, "{who}: {} tables were not given back", pool().held());
 
     let Some(sum) = sum else { return Ok(None) };
     for ((va, found), expected) in samples.iter().zip(found).zip(expected) {
         ensure!(found == expected, "{who}: {va:#x} leads to {found:x?}, not to {expected:x?}");
+    }
+    if work.joins() {
+        ensure!(held == expected_held, "{who}: {held} tables are left, not {expected_held}");
     }
     ensure!(sum == expected_sum, "{who}: the sum of all lookups is {sum:#x}, not {expected_sum:#x}");
     Ok(Some(Cost { tables, counts: P::counts(work) }))
@@ -201,6 +213,12 @@ mod tests {
 
         fn root(&self) -> usize {
             self.0.root()
+        }
+    }
+
+    impl Joins for Idle {
+        fn collapse(&mut self, _: usize, _: usize) -> bool {
+            true
         }
     }
 

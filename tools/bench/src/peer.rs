@@ -50,6 +50,20 @@ pub trait Peer {
     }
 }
 
+/// What a subject must be able to do besides, to be measured at joining what was split. `Peer` is as the bound was given for it.
+pub trait Joins: Peer {
+    /// Makes of `size` mapped bytes the largest leaves that can say the same, and gives back the tables that fall out. False if
+    /// this subject cannot.
+    fn collapse(&mut self, _va: usize, _size: usize) -> bool {
+        false
+    }
+
+    /// Makes bytes read-write and joins them.
+    fn put_back(&mut self, va: usize, size: usize) -> bool {
+        self.protect(va, size, false) && self.collapse(va, size)
+    }
+}
+
 /// What a work costs beside time: stores to tables, the filling of new ones included; TLB invalidations; barriers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Counts {

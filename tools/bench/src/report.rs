@@ -5,19 +5,25 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::measure::{Entry, Row, Temperature};
+use crate::{
+    leaves::{self, Course, Point},
+    measure::{Entry, Row, Temperature},
+};
 
 /// One measurement as the JSON file has it.
 #[derive(Serialize)]
 struct Record<'a> {
     work: &'a str,
     subject: &'a str,
-    ns: f64,
-    ratio_to_bound: f64,
+    ns: Option<f64>,
+    ratio_to_bound: Option<f64>,
     stores: Option<u64>,
     tlbis: Option<u64>,
     barriers: Option<u64>,
+    /// Taken; of leaves that were followed, left.
     tables: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leaves: Option<&'a [Point]>,
 }
 
 /// A table of ratios: works down, subjects across, the bound with its time.
@@ -82,7 +88,8 @@ pub fn print_memory(memory: &[(&str, u64)]) {
     print_table(&lines);
 }
 
-fn print_table(lines: &[Vec<String>]) {
+/// The first line is the header.
+pub fn print_table(lines: &[Vec<String>]) {
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
     for line in lines {
@@ -95,26 +102,45 @@ fn print_table(lines: &[Vec<String>]) {
     println!();
 }
 
-/// Writes all rows as JSON, if a file was asked for.
-pub fn write_json<'a>(file: Option<&Path>, rows: impl Iterator<Item = &'a Row>) -> Result<()> {
+/// Writes all rows as JSON, and after them what leaves were left, if a file was asked for.
+pub fn write_json<'a>(
+    file: Option<&Path>,
+    rows: impl Iterator<Item = &'a Row>,
+    courses: &'a [Course],
+) -> Result<()> {
     let Some(file) = file else { return Ok(()) };
-    let records: Vec<Record> =
-        rows.flat_map(|row| row.entries.iter().flatten().map(|e| record(row, e))).collect();
+    let measured = rows.flat_map(|row| row.entries.iter().flatten().map(|entry| measured(row, entry)));
+    let records: Vec<Record> = measured.chain(courses.iter().map(followed)).collect();
     let text = serde_json::to_string_pretty(&records).context("cannot form the JSON report")?;
     fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))
 }
 
-fn record<'a>(row: &'a Row, entry: &Entry) -> Record<'a> {
+fn measured<'a>(row: &'a Row, entry: &Entry) -> Record<'a> {
     let counts = entry.counts;
     Record {
         work: &row.work,
         subject: entry.subject,
-        ns: rounded(entry.ns),
-        ratio_to_bound: rounded(entry.ratio),
+        ns: Some(rounded(entry.ns)),
+        ratio_to_bound: Some(rounded(entry.ratio)),
         stores: counts.stores,
         tlbis: counts.tlbis,
         barriers: counts.barriers(),
         tables: entry.tables,
+        leaves: None,
+    }
+}
+
+fn followed(course: &Course) -> Record<'_> {
+    Record {
+        work: course.way,
+        subject: leaves::SUBJECT,
+        ns: None,
+        ratio_to_bound: None,
+        stores: None,
+        tlbis: None,
+        barriers: None,
+        tables: course.end().tables as u64,
+        leaves: Some(&course.points),
     }
 }
 

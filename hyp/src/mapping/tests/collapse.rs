@@ -254,6 +254,127 @@ fn what_an_adopted_table_takes_away_goes_into_the_leaf_that_takes_its_place() {
     assert_eq!(before & READ_ONLY, READ_ONLY);
 }
 
+/// The words of the table of level 3 for address 0 become what `change` makes of them.
+fn edit_leaves<R: Regime>(map: &Map<R, &FakeMmu>, change: impl Fn(u64) -> u64) {
+    let (table, memory) = (leaf_table(map), &map.mmu().memory);
+    // SAFETY: a table of the map's, which nobody else uses.
+    (0..512).for_each(|index| unsafe { memory.store(table, index, change(memory.load(table, index))) });
+}
+
+/// A leaf below it is not writable, whatever hardware may do to the leaf; as a leaf of its own it would be.
+#[test]
+fn below_a_read_only_table_no_leaf_becomes_one_that_hardware_may_make_writable() {
+    const TABLE_READ_ONLY: u64 = 1 << 62;
+    for dirty in [0, READ_ONLY] {
+        let mmu = FakeMmu::new(16);
+        let options = Options { hardware_updates: true, ..bbm(3) };
+        let code = Attributes::<El2>::CODE.bits() & !READ_ONLY | DBM | dirty;
+        let map = adopt::<El2>(&mmu, options, 3, code | TABLE, TABLE_READ_ONLY);
+        add(&map, 4 * KIB, BLOCK - 4 * KIB, Attributes::<El2>::CODE, Leaves::PAGES);
+        edit_leaves(&map, |raw| code | TABLE | raw & 0xffff_ffff_f000);
+        assert_eq!(found(&map, MIB).1 & (READ_ONLY | DBM), READ_ONLY);
+        collapse(&map, 0, BLOCK);
+        // The mark would be lost.
+        assert_eq!((level(&map, MIB), found(&map, MIB).1 & (READ_ONLY | DBM)), (3, READ_ONLY));
+        let result = map.cpu(0).unwrap().write().collapse_entry(Va::new(0).unwrap(), 2);
+        assert_eq!(result, Err(MapError::Differs(0)));
+    }
+}
+
+/// A run that was split in place and is owed for is still in TLBs when its table is broken: an invalidation by address may leave it.
+#[test]
+fn a_table_is_broken_with_everything_where_the_same_call_has_left_two_entries() {
+    let mmu = FakeMmu::new(16);
+    let options = Options { hardware_updates: true, ..with(1, Capabilities::TLB_RANGE) };
+    let map = new::<Stage2, _>(&mmu, options);
+    add(&map, 0, BLOCK, RAM, Leaves { blocks: false, runs: true });
+    edit_leaves(&map, |raw| raw & !S2_WRITE | DBM);
+    mmu.take_tlbis();
+    let mut cpu = map.cpu(0).unwrap();
+    cpu.write().protect_and_collapse(range(0, 4 * KIB), Change::<Stage2>::WRITABLE, Leaves::LARGEST).unwrap();
+    drop(cpu);
+    assert_eq!(level(&map, MIB), 2);
+    assert_eq!(mmu.take_tlbis()[0], (Tlbi::All, 0));
+}
+
+/// So also where nothing is joined after it.
+#[test]
+fn at_plain_level_2_what_a_protect_has_split_in_place_is_invalidated_whole() {
+    let mmu = FakeMmu::new(16);
+    let map = new::<Stage2, _>(&mmu, with(2, Capabilities::TLB_RANGE));
+    add(&map, 0, BLOCK, RAM, Leaves::LARGEST);
+    let mut cpu = map.cpu(0).unwrap();
+    cpu.write()
+        .protect_and_collapse(range(0, 4 * KIB), Change::<Stage2>::READ_ONLY, Leaves::LARGEST)
+        .unwrap();
+    drop(cpu);
+    assert_eq!(level(&map, MIB), 3);
+    assert_eq!(mmu.take_tlbis(), [(Tlbi::All, 0)]);
+}
+
+#[test]
+fn each_of_many_tables_is_invalidated_with_what_walks_hold_of_it() {
+    let mmu = FakeMmu::new(200);
+    let map = new::<El2, _>(&mmu, with(3, Capabilities::TLB_RANGE));
+    let tables = 150;
+    add(&map, 0, tables * BLOCK, DATA, Leaves::PAGES);
+    mmu.take_tlbis();
+    collapse(&map, 0, GIB);
+    assert_eq!((mmu.pool().used(), level(&map, 100 * BLOCK)), (3, 2));
+    let tlbis = mmu.take_tlbis();
+    (0..tables * 512).for_each(|page| assert!(reaches(&tlbis, page, true), "{page:#x}: {tlbis:x?}"));
+}
+
+#[test]
+fn tables_become_leaves_before_they_are_of_a_run() {
+    let mmu = Traced::new();
+    let map = new::<El2, _>(&mmu, with(3, Capabilities::TLB_RANGE));
+    add(&map, 0, 32 * MIB, DATA, Leaves::LARGEST);
+    map.split_at(Va::new(11 * MIB).unwrap()).unwrap().flush();
+    mmu.take();
+    collapse(&map, 0, 4 * KIB);
+    assert_eq!(census(&map).runs, [0, 0, 0, 32], "the block with a table is not touched");
+    collapse(&map, 0, 32 * MIB);
+    // The table's block, then the sixteen of the run.
+    let steps = mmu.take();
+    assert_eq!(steps[..17], [Step::Store; 17]);
+    assert_eq!(steps[17], VISIBLE);
+    assert_eq!(census(&map), Census { leaves: [0, 0, 16, 0], runs: [0, 0, 1, 0] });
+}
+
+/// An adopted root of which the map reaches a part.
+#[test]
+fn no_run_reaches_beyond_the_map() {
+    let mmu = FakeMmu::new(16);
+    let root = mmu.pool().take_root(1).unwrap();
+    // SAFETY: the table came from the pool just now.
+    unsafe { mmu.memory.fill(root, 0, 512, DATA.bits() | VALID, GIB) };
+    // SAFETY: the root is the fake's, and nobody else has it.
+    let map: Map<El2, _> = unsafe { Map::adopt(&mmu, root, Geometry::stage1(33).unwrap(), bbm(3)) };
+    collapse(&map, 0, GIB);
+    assert_eq!(census(&map), Census { leaves: [0, 8, 0, 0], runs: [0; 4] });
+}
+
+/// Whatever level and address are asked for, in maps of every size.
+#[test]
+fn what_is_no_table_of_the_level_is_an_error() {
+    for bits in 25..=48 {
+        let mmu = FakeMmu::new(16);
+        let map = Map::<El2, _>::new(&mmu, Geometry::stage1(bits).unwrap(), bbm(3)).unwrap();
+        let top = 1 << bits;
+        add(&map, 0, 4 * MIB, DATA, Leaves::PAGES);
+        let mut cpu = map.cpu(0).unwrap();
+        cpu.write().collapse(range(top - 4 * KIB, 4 * KIB), Leaves::LARGEST).unwrap();
+        for level in [0, 1, 3, 4, 63, 64, 128, 255] {
+            for address in [0, top - 1, top.min((1 << 48) - 1), (1 << 48) - 1] {
+                let result = cpu.write().collapse_entry(Va::new(address).unwrap(), level);
+                assert!(result.is_err(), "{bits} bits, level {level}, {address:#x}");
+            }
+        }
+        assert!(cpu.write().collapse_entry(Va::new(0).unwrap(), 2).is_ok());
+    }
+}
+
 #[test]
 fn a_table_that_fell_out_is_not_given_back_while_another_cpu_reads_that_may_see_it() {
     let mmu = FakeMmu::new(16);

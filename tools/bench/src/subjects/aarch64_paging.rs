@@ -9,7 +9,7 @@ use aarch64_paging::{
     paging::{Constraints, El2, MemoryRegion, PageTable, Translation},
 };
 
-use crate::{Peer, RW_BITS, pool::pool};
+use crate::{Peer, RW_BITS, peer::Joins, pool::pool};
 
 pub struct Paging(Mapping<Tables, El2>);
 
@@ -83,3 +83,5 @@ impl Peer for Paging {
         self.0.root_address().0
     }
 }
+
+impl Joins for Paging {}

@@ -3,11 +3,16 @@
 use std::cell::Cell;
 
 use hyp::mapping::{
-    Address, Attributes, Barrier, Capabilities, Change, El2, Geometry, Leaves, Linear, Map, Mmu, NoQuiesce,
-    Options, Pa, Range, Scope, Slot, TableMemory, TablePool, Tlbi, Va,
+    Address, Attributes, Barrier, Capabilities, Census, Change, El2, Geometry, Leaves, Linear, Map, Mmu,
+    NoQuiesce, Options, Pa, Range, Scope, Slot, TableMemory, TablePool, Tlbi, Va,
 };
 
-use crate::{Peer, peer::Counts, pool::pool, work::Work};
+use crate::{
+    Peer,
+    peer::{Counts, Joins},
+    pool::pool,
+    work::Work,
+};
 
 /// The engine without contiguous runs: the same end state as the bound.
 pub struct Hyp<M: Mmu = Host>(Option<Map<El2, M>>);
@@ -219,6 +224,28 @@ impl<M: Mmu + From<Host>> Peer for Hyp<M> {
     }
 }
 
+impl<M: Mmu + From<Host>> Joins for Hyp<M> {
+    fn collapse(&mut self, va: usize, size: usize) -> bool {
+        let mut cpu = (*self).map().cpu(0).expect("nobody else is here");
+        cpu.write().collapse(range(va, size), Leaves::LARGEST).expect("nobody has to be quiet");
+        true
+    }
+    fn put_back(&mut self, va: usize, size: usize) -> bool {
+        let mut cpu = (*self).map().cpu(0).expect("nobody else is here");
+        let joined =
+            cpu.write().protect_and_collapse(range(va, size), Change::<El2>::WRITABLE, Leaves::LARGEST);
+        joined.expect("enough tables");
+        true
+    }
+}
+
+impl HypRuns {
+    /// How many leaves and runs of each level there are.
+    pub fn census(&self) -> Census {
+        self.0.map().cpu(0).expect("nobody else is here").read().census()
+    }
+}
+
 impl Peer for HypRuns {
     const NAME: &'static str = "hyp, runs";
 
@@ -245,6 +272,15 @@ impl Peer for HypRuns {
     }
     fn counts(work: &Work) -> Counts {
         count(work, true)
+    }
+}
+
+impl Joins for HypRuns {
+    fn collapse(&mut self, va: usize, size: usize) -> bool {
+        self.0.collapse(va, size)
+    }
+    fn put_back(&mut self, va: usize, size: usize) -> bool {
+        self.0.put_back(va, size)
     }
 }
 

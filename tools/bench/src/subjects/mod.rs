@@ -1,7 +1,8 @@
-//! Who is measured. A new subject is one file here that implements [`Peer`](crate::Peer), and its line in `ALL`.
+//! Who is measured. A new subject is one file here that implements [`Peer`](crate::Peer) and [`Joins`](crate::peer::Joins), and its line
+//! in `ALL`.
 
 mod aarch64_paging;
-mod hyp;
+pub mod hyp;
 mod page_table_generic;
 mod page_table_multiarch;
 

@@ -6,7 +6,7 @@ use page_table_generic::{
 
 use crate::{
     Peer, RW_BITS,
-    peer::{ADDRESS, READ_ONLY, TABLE_OR_PAGE, VALID},
+    peer::{ADDRESS, Joins, READ_ONLY, TABLE_OR_PAGE, VALID},
     pool::pool,
 };
 
@@ -126,3 +126,5 @@ impl Peer for Generic {
         self.0.root_paddr().as_usize()
     }
 }
+
+impl Joins for Generic {}

@@ -11,7 +11,8 @@ use page_table_multiarch::{GenericPTE, MappingFlags, PageSize, PageTable64, Pagi
 use crate::{
     Peer,
     peer::{
-        ACCESSED, ADDRESS, ATTRIBUTE_INDEX_1, EXECUTE_NEVER, INNER_SHAREABLE, READ_ONLY, TABLE_OR_PAGE, VALID,
+        ACCESSED, ADDRESS, ATTRIBUTE_INDEX_1, EXECUTE_NEVER, INNER_SHAREABLE, Joins, READ_ONLY,
+        TABLE_OR_PAGE, VALID,
     },
     pool::pool,
 };
@@ -191,3 +192,5 @@ impl Peer for Multiarch {
         self.0.root_paddr().as_usize()
     }
 }
+
+impl Joins for Multiarch {}
