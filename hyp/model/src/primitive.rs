@@ -241,6 +241,17 @@ pub fn primitives<R: Tried, S: Shape>() -> Vec<Primitive<R, S>> {
             c.protect(EDGE, (Change::INVALIDATE, valid(false)))
                 && c.protect(EDGE, (Change::VALIDATE, valid(true)))
         }),
+        with("invalidate whole leaves, split", |c| {
+            let effect = Effect::Bits { set: 0, clear: 0, valid: Some(false) };
+            let begun = c.begin(WHOLE, effect);
+            let one = c.map.protect(c.range(WHOLE), Change::INVALIDATE);
+            // Not paid for yet.
+            let made = one.is_ok() && c.change(INSIDE, Effect::Nothing, |map, range| map.split_edges(range));
+            let invalidated = one.map(Debt::flush).is_ok();
+            c.world.end(begun, invalidated);
+            c.world.forget();
+            made
+        }),
         with("split_at", |c| {
             let at = R::Input::new(2 * PAGE).expect("it is within the map");
             c.change(WHOLE, Effect::Nothing, |map, _| map.split_at(at))
