@@ -49,6 +49,10 @@ const UNSAFE: &[Place] = &[
     place("hyp/src/trial.rs", "memory whose translations change meanwhile"),
     place("hyp/examples/", "an embedder's side"),
     place("hyp/fuzz/", "an embedder's side"),
+    place(
+        "hyp/model/src/memory.rs",
+        "the contracts of an embedder, fulfilled by a model; CPUs as coroutines",
+    ),
     place("tools/bench/src/", "table memory that subjects share, and what they ask for"),
 ];
 

@@ -35,6 +35,8 @@ const SHORT: Duration = Duration::from_secs(60);
 pub enum Part {
     /// The crates' own tests on this machine
     Unit,
+    /// The mapping engine against a machine model: every schedule on small tables, planted faults
+    Model,
     /// The hypervisor with its embedded payload in QEMU
     Qemu,
     /// The hypervisor with a stock Linux as the host in QEMU
@@ -45,6 +47,7 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Unit => "unit",
+            Self::Model => "model",
             Self::Qemu => "qemu",
             Self::Linux => "linux",
         })
@@ -146,14 +149,17 @@ impl Results {
 /// Carries out `cargo xtask test`; returns whether nothing failed.
 pub fn run(args: &TestArgs) -> Result<bool> {
     ensure!(
-        args.part != Some(Part::Unit) || !args.machine.is_given(),
-        "the unit tests run on this machine: options of the emulated machine are for the parts qemu and linux"
+        !matches!(args.part, Some(Part::Unit | Part::Model)) || !args.machine.is_given(),
+        "the parts unit and model run on this machine: options of the emulated one are for qemu and linux"
     );
     report::check_json(args.json.as_deref())?;
     let wanted = |part| args.part.is_none_or(|only| only == part);
     let mut results = Results::default();
     if wanted(Part::Unit) && args.only.is_none() {
         unit(args, &mut results)?;
+    }
+    if wanted(Part::Model) && args.only.is_none() {
+        model(args, &mut results)?;
     }
     let named = |scenario: &Scenario| args.only.as_ref().is_none_or(|text| scenario.title().contains(text));
     let scenarios: Vec<Scenario> = scenarios(args.full)
@@ -202,16 +208,28 @@ fn summary(results: &[TestResult]) -> String {
     text
 }
 
-/// The tests of the crates on this machine, those of the mapping engine under Miri as well.
-fn unit(args: &TestArgs, results: &mut Results) -> Result<()> {
+/// The mapping engine against the machine model.
+fn model(args: &TestArgs, results: &mut Results) -> Result<()> {
     let mut tests = workspace::cargo();
-    tests.args(["test", "--no-fail-fast", "--all-features"]);
-    tests.args(workspace::HOST_CRATES.iter().flat_map(|name| ["-p", name]));
+    tests.args(["test", "--no-fail-fast", "-p", workspace::MODEL]);
     tests.env("CLOVEN_SEED", args.seed.to_string());
     if args.full {
         tests.env("CLOVEN_OPERATIONS", FULL_OPERATIONS.to_string());
     }
-    cargo_test(tests, "", results)?;
+    cargo_test(tests, Part::Model, "", results)
+}
+
+/// The tests of the crates on this machine, those of the mapping engine under Miri as well.
+fn unit(args: &TestArgs, results: &mut Results) -> Result<()> {
+    let mut tests = workspace::cargo();
+    tests.args(["test", "--no-fail-fast", "--all-features"]);
+    let crates = workspace::HOST_CRATES.iter().filter(|name| **name != workspace::MODEL);
+    tests.args(crates.flat_map(|name| ["-p", name]));
+    tests.env("CLOVEN_SEED", args.seed.to_string());
+    if args.full {
+        tests.env("CLOVEN_OPERATIONS", FULL_OPERATIONS.to_string());
+    }
+    cargo_test(tests, Part::Unit, "", results)?;
 
     const MIRI: &str = "hyp src/lib.rs, mapping, under Miri";
     if let Err(error) = workspace::ensure_miri() {
@@ -224,11 +242,11 @@ fn unit(args: &TestArgs, results: &mut Results) -> Result<()> {
     miri.env("CLOVEN_SEED", args.seed.to_string());
     // The seed comes by the environment.
     miri.env("MIRIFLAGS", "-Zmiri-disable-isolation");
-    cargo_test(miri, ", mapping, under Miri", results)
+    cargo_test(miri, Part::Unit, ", mapping, under Miri", results)
 }
 
 /// Runs a `cargo test` command, passes its output on and takes one result from each test binary.
-fn cargo_test(mut command: Command, suffix: &str, results: &mut Results) -> Result<()> {
+fn cargo_test(mut command: Command, part: Part, suffix: &str, results: &mut Results) -> Result<()> {
     let start = Instant::now();
     let shown = workspace::shown(&command);
     println!("{shown}");
@@ -263,13 +281,13 @@ fn cargo_test(mut command: Command, suffix: &str, results: &mut Results) -> Resu
             Ending::Failed => format!("{} of its tests failed, see above", counts[1]),
             Ending::Skipped => "all its tests are marked #[ignore]".to_owned(),
         };
-        results.add(TestResult { counts, ..TestResult::new(name, Part::Unit, ending, seconds, reason) });
+        results.add(TestResult { counts, ..TestResult::new(name, part, ending, seconds, reason) });
     }
     if !status.success() && !failed {
         let seconds = start.elapsed().as_secs_f64();
         results.add(TestResult::new(
             "cargo test".to_owned(),
-            Part::Unit,
+            part,
             Ending::Failed,
             seconds,
             status.to_string(),

@@ -17,7 +17,10 @@ pub const TARGET: &str = "aarch64-unknown-none-softfloat";
 pub const LINUX_TARGET: &str = "aarch64-unknown-linux-musl";
 
 /// The crates that build for this machine, with tests and documentation.
-pub const HOST_CRATES: [&str; 3] = ["hyp", "tools", "bench"];
+pub const HOST_CRATES: [&str; 4] = ["hyp", MODEL, "tools", "bench"];
+
+/// The machine model: its tests are a part of their own.
+pub const MODEL: &str = "hyp-model";
 
 /// The root of the workspace.
 pub fn root() -> &'static Path {

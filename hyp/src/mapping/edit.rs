@@ -220,6 +220,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             let change = Difference {
                 valid_before: !self.exclusive
                     || raw & VALID != 0
+                    || size && self.map.is_others_owed(EXCLUSIVE)
                     || in_run && self.run_is_valid(node, index as usize),
                 valid_after: !self.exclusive || stays,
                 size,
@@ -477,6 +478,8 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             return from + count;
         }
         // What each word becomes; a table is built later, once nothing is in the way.
+        let own = if self.exclusive { EXCLUSIVE } else { SHARED };
+        let owed = self.map.is_others_owed(own);
         let mut splits = [false; MAX_RUN];
         let mut change = Difference::default();
         for i in 0..count {
@@ -494,10 +497,13 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
                 kept
             };
             let one = difference::<R>(old[i], new[i], level, self.operation.changes_memory());
+            // A walk cache's table beside a block that stopped translating, and is not invalidated yet, is a change of size all the same
+            // (I_HYQMB).
+            let translated = one.valid_before | one.size & owed;
             change = Difference {
-                valid_before: change.valid_before | one.valid_before,
+                valid_before: change.valid_before | translated,
                 valid_after: change.valid_after | one.valid_after,
-                size: change.size | one.size & one.valid_before,
+                size: change.size | one.size & translated,
                 contiguous: change.contiguous | one.contiguous & one.valid_before & one.valid_after,
                 memory: change.memory | one.memory & one.valid_before & one.valid_after,
                 permissions: change.permissions | one.permissions,
@@ -532,7 +538,6 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             new: &new[..count],
             finest: level,
         };
-        let own = if self.exclusive { EXCLUSIVE } else { SHARED };
         replace(self.map, &group, strategy, change.size || change.contiguous, own, &mut self.spans);
         self.stored |= matches!(strategy, Strategy::Store | Strategy::StoreThenInvalidate);
         from + count

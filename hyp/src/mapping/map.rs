@@ -12,7 +12,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use super::addr::{ADDRESS_BITS, Address, GRANULE, Pa, Range};
 use super::descriptor::{Attributes, Change, Entry, Regime, State, TYPE, is_table, is_unlinked, pa};
@@ -304,6 +304,15 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     pub(super) fn hardware_updates(&self) -> bool {
         self.options.hardware_updates
     }
+    /// What stopped translating. Who holds it may access tables, so the wait is the [`Mmu`]'s.
+    fn cleared(&self) -> MutexGuard<'_, Cleared> {
+        loop {
+            if let Some(cleared) = self.owed.cleared.try_lock() {
+                return cleared;
+            }
+            self.mmu.relax();
+        }
+    }
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(SeqCst)
     }
@@ -318,7 +327,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     pub(super) fn paid(&self, ids: &[u64]) {
         if ids.iter().any(|&id| id != 0) {
             let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
-            self.owed.cleared.lock().pay(ids, epoch);
+            self.cleared().pay(ids, epoch);
         }
     }
 
@@ -329,7 +338,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             return;
         }
         let unlinked = |record: &Record| record.unlinked && ids.contains(&record.id);
-        let records = self.owed.cleared.lock().records;
+        let records = self.cleared().records;
         if records.iter().flatten().any(unlinked) {
             let _gate = self.gate.exclude(|| self.mmu.relax());
             for record in records.into_iter().flatten().filter(unlinked) {
@@ -385,6 +394,37 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             },
             regime: PhantomData,
         }
+    }
+
+    /// What a call may keep of the map's variables while it accesses tables, as a number: whether anybody but one is inside or owes
+    /// something, or a debt was dropped.
+    #[doc(hidden)]
+    pub fn owed_fingerprint(&self) -> u64 {
+        self.gate.users().min(2) | u64::from(self.owed.whole.load(SeqCst)) << 2
+    }
+
+    /// All that the map knows beside its tables, for who explores what can happen: equal states feed `into` alike.
+    #[doc(hidden)]
+    pub fn fingerprint(&self, into: &mut impl core::hash::Hasher) {
+        into.write_u64(self.gate.bits());
+        let flags = [&self.root_lock, &self.writer, &self.owed.whole];
+        flags.into_iter().for_each(|flag| into.write_u8(u8::from(flag.load(SeqCst))));
+        into.write_u64(self.epoch());
+        self.mmu.slots().iter().for_each(|slot| into.write_u64(slot.bits()));
+        // Who holds it is in the middle of a change of it, and knows what.
+        let Some(cleared) = self.owed.cleared.try_lock() else { return into.write_u8(2) };
+        for record in &cleared.records {
+            let Some(record) = record else {
+                into.write_u8(0);
+                continue;
+            };
+            into.write_u8(1 + u8::from(record.unlinked));
+            [record.id, record.start, record.end, record.paid.map_or(0, |epoch| epoch + 1)]
+                .into_iter()
+                .for_each(|part| into.write_u64(part));
+        }
+        let (start, end, state) = cleared.state.map_or((0, 0, 0), |(s, e, state)| (s, e, state.get()));
+        [cleared.last_id, start, end, state].into_iter().for_each(|part| into.write_u64(part));
     }
 
     /// The one writer, of a map that nobody else uses yet.
@@ -534,7 +574,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     pub fn settle(&self) {
         let _gate = self.gate.exclude(|| self.mmu.relax());
         let owed = self.gate.is_others(EXCLUSIVE) || self.owed.whole.load(SeqCst);
-        if owed || self.owed.cleared.lock().unpaid().next().is_some() {
+        if owed || self.cleared().unpaid().next().is_some() {
             // Nobody is changing anything: what is owed now is owed for stores that were made.
             tlb::invalidate_all(self);
             self.owed.whole.store(false, SeqCst);
@@ -613,10 +653,10 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             }
             edit.quiet = held.as_ref().map(|(quiet, _)| *quiet);
             // Recorded before it is so.
-            let recorded = way.clears.then(|| self.owed.cleared.lock().add(start, end));
+            let recorded = way.clears.then(|| self.cleared().add(start, end));
             edit.commit(&mut tables);
             if let (Some(recorded), Some(unlinked)) = (recorded, edit.unlinked) {
-                self.owed.cleared.lock().unlink(recorded.id, unlinked);
+                self.cleared().unlink(recorded.id, unlinked);
             }
             if self.is_others_owed(gate.own) {
                 // What is as it was asked to be already may be so only in the tables.
@@ -643,7 +683,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// All that stopped translating was invalidated.
     fn pay_all(&self) {
         let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
-        let mut cleared = self.owed.cleared.lock();
+        let mut cleared = self.cleared();
         let ids = cleared.records.map(|slot| slot.map_or(0, |record| record.id));
         cleared.pay(&ids, epoch);
     }
@@ -652,7 +692,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     fn settle_owed(&self, start: u64, end: u64) {
         let mut spans = Spans::new();
         {
-            let cleared = self.owed.cleared.lock();
+            let cleared = self.cleared();
             if !cleared.records.iter().flatten().any(|record| record.overlaps(start, end)) {
                 return;
             }
@@ -672,7 +712,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// gate is the caller's alone.
     fn reclaim(&self, start: u64, end: u64) -> bool {
         let mut busy = false;
-        let mut cleared = self.owed.cleared.lock();
+        let mut cleared = self.cleared();
         for number in 0..RECORDS {
             let Some(record) = cleared.records[number].filter(|r| r.unlinked && r.overlaps(start, end))
             else {
@@ -1083,7 +1123,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         let done = map.edit(Clear(Some(state)), (start, end), Way::CLEAR)?;
         if start < end {
             // It takes the place of each table that is given back, whoever does that.
-            map.owed.cleared.lock().state = Some((start, end, state));
+            map.cleared().state = Some((start, end, state));
             if !done.spans.is_empty() {
                 tlb::invalidate(map, &done.spans, EXCLUSIVE);
             }
@@ -1093,7 +1133,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             map.settle_owed(start, end);
             drop(done);
             drop(map.exclude_settled(start, end));
-            map.owed.cleared.lock().state = None;
+            map.cleared().state = None;
         }
         Ok(())
     }

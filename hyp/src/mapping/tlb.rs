@@ -214,6 +214,12 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
         }
     }
     finish::<R, M>(mmu, scope);
+    // Who came meanwhile may have changed sizes in place before an operation by address was done, which then was not sure to
+    // remove what is owed here.
+    if !conflicts && !capabilities.contains(Capabilities::NO_CONFLICT_ABORT) && map.is_others_owed(own) {
+        whole(map);
+        finish::<R, M>(mmu, scope);
+    }
 }
 
 /// Invalidates everything of the map.

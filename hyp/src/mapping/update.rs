@@ -147,6 +147,14 @@ impl Gate {
         }
         Entered { gate: self, own: EXCLUSIVE }
     }
+    pub(super) fn bits(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
+    /// Those inside, and debts.
+    pub(super) fn users(&self) -> u64 {
+        let bits = self.bits();
+        (bits & ALL_SHARED) + (bits & !EXCLUSIVE) / DEBT + bits / EXCLUSIVE
+    }
     /// A debt is paid, or given up.
     #[inline]
     pub(super) fn forget_debt(&self) {

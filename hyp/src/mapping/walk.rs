@@ -29,6 +29,9 @@ impl Slot {
     pub const fn new() -> Self {
         Self(AtomicU64::new(FREE))
     }
+    pub(super) fn bits(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
     /// Whether a walk of an epoch before `epoch` goes on.
     pub(super) fn is_before(&self, epoch: u64) -> bool {
         let value = self.0.load(SeqCst);

@@ -728,6 +728,52 @@ fn a_state_takes_the_place_of_whatever_was_there_and_owes_nothing() {
     assert_eq!(mmu.take_tlbis(), []);
 }
 
+/// Found by the machine model: TLBs may hold the block still, beside what walks hold of the table.
+#[test]
+fn a_leaf_that_stopped_translating_is_invalidated_before_a_table_takes_its_place() {
+    let mmu = Traced::new();
+    let map = new::<Stage2, _>(&mmu, bbm(0));
+    add(&map, 0, 2 * MIB, Attributes::<Stage2>::RAM, Leaves::LARGEST);
+    let page = range(4 * KIB, 4 * KIB);
+    let debt = map.protect(range(0, 2 * MIB), Change::INVALIDATE).unwrap();
+    mmu.take();
+    let split = map.split_edges(page).unwrap();
+    let steps = mmu.take();
+    let complete = steps.iter().position(|step| *step == Step::Barrier(Barrier::Complete));
+    let store = steps.iter().position(|step| *step == Step::Store);
+    assert!(complete.is_some() && complete < store, "{steps:x?}");
+    [debt, split].into_iter().for_each(Debt::flush);
+    // Nothing is owed any more.
+    map.protect(range(0, 2 * MIB), Change::VALIDATE).unwrap().flush();
+    add(&map, 2 * MIB, 2 * MIB, Attributes::<Stage2>::RAM, Leaves::LARGEST);
+    map.protect(range(2 * MIB, 2 * MIB), Change::INVALIDATE).unwrap().flush();
+    mmu.take();
+    map.split_edges(range(2 * MIB + 4 * KIB, 4 * KIB)).unwrap().flush();
+    assert!(!mmu.take().iter().any(|step| matches!(step, Step::Tlbi(..))));
+}
+
+/// Found by the machine model: what else an address translates by may come after the look at who else owes.
+#[test]
+fn a_flush_that_another_change_of_size_overtakes_invalidates_everything() {
+    let mmu = Traced::new();
+    let map = new::<Stage2, _>(&mmu, bbm(2));
+    add(&map, 0, 2 * MIB, Attributes::<Stage2>::RAM, Leaves::LARGEST);
+    let split = || {
+        mmu.at_tlbi.set(None);
+        drop(map.split_to_pages(range(0, 2 * MIB)).unwrap());
+    };
+    let debt = map.protect(range(0, 2 * MIB), Change::<Stage2>::READ_ONLY).unwrap();
+    mmu.take();
+    mmu.at_tlbi.set(Some(&split));
+    debt.flush();
+    let tlbis: Vec<Tlbi> = mmu
+        .take()
+        .into_iter()
+        .filter_map(|step| if let Step::Tlbi(operation, _) = step { Some(operation) } else { None })
+        .collect();
+    assert_eq!(tlbis, [Tlbi::Address(LEAVES), Tlbi::Combined, Tlbi::All]);
+}
+
 // Breaks.
 
 #[test]

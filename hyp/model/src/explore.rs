@@ -1,0 +1,367 @@
+//! Every schedule of a few CPUs, each of which runs a script.
+//!
+//! Invariants:
+//! - Before each step that another CPU could notice, any CPU that can go on may be the next. A state that was seen before is not gone
+//!   on from: it is known by the machine, by the map's own variables ([`hyp::mapping::Map::fingerprint`]) and by all that each
+//!   CPU has been told.
+//! - The engine's own atomics are taken with the step before them: between two steps of a CPU nobody else comes.
+//! - A CPU that waits goes on when something has changed; if all wait, that is a verdict.
+
+use std::collections::HashSet;
+use std::hash::Hasher;
+
+use corosensei::stack::DefaultStack;
+use hyp::mapping::{Regime, Shape};
+
+use crate::faults::Fault;
+use crate::machine::{Call, Config, Machine};
+use crate::memory::{Cpu, Mapped, World, with_cpus};
+use crate::verdict::{Kind, Verdict};
+
+/// A hash of 64 bits: multiply and rotate, then mix.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hash64(u64);
+
+impl From<u64> for Hash64 {
+    fn from(start: u64) -> Self {
+        Self(start)
+    }
+}
+
+impl Hasher for Hash64 {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_u16(&mut self, value: u16) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 ^= self.0 >> 29;
+    }
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
+    }
+    fn finish(&self) -> u64 {
+        let mixed = (self.0 ^ self.0 >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        mixed ^ mixed >> 32
+    }
+}
+
+/// A call as a number.
+pub fn call_hash(call: &Call) -> u64 {
+    use std::hash::Hash;
+    let mut hash = Hash64::default();
+    std::mem::discriminant(call).hash(&mut hash);
+    match *call {
+        Call::Load { table, index } => (table, index).hash(&mut hash),
+        Call::Store { table, index, raw, release } => (table, index, raw, release).hash(&mut hash),
+        Call::CompareExchange { table, index, old, new } => (table, index, old, new).hash(&mut hash),
+        Call::Fill { table, from, to, raw, step } => (table, from, to, raw, step).hash(&mut hash),
+        Call::Tlbi { operand, .. } => operand.hash(&mut hash),
+        Call::Give { table } => table.hash(&mut hash),
+        Call::Quiesce { start, size } => (start, size).hash(&mut hash),
+        Call::Barrier { .. } | Call::Relax | Call::Wait | Call::Between => {}
+    }
+    hash.finish()
+}
+
+/// A CPU in a script.
+pub struct Context<'a, 'w, R: Regime, S: Shape> {
+    /// The machine.
+    pub world: &'w World,
+    /// The map.
+    pub map: &'a Mapped<'w, R, S>,
+    /// The CPU's number.
+    pub cpu: usize,
+}
+
+/// What a CPU runs.
+pub type Script<'c, R, S> = Box<dyn Fn(&Context<'_, '_, R, S>) + 'c>;
+
+/// Makes a map.
+pub type Make<'c, R, S> = Box<dyn for<'w> Fn(&'w World) -> Mapped<'w, R, S> + 'c>;
+
+/// What is explored.
+pub struct Case<'c, R: Regime, S: Shape> {
+    /// The machine.
+    pub config: Config,
+    /// Makes the map, before any MMU is on.
+    pub make: Make<'c, R, S>,
+    /// One for each CPU.
+    pub scripts: Vec<Script<'c, R, S>>,
+    /// A mistake.
+    pub fault: Option<&'static Fault>,
+}
+
+/// How much was explored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Explored {
+    /// Different states.
+    pub states: usize,
+    /// Ends that were reached.
+    pub ends: usize,
+    /// Steps of the longest run.
+    pub longest: usize,
+}
+
+/// Something was wrong.
+#[derive(Clone, Debug)]
+pub struct Conviction {
+    /// What.
+    pub verdict: Verdict,
+    /// Which CPU took each step.
+    pub schedule: Vec<u8>,
+    /// Steps of the machine up to then.
+    pub steps: u64,
+    /// States that were seen before.
+    pub states: usize,
+}
+
+struct Branch {
+    schedule: Vec<u8>,
+    log: Vec<u64>,
+    machine: Machine,
+    next: Option<usize>,
+}
+
+/// Most states of one case: more is a mistake of the test.
+const MOST: usize = 10_000_000;
+
+impl<R: Regime, S: Shape> Case<'_, R, S> {
+    /// Tries every schedule.
+    ///
+    /// # Errors
+    /// The first verdict, with the schedule that led to it.
+    pub fn explore(&self) -> Result<Explored, Box<Conviction>> {
+        let mut explored = Explored::default();
+        let mut seen = HashSet::new();
+        let mut stacks = Vec::new();
+        let machine = Machine::new(self.config.clone());
+        let mut open = vec![Branch { schedule: Vec::new(), log: Vec::new(), machine, next: None }];
+        while let Some(branch) = open.pop() {
+            self.run(branch, &mut seen, &mut open, &mut stacks, &mut explored)?;
+            assert!(explored.states < MOST, "too many states");
+        }
+        Ok(explored)
+    }
+
+    /// One run, in which whoever is the next is drawn by `draw` (a number below its argument).
+    ///
+    /// # Errors
+    /// The first verdict.
+    pub fn run_once(&self, mut draw: impl FnMut(usize) -> usize) -> Result<u64, Box<Conviction>> {
+        let world = World::new(Machine::new(self.config.clone()), Vec::new(), self.fault);
+        let map = (self.make)(&world);
+        let contexts: Vec<_> =
+            (0..self.scripts.len()).map(|cpu| Context { world: &world, map: &map, cpu }).collect();
+        let scripts: Vec<Box<dyn Fn() + '_>> = self
+            .scripts
+            .iter()
+            .zip(&contexts)
+            .map(|(script, context)| Box::new(move || script(context)) as Box<dyn Fn() + '_>)
+            .collect();
+        let scripts: Vec<&dyn Fn()> = scripts.iter().map(|script| &**script).collect();
+        let mut schedule = Vec::new();
+        let over = with_cpus(&world, &scripts, &mut Vec::new(), |cpus| {
+            let mut run = Run::new(&world, &map, cpus);
+            // A few steps of one CPU, then of another.
+            let mut last = 0;
+            while !run.is_over() {
+                let able = run.able();
+                if able == 0 {
+                    world.with_machine(|machine| machine.convict(Kind::Deadlock, "every CPU waits"));
+                }
+                if world.verdict().is_some() {
+                    return false;
+                }
+                if able & 1 << last == 0 || draw(4) == 0 {
+                    let number = draw(able.count_ones() as usize);
+                    let nth = (0..run.cpus.len()).filter(|cpu| able & 1 << cpu != 0).nth(number);
+                    last = nth.expect("somebody is able");
+                }
+                run.go(last);
+                schedule.push(last as u8);
+            }
+            true
+        });
+        if over {
+            world.go_direct(0);
+            map.settle();
+            world.with_machine(Machine::finish);
+        }
+        let steps = world.machine().steps();
+        match world.verdict() {
+            Some(verdict) => Err(Box::new(Conviction { verdict, schedule, steps, states: 0 })),
+            None => Ok(steps),
+        }
+    }
+
+    /// One run, from a branch to an end or to what is known.
+    fn run(
+        &self,
+        branch: Branch,
+        seen: &mut HashSet<u64>,
+        open: &mut Vec<Branch>,
+        stacks: &mut Vec<DefaultStack>,
+        explored: &mut Explored,
+    ) -> Result<(), Box<Conviction>> {
+        let Branch { mut schedule, log, machine, next } = branch;
+        let world = World::new(machine, log, self.fault);
+        let map = (self.make)(&world);
+        let contexts: Vec<_> =
+            (0..self.scripts.len()).map(|cpu| Context { world: &world, map: &map, cpu }).collect();
+        let scripts: Vec<Box<dyn Fn() + '_>> = self
+            .scripts
+            .iter()
+            .zip(&contexts)
+            .map(|(script, context)| Box::new(move || script(context)) as Box<dyn Fn() + '_>)
+            .collect();
+        let scripts: Vec<&dyn Fn()> = scripts.iter().map(|script| &**script).collect();
+        let over = with_cpus(&world, &scripts, stacks, |cpus| {
+            let mut run = Run::new(&world, &map, cpus);
+            for &cpu in &schedule {
+                run.go(usize::from(cpu));
+            }
+            if let Some(cpu) = next {
+                run.go(cpu);
+                schedule.push(cpu as u8);
+            }
+            loop {
+                if world.verdict().is_some() {
+                    return false;
+                }
+                let able = run.able();
+                if able == 0 {
+                    if run.is_over() {
+                        return true;
+                    }
+                    world.with_machine(|machine| machine.convict(Kind::Deadlock, "every CPU waits"));
+                    return false;
+                }
+                if !seen.insert(run.key()) {
+                    return false;
+                }
+                explored.states += 1;
+                let last = schedule.last().map_or(0, |&cpu| usize::from(cpu));
+                let chosen = if able & 1 << last != 0 { last } else { able.trailing_zeros() as usize };
+                for other in (0..run.cpus.len()).filter(|&cpu| cpu != chosen && able & 1 << cpu != 0) {
+                    let (machine, log) = (world.machine().clone(), world.log());
+                    open.push(Branch { schedule: schedule.clone(), log, machine, next: Some(other) });
+                }
+                run.go(chosen);
+                schedule.push(chosen as u8);
+            }
+        });
+        if over {
+            explored.ends += 1;
+            explored.longest = explored.longest.max(schedule.len());
+            world.go_direct(0);
+            map.settle();
+            world.with_machine(Machine::finish);
+        }
+        match world.verdict() {
+            Some(verdict) => {
+                let (steps, states) = (world.machine().steps(), explored.states);
+                Err(Box::new(Conviction { verdict, schedule, steps, states }))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The CPUs of one run.
+struct Run<'r, 'w, R: Regime, S: Shape> {
+    world: &'w World,
+    map: &'r Mapped<'w, R, S>,
+    cpus: &'r mut [Cpu],
+    /// What each is about to do; `None` at its end.
+    next: Vec<Option<Call>>,
+    /// Those that wait until something changes.
+    blocked: u32,
+    internal: u64,
+}
+
+impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
+    fn new(world: &'w World, map: &'r Mapped<'w, R, S>, cpus: &'r mut [Cpu]) -> Self {
+        let next = cpus.iter_mut().map(|cpu| cpu.resume(world)).collect();
+        let mut run = Self { world, map, cpus, next, blocked: 0, internal: 0 };
+        run.internal = run.fingerprint();
+        run
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hash = Hash64::default();
+        self.map.fingerprint(&mut hash);
+        hash.finish()
+    }
+
+    /// Takes the step that a CPU is about to take, and goes on up to its next one.
+    fn go(&mut self, cpu: usize) {
+        let call = self.next[cpu].expect("it has a step to take");
+        if matches!(call, Call::Store { .. }) {
+            // What it reads of the map's variables after this step may become part of what it knows.
+            self.world.remember(cpu, self.map.owed_fingerprint());
+        }
+        self.next[cpu] = self.cpus[cpu].resume(self.world);
+        let internal = self.fingerprint();
+        if internal != self.internal {
+            // The map's variables are acquired and released.
+            self.world.with_machine(|machine| machine.publish(cpu));
+        }
+        if internal != self.internal || !call.is_passive() {
+            self.blocked &= 1 << cpu;
+        }
+        self.internal = internal;
+        if matches!(self.next[cpu], Some(Call::Relax | Call::Wait)) && self.world.repeats(cpu) {
+            // It is to look again only after somebody else has done something.
+            self.blocked |= 1 << cpu;
+        } else {
+            self.blocked &= !(1 << cpu);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.next.iter().all(Option::is_none)
+    }
+
+    /// The CPUs that can go on.
+    fn able(&self) -> u32 {
+        let held = self.world.machine().held_by();
+        let stands = |cpu: usize| {
+            matches!(self.next[cpu], None | Some(Call::Between | Call::Wait | Call::Quiesce { .. }))
+        };
+        let can = |cpu: &usize| {
+            let others_stand = (0..self.next.len()).all(|other| other == *cpu || stands(other));
+            held.is_none_or(|by| by == *cpu)
+                && self.blocked & 1 << cpu == 0
+                && match self.next[*cpu] {
+                    None => false,
+                    Some(Call::Quiesce { .. }) => others_stand,
+                    Some(_) => true,
+                }
+        };
+        (0..self.next.len()).filter(can).fold(0, |set, cpu| set | 1 << cpu)
+    }
+
+    fn key(&self) -> u64 {
+        let mut hash = Hash64::from(self.internal);
+        self.world.machine().fingerprint(&mut hash);
+        for (cpu, next) in self.next.iter().enumerate() {
+            hash.write_u64(self.world.history(cpu));
+            hash.write_u64(next.as_ref().map_or(0, call_hash));
+        }
+        hash.write_u32(self.blocked);
+        hash.finish()
+    }
+}
