@@ -22,7 +22,7 @@ const MEMORY: [u64; 2] = [0xf800_0000_0000_0b3c, 0xf800_0000_0000_0b3c];
 const PERMISSIONS: [u64; 2] = [0x006c_0000_0000_04c0, 0x0068_0000_0000_04c0];
 const AF: u64 = 1 << 10;
 const DBM: u64 = 1 << 51;
-/// AP[2] at stage 1 (set: no writes), S2AP[1] at stage 2 (set: writes).
+/// AP\[2\] at stage 1 (set: no writes), S2AP\[1\] at stage 2 (set: writes).
 const WRITE_BIT: u64 = 1 << 7;
 const NG: u64 = 1 << 11;
 /// APTable, UXNTable, PXNTable of a table descriptor of stage 1.
