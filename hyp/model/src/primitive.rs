@@ -252,6 +252,17 @@ pub fn primitives<R: Tried, S: Shape>() -> Vec<Primitive<R, S>> {
             c.world.forget();
             made
         }),
+        with("invalidate, retype, validate", |c| {
+            let valid = |valid| Effect::Bits { set: 0, clear: 0, valid: Some(valid) };
+            let begun = [valid(false), R::retype().1, valid(true)].map(|effect| c.begin(WHOLE, effect));
+            let changes = [Change::INVALIDATE, R::retype().0, Change::VALIDATE];
+            // Paid for when all of it is done.
+            let debts = changes.map(|change| c.map.protect(c.range(WHOLE), change));
+            let made = debts.map(|debt| debt.map(Debt::flush).is_ok());
+            begun.into_iter().zip(made).for_each(|(begun, made)| c.world.end(begun, made));
+            c.world.forget();
+            made == [true; 3]
+        }),
         with("split_at", |c| {
             let at = R::Input::new(2 * PAGE).expect("it is within the map");
             c.change(WHOLE, Effect::Nothing, |map, _| map.split_at(at))
