@@ -203,8 +203,6 @@ pub struct Primitive<R: Regime, S: Shape> {
     pub name: &'static str,
     /// A call of it, on pages 3 and 4 or what is around them; whether it was made.
     pub call: fn(&Context<'_, '_, R, S>) -> bool,
-    /// No other CPU translates meanwhile.
-    pub alone: bool,
 }
 
 /// Across the end of what is mapped as one leaf.
@@ -220,7 +218,7 @@ const ALL: (u64, u64) = (0, 16);
 
 /// All of them. One line makes a new one.
 pub fn primitives<R: Tried, S: Shape>() -> Vec<Primitive<R, S>> {
-    let with = |name, call| Primitive { name, call, alone: false };
+    let with = |name, call| Primitive { name, call };
     vec![
         with("map", |c| c.map(HOLE, Leaves::LARGEST)),
         with("map pages", |c| c.map(HOLE, Leaves::PAGES)),
