@@ -490,9 +490,19 @@ impl Scenario {
         Self { machine: Machine { its: false, ..self.machine }, ..self }
     }
 
-    /// As [`Scenario::linux`], at work for so many seconds while its memory is split and protected at random.
-    fn work(name: &'static str, seconds: u64) -> Self {
-        Self { name, features: &[run::TRIAL], work: Some(seconds), ..Self::linux("7.2", 4, GIB, "max") }
+    /// As [`Scenario::linux`], at work while its memory is split, protected and joined at random: for ten seconds, or with `full` for 30
+    /// minutes.
+    fn work(bbm: Bbm, full: bool) -> Self {
+        Self {
+            name: match full {
+                false => "a stock Linux works while its memory is split, protected and joined",
+                true => "a stock Linux works for 30 minutes while its memory is split, protected and joined",
+            },
+            features: &[run::TRIAL],
+            bbm: Some(bbm),
+            work: Some(if full { 30 * 60 } else { 10 }),
+            ..Self::linux("7.2", 4, GIB, "max")
+        }
     }
 
     /// A run of the payload that must come to something else than a pass.
@@ -504,12 +514,7 @@ impl Scenario {
     fn trials(bbm: Bbm, full: bool) -> Self {
         Self {
             append: if full { &[] } else { &["cloven.changes=2000"] },
-            name: match bbm {
-                Bbm::Level0 => "maps change under their users, --bbm 0",
-                Bbm::Level1 => "maps change under their users, --bbm 1",
-                Bbm::Level2 => "maps change under their users, --bbm 2",
-                _ => "maps change under their users, --bbm 3",
-            },
+            name: "maps change under their users",
             features: &[run::TRIAL],
             bbm: Some(bbm),
             ..Self::payload(4, GIB, "max")
@@ -562,8 +567,10 @@ impl Scenario {
         let Machine { cpus, memory, cpu, .. } = &self.machine;
         let linux = self.linux.map_or_else(String::new, |version| format!("Linux {version}, "));
         let its = if self.machine.its { "" } else { ", no ITS" };
+        let level = self.bbm.and_then(|bbm| bbm.to_possible_value());
+        let bbm = level.map_or_else(String::new, |level| format!(", --bbm {}", level.get_name()));
         format!(
-            "{} ({linux}{cpus} CPU{}, {memory}, {cpu}{its})",
+            "{} ({linux}{cpus} CPU{}, {memory}, {cpu}{its}{bbm})",
             self.name,
             if *cpus == 1 { "" } else { "s" }
         )
@@ -571,6 +578,9 @@ impl Scenario {
 }
 
 const GIB: Size = Size(1 << 30);
+
+/// What a hypervisor may believe of its CPUs.
+const LEVELS: [Bbm; 4] = [Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3];
 
 /// All scenarios; with `full` every combination that a user may choose from.
 fn scenarios(full: bool) -> Vec<Scenario> {
@@ -632,7 +642,7 @@ fn scenarios(full: bool) -> Vec<Scenario> {
         all.push(Scenario { name, machine: machine.clone(), ..Scenario::payload(4, GIB, "max") });
         all.push(Scenario { name, machine, ..Scenario::linux("7.2", 4, GIB, "max") });
     }
-    all.extend([Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3].map(|bbm| Scenario::trials(bbm, full)));
+    all.extend(LEVELS.map(|bbm| Scenario::trials(bbm, full)));
     all.push(Scenario {
         name: "maps that are printed say what they must",
         features: &[images::DUMP],
@@ -672,12 +682,9 @@ fn scenarios(full: bool) -> Vec<Scenario> {
             ..Scenario::linux("6.18", 2, GIB, "max")
         },
     ]);
-    all.push(Scenario::work("a stock Linux works while its memory is split and protected", 20));
+    all.extend(LEVELS.map(|bbm| Scenario::work(bbm, false)));
     if full {
-        all.push(Scenario::work(
-            "a stock Linux works for 30 minutes while its memory is split and protected",
-            30 * 60,
-        ));
+        all.extend(LEVELS.map(|bbm| Scenario::work(bbm, true)));
         for cpu in ["max", "cortex-a72", "cortex-a76", "cortex-a710", "neoverse-n1", "neoverse-n2"] {
             for memory in [half, GIB, Size(4 << 30), Size(256 << 30)] {
                 all.extend([1, 2, 4, 8].map(|cpus| Scenario::payload(cpus, memory, cpu)));
