@@ -78,7 +78,10 @@ pub fn payload(payload: Payload, features: &[String]) -> Result<Image> {
 
 /// Builds the hypervisor for `platform` with `features`, the payload that goes with them inside.
 pub fn hypervisor(platform: &str, features: &[String]) -> Result<Image> {
-    let payload = payload(Payload::of(features), features)?;
+    // One set of them is one image, whoever names them in whatever order.
+    let mut features = features.to_vec();
+    features.sort_unstable();
+    let payload = payload(Payload::of(&features), &features)?;
     let mut build = workspace::cargo();
     build.args(["build", "--quiet", "--release", "--target", TARGET, "-p", platform]);
     build.env("CLOVEN_HOST_PAYLOAD", &payload.path);

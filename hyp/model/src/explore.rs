@@ -163,18 +163,8 @@ impl<R: Regime, S: Shape> Case<'_, R, S> {
     pub fn run_once(&self, mut draw: impl FnMut(usize) -> usize) -> Result<u64, Box<Conviction>> {
         let world = World::new(Machine::new(self.config.clone()), Vec::new(), self.fault);
         let map = (self.make)(&world);
-        let contexts: Vec<_> =
-            (0..self.scripts.len()).map(|cpu| Context { world: &world, map: &map, cpu }).collect();
-        let scripts: Vec<Box<dyn Fn() + '_>> = self
-            .scripts
-            .iter()
-            .zip(&contexts)
-            .map(|(script, context)| Box::new(move || script(context)) as Box<dyn Fn() + '_>)
-            .collect();
-        let scripts: Vec<&dyn Fn()> = scripts.iter().map(|script| &**script).collect();
         let mut schedule = Vec::new();
-        let over = with_cpus(&world, &scripts, &mut Vec::new(), |cpus| {
-            let mut run = Run::new(&world, &map, cpus);
+        self.drive(&world, &map, &mut Vec::new(), |mut run| {
             // A few steps of one CPU, then of another.
             let mut last = 0;
             while !run.is_over() {
@@ -195,16 +185,36 @@ impl<R: Regime, S: Shape> Case<'_, R, S> {
             }
             true
         });
-        if over {
-            world.go_direct(0);
-            map.settle();
-            world.with_machine(Machine::finish);
-        }
         let steps = world.machine().steps();
         match world.verdict() {
             Some(verdict) => Err(Box::new(Conviction { verdict, schedule, steps, states: 0 })),
             None => Ok(steps),
         }
+    }
+
+    /// Lets `choose` lead the CPUs through their scripts, and judges what is left if it says that they came to their ends.
+    fn drive<'w>(
+        &self,
+        world: &'w World,
+        map: &Mapped<'w, R, S>,
+        stacks: &mut Vec<DefaultStack>,
+        choose: impl FnOnce(Run<'_, 'w, R, S>) -> bool,
+    ) -> bool {
+        let contexts: Vec<_> = (0..self.scripts.len()).map(|cpu| Context { world, map, cpu }).collect();
+        let scripts: Vec<Box<dyn Fn() + '_>> = self
+            .scripts
+            .iter()
+            .zip(&contexts)
+            .map(|(script, context)| Box::new(move || script(context)) as Box<dyn Fn() + '_>)
+            .collect();
+        let scripts: Vec<&dyn Fn()> = scripts.iter().map(|script| &**script).collect();
+        let over = with_cpus(world, &scripts, stacks, |cpus| choose(Run::new(world, map, cpus)));
+        if over {
+            world.go_direct(0);
+            map.settle();
+            world.with_machine(Machine::finish);
+        }
+        over
     }
 
     /// One run, from a branch to an end or to what is known.
@@ -219,17 +229,7 @@ impl<R: Regime, S: Shape> Case<'_, R, S> {
         let Branch { mut schedule, log, machine, next } = branch;
         let world = World::new(machine, log, self.fault);
         let map = (self.make)(&world);
-        let contexts: Vec<_> =
-            (0..self.scripts.len()).map(|cpu| Context { world: &world, map: &map, cpu }).collect();
-        let scripts: Vec<Box<dyn Fn() + '_>> = self
-            .scripts
-            .iter()
-            .zip(&contexts)
-            .map(|(script, context)| Box::new(move || script(context)) as Box<dyn Fn() + '_>)
-            .collect();
-        let scripts: Vec<&dyn Fn()> = scripts.iter().map(|script| &**script).collect();
-        let over = with_cpus(&world, &scripts, stacks, |cpus| {
-            let mut run = Run::new(&world, &map, cpus);
+        let over = self.drive(&world, &map, stacks, |mut run| {
             for &cpu in &schedule {
                 run.go(usize::from(cpu));
             }
@@ -266,9 +266,6 @@ impl<R: Regime, S: Shape> Case<'_, R, S> {
         if over {
             explored.ends += 1;
             explored.longest = explored.longest.max(schedule.len());
-            world.go_direct(0);
-            map.settle();
-            world.with_machine(Machine::finish);
         }
         match world.verdict() {
             Some(verdict) => {

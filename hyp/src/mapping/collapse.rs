@@ -4,7 +4,8 @@
 //! Invariants:
 //! - What is joined means what it meant. With hardware updates the access and dirty flags of what joins may be set where they were not,
 //!   and are clear nowhere where they were set (D8.17.1, I_GXGZY: reporting too much is allowed).
-//! - It is joined by one change of its topmost word, or of a run's, as the rule says; words below are not stored to.
+//! - It is joined by one change of its topmost word, or of a run's, as the rule says; words below are not stored to. Tables among a run's
+//!   words that change in place become leaves before (R_KHRBC).
 //! - A table that falls out is used no more by hardware (an invalidation that reaches walk caches is complete) before its first
 //!   entry is made the link of a chain, and by no walk before it is given back. To a walk the link reads as a leaf that
 //!   is changing: it begins again at the root, where the table is no more.
@@ -49,7 +50,6 @@ struct Collapse<'m, R: Regime, M: Mmu, S: Shape> {
     spans: Spans,
     /// As what the caller counts in the gate.
     own: u64,
-    stored: bool,
     /// Tables that fell out and are still to be invalidated, with their levels in the low bits.
     left: [u64; TOGETHER],
     left_len: usize,
@@ -68,7 +68,6 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
             quiet,
             spans: Spans::new(),
             own: EXCLUSIVE,
-            stored: false,
             left: [0; TOGETHER],
             left_len: 0,
             chain: None,
@@ -77,11 +76,6 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
 
     fn words(&self) -> Words<'m, M> {
         Words::new(self.map.mmu())
-    }
-
-    fn root(&self) -> Node {
-        let (table, level) = (self.map.root(), self.map.geometry().start_level());
-        Node { table, level, base: 0, parent: Parent::Root }
     }
 
     fn touches(&self, at: u64, size: u64) -> bool {
@@ -103,15 +97,11 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         if !is_table(raw, level) {
             return Joined { word: self.alike(raw, level), finest: level };
         }
-        let base = node.base + ((index as u64) << level_shift::<S>(level));
-        if self.touches(base, level_size::<S>(level)) {
-            let parent = Parent::Word(node.table, index);
-            let below = Node { table: pa(raw), level: level + 1, base, parent };
-            if let Some(Joined { word, finest }) = self.visit(&below)
-                && let Some(word) = self.fold(word, level, raw)
-            {
-                return Joined { word, finest };
-            }
+        if self.touches(node.address::<S>(index), level_size::<S>(level))
+            && let Some(Joined { word, finest }) = self.visit(&node.below::<S>(index, raw))
+            && let Some(word) = self.fold(word, level, raw)
+        {
+            return Joined { word, finest };
         }
         Joined { word: raw, finest: LAST_LEVEL }
     }
@@ -189,8 +179,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         for from in (start & !(S::RUN - 1)..end).step_by(S::RUN) {
             let lead = say(self, from);
             // What an adopted root has beyond the map's reach is in no run.
-            let run_end = node.base + (((from + S::RUN) as u64) << shift);
-            let is_within = run_end <= 1 << self.map.geometry().input_bits();
+            let is_within = node.address::<S>(from + S::RUN) <= 1 << self.map.geometry().input_bits();
             if self.leaves.runs && is_within && begins_run::<S>(lead.word, level) {
                 let (mut run, mut finest) = ([lead.word; MAX_RUN], lead.finest);
                 for (word, index) in run[1..S::RUN].iter_mut().zip(from + 1..) {
@@ -245,7 +234,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
     #[inline(never)]
     fn change(&mut self, node: &Node, index: usize, old: &[u64], new: &[u64], finest: u8) {
         let (level, size) = (node.level, level_size::<S>(node.level));
-        let address = node.base + ((index as u64) << level_shift::<S>(level));
+        let address = node.address::<S>(index);
         let end = address + old.len() as u64 * size;
         let change = old.iter().zip(new).fold(Difference::default(), |change, (&old, &new)| {
             let one = difference::<R>(old, new, level, false);
@@ -285,7 +274,6 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         }
         let group = Group { table: node.table, level, index, address, old, new, finest };
         replace(self.map, &group, strategy, change.size || change.contiguous, self.own, &mut self.spans);
-        self.stored = true;
         for (&old, number) in old.iter().zip(0..) {
             if !is_table(old, level) {
                 continue;
@@ -304,15 +292,13 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Collapse<'m, R, M, S> {
         }
     }
 
-    /// Pays what is owed; the tables that fell out are seen by walks of software alone then.
+    /// Pays what is owed; the tables that fell out are seen by walks of software alone then. Where nothing is owed what was joined was
+    /// broken, or does not translate: nothing is to be published.
     fn invalidate(&mut self) {
         if !self.spans.is_empty() {
             tlb::invalidate(self.map, &self.spans, self.own);
             self.spans = Spans::new();
-        } else if self.stored {
-            tlb::publish(self.map);
         }
-        self.stored = false;
         for number in 0..core::mem::take(&mut self.left_len) {
             let left = self.left[number];
             self.put_on_chain(pa(left), (left % GRANULE) as u8);
@@ -416,7 +402,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             let mut collapse = Collapse::new(map, ends, leaves, Needs::default());
             if asks_for_quiet(map) {
                 collapse.dry = true;
-                collapse.visit(&collapse.root());
+                collapse.visit(&Node::root(map));
                 collapse.dry = false;
                 let needs = core::mem::replace(&mut collapse.quiet, quiet);
                 if !is_quiet(&needs, &held) {
@@ -430,7 +416,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             }
             collapse.spans = *owed;
             collapse.own += if owed.is_empty() { 0 } else { DEBT };
-            collapse.visit(&collapse.root());
+            collapse.visit(&Node::root(map));
             collapse.invalidate();
             break (gate, collapse.chain);
         };
@@ -459,9 +445,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             let quiet = Needs { tables: 0, quiet: held.as_ref().map(|(quiet, _)| *quiet) };
             let mut collapse = Collapse::new(map, (start, start + size), Leaves::LARGEST, quiet);
             let raw = collapse.words().load(node.table, index);
-            let parent = Parent::Word(node.table, index);
-            let below = Node { table: pa(raw), level: level + 1, base: start, parent };
-            let word = collapse.only(&below)?;
+            let word = collapse.only(&node.below::<S>(index, raw))?;
             let word = collapse.fold(word, level, raw).ok_or(MapError::Differs(start))?;
             if asks_for_quiet(map) && held.is_none() && word & VALID != 0 {
                 drop(gate);
@@ -507,11 +491,9 @@ fn find<R: Regime, M: Mmu, S: Shape>(
     level: u8,
 ) -> Result<(Node, usize), MapError> {
     let (words, none) = (Words::new(map.mmu()), MapError::NoTable { address, level });
-    let mut node =
-        Node { table: map.root(), level: map.geometry().start_level(), base: 0, parent: Parent::Root };
+    let mut node = Node::root(map);
     loop {
-        let shift = level_shift::<S>(node.level);
-        let index = ((address - node.base) >> shift) as usize;
+        let index = ((address - node.base) >> level_shift::<S>(node.level)) as usize;
         let raw = words.load(node.table, index);
         if !is_table(raw, node.level) || node.level > level {
             return Err(none);
@@ -519,8 +501,7 @@ fn find<R: Regime, M: Mmu, S: Shape>(
         if node.level == level {
             return Ok((node, index));
         }
-        let (base, parent) = (node.base + ((index as u64) << shift), Parent::Word(node.table, index));
-        node = Node { table: pa(raw), level: node.level + 1, base, parent };
+        node = node.below::<S>(index, raw);
     }
 }
 

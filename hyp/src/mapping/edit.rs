@@ -118,6 +118,25 @@ pub(super) struct Node {
     pub(super) parent: Parent,
 }
 
+impl Node {
+    /// The root, be it of several tables.
+    #[inline]
+    pub(super) fn root<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>) -> Self {
+        Self { table: map.root(), level: map.geometry().start_level(), base: 0, parent: Parent::Root }
+    }
+    /// The table that the word at `index` points to.
+    #[inline]
+    pub(super) fn below<S: Shape>(&self, index: usize, raw: u64) -> Self {
+        let parent = Parent::Word(self.table, index);
+        Self { table: pa(raw), level: self.level + 1, base: self.address::<S>(index), parent }
+    }
+    /// What the word at `index` begins with.
+    #[inline]
+    pub(super) fn address<S: Shape>(&self, index: usize) -> u64 {
+        self.base + ((index as u64) << level_shift::<S>(self.level))
+    }
+}
+
 /// A change of `start .. end`, which is not empty, made of granules, and within reach.
 pub(super) struct Edit<'m, R: Regime, M: Mmu, S: Shape, O> {
     pub(super) map: &'m Map<R, M, S>,
@@ -158,11 +177,6 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         Words::new(self.map.mmu())
     }
 
-    fn root(&self) -> Node {
-        let (table, level) = (self.map.root(), self.map.geometry().start_level());
-        Node { table, level, base: 0, parent: Parent::Root }
-    }
-
     /// Whether the word of `level` has to become a table if the range cuts it.
     fn splits(&self, raw: u64, level: u8) -> bool {
         // An unlinked table is somebody's to give back once, so its word is never said twice.
@@ -178,7 +192,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
     /// What the change takes: exactly, if everything is the caller's; beside others at most. With `whole` it may cut nothing.
     pub(super) fn prepare(&self, whole: bool) -> Result<Needs, MapError> {
         let mut needs = Needs::default();
-        self.prepare_table(self.root(), whole, &mut needs)?;
+        self.prepare_table(Node::root(self.map), whole, &mut needs)?;
         Ok(needs)
     }
 
@@ -197,9 +211,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             let raw = self.words().settled(node.table, index as usize);
             if is_table(raw, level) {
                 if !(O::UNLINKS && self.covers(at, level)) {
-                    let parent = Parent::Word(node.table, index as usize);
-                    let below = Node { table: pa(raw), level: level + 1, base: at, parent };
-                    self.prepare_table(below, whole, needs)?;
+                    self.prepare_table(node.below::<S>(index as usize, raw), whole, needs)?;
                 }
                 continue;
             }
@@ -304,7 +316,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
 
     /// Makes the change with the tables that [`Edit::prepare`] has counted.
     pub(super) fn commit(&mut self, tables: &mut Reservation<'_, M::Pool>) {
-        self.commit_table(self.root(), tables);
+        self.commit_table(Node::root(self.map), tables);
     }
 
     fn commit_table(&mut self, node: Node, tables: &mut Reservation<'_, M::Pool>) {
@@ -361,8 +373,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             return;
         }
         if !whole {
-            let parent = Parent::Word(node.table, index);
-            self.commit_table(Node { table: below, level: node.level + 1, base: at, parent }, tables);
+            self.commit_table(node.below::<S>(index, raw), tables);
         }
         // A state is yet to take the place of a table, so where one is made nothing is vacant.
         let vacates = O::UNLINKS && self.operation.word(0, node.level) == 0;

@@ -748,7 +748,8 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         busy
     }
 
-    /// Waits until the walks that were going on have ended, with nothing of the map locked.
+    /// Waits until the walks that were going on have ended, with nothing of the map locked. Those that begin from now on are of another
+    /// epoch, so that nobody who reads again and again is waited for.
     pub(super) fn wait_for_walks(&self) {
         let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
         while self.mmu.slots().iter().any(|slot| slot.is_before(epoch)) {
