@@ -139,8 +139,8 @@ mod tests {
             starting.finalize().unwrap();
         }
         let result = Admission { starting, policy, late }.admit(bbm(newcomer), &[&OfPolicy(&own), &under]);
-        let blocks =
-            [own.cpu(0).unwrap().read().census().leaves[2], under.cpu(0).unwrap().read().census().leaves[2]];
+        let own_blocks = own.cpu(0).unwrap().read().census().leaves[2];
+        let blocks = [own_blocks, under.cpu(0).unwrap().read().census().leaves[2]];
         let levels = [lifecycle.set(), own.capabilities(), under.capabilities()].map(Capabilities::bbm_level);
         (result, blocks.map(|count| count as usize), levels)
     }

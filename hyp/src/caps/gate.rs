@@ -171,8 +171,8 @@ mod tests {
     use super::*;
     use crate::mapping::fake::FakeMmu;
     use crate::mapping::{
-        Address, Attributes, Barrier, Capabilities, Change, El2, GRANULE, Geometry, Leaves, Map, Mmu, Options,
-        Pa, Pool, Range, Scope, Slot, Tlbi,
+        Address, Attributes, Barrier, Capabilities, Change, El2, GRANULE, Geometry, Leaves, Map, Mmu,
+        Options, Pa, Pool, Range, Scope, Slot, Tlbi,
     };
 
     thread_local! {
@@ -233,7 +233,11 @@ mod tests {
                     inside.fetch_add(1, SeqCst);
                 }
                 inside.fetch_sub(1, SeqCst);
-                if number % 2 == 0 { gate.leave() } else { gate.stand(|| std::thread::yield_now()) };
+                if number % 2 == 0 {
+                    gate.leave()
+                } else {
+                    gate.stand(|| std::thread::yield_now())
+                };
                 if number % 2 == 1 {
                     gate.leave();
                 }
@@ -295,6 +299,7 @@ mod tests {
     #[test]
     fn requests_of_many_cpus_that_break_entries_all_succeed() {
         const BLOCK: u64 = 2 << 20;
+        const FIRST: u64 = 16 * BLOCK;
         let (fake, gate) = (FakeMmu::new(64), ThreadGate::new(Threads));
         let mmu = Gated(&fake, &gate);
         let options = Options::new(Capabilities::LEAST);
@@ -303,18 +308,17 @@ mod tests {
         map.cpu(0)
             .unwrap()
             .write()
-            .map(range(0, 16 * BLOCK), Pa::new(0).unwrap(), Attributes::<El2>::DATA, Leaves::LARGEST)
+            .map(range(FIRST, 16 * BLOCK), Pa::new(FIRST).unwrap(), Attributes::<El2>::DATA, Leaves::LARGEST)
             .unwrap();
         on_threads(4, |number| {
             gate.enter();
             for round in 0..200u64 {
                 // Its own pages, in blocks that all split and join.
-                let at = (1 + (round * 7 + number as u64) % 15) * BLOCK + (number as u64 * 16) * GRANULE;
-                let change =
-                    if round % 2 == 0 { Change::<El2>::READ_ONLY } else { Change::<El2>::WRITABLE };
+                let at = FIRST + (round * 7 + number as u64) % 16 * BLOCK + (number as u64 * 16) * GRANULE;
+                let change = if round % 2 == 0 { Change::<El2>::READ_ONLY } else { Change::<El2>::WRITABLE };
                 map.protect(range(at, GRANULE), change).unwrap().flush();
                 if round % 16 == 15 {
-                    let whole = range(BLOCK, 15 * BLOCK);
+                    let whole = range(FIRST, 16 * BLOCK);
                     map.cpu(number).unwrap().write().collapse(whole, Leaves::LARGEST).unwrap();
                 }
                 gate.pass();

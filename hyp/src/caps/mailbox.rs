@@ -257,7 +257,13 @@ mod tests {
 
     impl Fake {
         fn new(after: u32) -> Self {
-            Self { down: Cell::new(0), up: Cell::default(), said: RefCell::default(), looks: Cell::new(0), after }
+            Self {
+                down: Cell::new(0),
+                up: Cell::default(),
+                said: RefCell::default(),
+                looks: Cell::new(0),
+                after,
+            }
         }
     }
 
@@ -268,7 +274,9 @@ mod tests {
         }
         fn look(&self) -> [u64; 8] {
             self.looks.set(self.looks.get() + 1);
-            if let (Told::Report(number), true) = (Told::decode(self.down.get()), self.looks.get() >= self.after) {
+            if let (Told::Report(number), true) =
+                (Told::decode(self.down.get()), self.looks.get() >= self.after)
+            {
                 self.up.set([10, 11, 12, 13, 14, 15, 16, number]);
             }
             self.up.get()

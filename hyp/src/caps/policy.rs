@@ -106,7 +106,8 @@ mod tests {
     #[test]
     fn only_the_loss_of_level_3_repaints() {
         for (set, smaller) in (0..4).flat_map(|set| (0..=set).map(move |smaller| (set, smaller))) {
-            let repaints = |policy: Policy| policy.repaints(Capabilities::bbm(set), Capabilities::bbm(smaller));
+            let repaints =
+                |policy: Policy| policy.repaints(Capabilities::bbm(set), Capabilities::bbm(smaller));
             assert!(!repaints(Policy::KeepBlocks));
             assert_eq!(repaints(Policy::Repaint), set == 3 && smaller < 3);
             assert_eq!(repaints(Policy::PagesFirst), set == 3 && smaller < 3);
@@ -115,12 +116,10 @@ mod tests {
 
     #[test]
     fn names_are_parsed_and_others_refused() {
-        assert_eq!(["keep", "repaint", "pages", "page"].map(Policy::parse), [
-            Some(Policy::KeepBlocks),
-            Some(Policy::Repaint),
-            Some(Policy::PagesFirst),
-            None
-        ]);
+        assert_eq!(
+            ["keep", "repaint", "pages", "page"].map(Policy::parse),
+            [Some(Policy::KeepBlocks), Some(Policy::Repaint), Some(Policy::PagesFirst), None]
+        );
         assert_eq!(["admit", "deny", ""].map(Late::parse), [Some(Late::Admit), Some(Late::Deny), None]);
     }
 }
