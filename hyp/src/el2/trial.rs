@@ -11,7 +11,6 @@ use log::{debug, info};
 
 use super::cache;
 use super::host::Host;
-use super::image::Layout;
 use super::percpu::PerCpu;
 use crate::mapping::{Attributes, Change as MapChange, Counts, El2, Mmu, Pa, Range, Regime, Stage2};
 use crate::trial::{CHANGE_EL2, CHANGE_HOST, DUMP, MOMENTS, PREPARE_EL2, TOUCH_EL2};
@@ -62,7 +61,7 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
         writable: MapChange::<El2>::WRITABLE,
         executable: MapChange::<El2>::EXECUTABLE,
     });
-    let lent = |start: u64, size: u64| is_lent(&host.layout, host.ram, start, size);
+    let lent = |start: u64, size: u64| is_lent(host.pinned, host.ram, start, size);
     Some(match function {
         CHANGE_HOST => {
             let map = Own(Linear {
@@ -110,9 +109,10 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
 }
 
 /// Whether all of a range is RAM of the host.
-fn is_lent(layout: &Layout, ram: &[Range<Pa>], start: u64, size: u64) -> bool {
+fn is_lent(pinned: &[Range<Pa>], ram: &[Range<Pa>], start: u64, size: u64) -> bool {
+    let is_free = |range: Range<Pa>| !pinned.iter().any(|pinned| pinned.overlaps(range));
     Range::<Pa>::of_granules(start, size)
-        .is_ok_and(|range| !layout.whole.overlaps(range) && ram.iter().any(|bank| bank.contains_range(range)))
+        .is_ok_and(|range| is_free(range) && ram.iter().any(|bank| bank.contains_range(range)))
 }
 
 /// One of EL2's maps.
