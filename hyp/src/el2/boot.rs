@@ -4,6 +4,7 @@
 //! runs; nothing of the host's memory is written but what was found free.
 
 use core::fmt;
+use core::sync::atomic::AtomicU64;
 
 use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
 use arrayvec::ArrayVec;
@@ -399,6 +400,7 @@ impl Booted {
                 late: self.settings.late,
             },
             pinned: self.pinned,
+            repainted: AtomicU64::new(0),
         };
         let entry = HostEntry { pc: place.start().get(), context: room.start().get() };
         info!("host kernel at {place}, device tree at {}", room.start());

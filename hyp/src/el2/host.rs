@@ -76,6 +76,8 @@ pub struct Host {
     pub admission: Admission<'static>,
     /// Memory that is EL2's, which nobody is to change or to reach.
     pub pinned: &'static [Range<Pa>],
+    /// Bytes of the EL2 map that became pages for somebody who was let in.
+    pub repainted: AtomicU64,
 }
 
 static HOST: Once<Host> = Once::new();
@@ -227,7 +229,12 @@ impl Host {
         }
         let set = features.capabilities;
         // The first may be refused: the host's stage 2 keeps its blocks.
-        self.admission.admit(set, &[&OfPolicy(&self.el2_map), &self.map]).map_err(Refusal::Denied)?;
+        let repainted =
+            self.admission.admit(set, &[&OfPolicy(&self.el2_map), &self.map]).map_err(Refusal::Denied)?;
+        if repainted > 0 {
+            info!("EL2 map: {} MiB of blocks are pages now", repainted >> 20);
+            self.repainted.fetch_add(repainted, Relaxed);
+        }
         Ok(set)
     }
 
@@ -306,6 +313,8 @@ pub fn exit(handler: &impl SmcHandler, frame: &mut Frame) {
     ENTRY.leave();
 }
 
+// The frame of the one that calls it would be one more.
+#[inline(always)]
 fn answer_exit(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
     #[cfg(feature = "trial")]
     let _time = super::trial::Time::start();

@@ -12,6 +12,7 @@ use log::{debug, info};
 use super::cache;
 use super::host::Host;
 use super::percpu::PerCpu;
+use super::quiet::ENTRY;
 use crate::mapping::{Attributes, Change as MapChange, Counts, El2, Mmu, Pa, Range, Regime, Stage2};
 use crate::trial::{CHANGE_EL2, CHANGE_HOST, DUMP, MOMENTS, PREPARE_EL2, TOUCH_EL2};
 use crate::trial::{Change, Linear, MOST_CPUS, Outcome, SIZE, Subject, Trial};
@@ -47,7 +48,16 @@ pub fn tell_costs(host: &Host) {
         let collapses = Counts::sum(&counts.collapses) + Counts::sum(&counts.runs_joined);
         info!("@cloven figure {name}.splits {splits} leaves_and_runs");
         info!("@cloven figure {name}.collapses {collapses} leaves_and_runs");
+        for (how, strategy) in ["in_place", "broken", "broken_behind_the_gate"].into_iter().zip(1..) {
+            let of = |counts: &[[u32; 4]; 4]| counts.iter().map(|level| level[strategy]).sum::<u32>();
+            let splits = of(&counts.splits) + of(&counts.runs_split);
+            info!("@cloven figure {name}.splits_{how} {splits} leaves_and_runs");
+        }
     }
+    let (closings, waits) = ENTRY.counts();
+    info!("@cloven figure gate.closed {closings} times");
+    info!("@cloven figure gate.waits {waits} times");
+    info!("@cloven figure el2.repainted {} bytes", host.repainted.load(Relaxed));
 }
 
 /// The answer to `function` for CPU number `me`, if it is one of these calls.
