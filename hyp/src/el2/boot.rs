@@ -27,7 +27,7 @@ use crate::mapping::{
     Stage2,
 };
 use crate::stage1::install::{CpuMmu, IDENTITY};
-use crate::stage1::{self, LinearMapError};
+use crate::stage1::{self, LinearMap, LinearMapError};
 use crate::stage2::{self, HOST_VMID, HostMapError};
 
 /// Where an image or a device tree goes: at a multiple of 2 MiB (Linux `booting.rst`).
@@ -113,6 +113,7 @@ error_from!(
 ///
 /// # Errors
 /// [`Error::DeviceTree`] if there is none, or it is larger than 2 MiB.
+#[unsafe(link_section = ".init.text")]
 pub unsafe fn device_tree(address: u64) -> Result<&'static [u8], Error> {
     let pa =
         Pa::new(address).map_err(|error| MachineError::Address { node: "address of the tree", error })?;
@@ -132,6 +133,7 @@ pub unsafe fn device_tree(address: u64) -> Result<&'static [u8], Error> {
 }
 
 /// Says what machine this is.
+#[unsafe(link_section = ".init.text")]
 pub fn announce(machine: &Machine<'_>) {
     info!("Cloven {} at EL2, {} CPUs", env!("CARGO_PKG_VERSION"), machine.cpus.len());
     for bank in &machine.memory {
@@ -149,14 +151,14 @@ static POOL: Pool<Linear> = Pool::new(IDENTITY);
 static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 
 /// The map that EL2 runs on.
-pub type El2Map = Map<El2, CpuMmu<El2>>;
+pub type El2Map = LinearMap<El2, CpuMmu<El2>>;
 /// The host's stage 2.
 pub type HostMap = Map<Stage2, CpuMmu<Stage2>>;
 
 /// The machine with the EL2 map on.
 pub struct Booted {
     layout: Layout,
-    map: El2Map,
+    map: &'static El2Map,
     cpus: &'static [CpuPower],
     ram: &'static Ranges,
     features: Features,
@@ -175,6 +177,7 @@ pub struct Booted {
 /// [`Error`].
 // Not in its caller's frame, which lasts as long as the host.
 #[inline(never)]
+#[unsafe(link_section = ".init.text")]
 pub unsafe fn enable_mmu(
     machine: &Machine<'_>,
     tree: &[u8],
@@ -182,7 +185,11 @@ pub unsafe fn enable_mmu(
     bbm: Option<u8>,
 ) -> Result<Booted, Error> {
     static CPUS: Once<ArrayVec<CpuPower, MAX_CPUS>> = Once::new();
+    #[unsafe(link_section = ".data.sealed")]
     static RAM: Once<Ranges> = Once::new();
+    #[unsafe(link_section = ".data.sealed")]
+    static PINNED: Once<[Range<Pa>; 5]> = Once::new();
+    static MAP: Once<El2Map> = Once::new();
 
     let layout = image::layout()?;
     let tree = Named { what: "device tree", range: Range::new(tree.as_ptr() as u64, tree.len() as u64)? };
@@ -213,22 +220,29 @@ pub unsafe fn enable_mmu(
     let mut holes = machine.no_map.clone();
     holes.try_push(layout.whole).map_err(|_| MachineError::TooMany("reserved ranges"))?;
     stage1::add_ram(&mut writer, ram, &holes, Attributes::<El2>::DATA)?;
-    let pinned = [
+    let own = [
         (layout.text, Attributes::<El2>::CODE),
+        (layout.init_text, Attributes::<El2>::CODE),
         (layout.rodata, Attributes::<El2>::CONSTANTS),
+        (layout.init_rodata, Attributes::<El2>::CONSTANTS),
+        (layout.sealed, Attributes::<El2>::DATA),
         (layout.data, Attributes::<El2>::DATA),
         (memory, Attributes::<El2>::DATA),
     ];
-    for (range, attributes) in pinned {
+    for (range, attributes) in own {
         stage1::add(&mut writer, range, attributes, Leaves::PAGES)?;
     }
     for number in 0..cpus.len() {
         stage1::add(&mut writer, percpu::mapped(&layout, number)?, Attributes::<El2>::DATA, Leaves::PAGES)?;
     }
-    stage1::add(&mut writer, Range::new(console, GRANULE)?, Attributes::<El2>::DEVICE, Leaves::PAGES)?;
+    let console = Range::new(console, GRANULE)?;
+    stage1::add(&mut writer, console, Attributes::<El2>::DEVICE, Leaves::PAGES)?;
     drop(writer);
+    // The arena is the CPUs' blocks and the tables.
+    let pinned = PINNED.call_once(|| [layout.text, layout.rodata, layout.data, layout.arena, console]);
+    let map = MAP.call_once(|| LinearMap::new(map, pinned));
 
-    let registers = stage1::Registers::el2(&map, features.limits.pa_range);
+    let registers = stage1::Registers::el2(map.map(), features.limits.pa_range);
     for number in 0..cpus.len() {
         // SAFETY: the boot map has the whole image for writing; no other CPU runs, and this one, number 0, has only
         // looked at its count of deaths, which stays 0.
@@ -238,7 +252,7 @@ pub unsafe fn enable_mmu(
     // caller vouches for, each at the address it has.
     unsafe { stage1::install::el2(&registers) };
 
-    if let Some(mut cpu) = map.cpu(0) {
+    if let Some(mut cpu) = map.map().cpu(0) {
         info!("EL2 map: {}", cpu.read().census());
     }
     info!("break before make: level {}", features.capabilities.bbm_level());
@@ -258,6 +272,7 @@ impl<'a> Kernel<'a> {
     ///
     /// # Errors
     /// [`Error::NoKernel`].
+    #[unsafe(link_section = ".init.text")]
     pub fn choose(machine: &Machine<'a>, payload: &'a [u8]) -> Result<Self, Error> {
         match machine.kernel {
             Some(module) => Ok(Self::Module(module)),
@@ -282,6 +297,7 @@ impl Booted {
     /// [`Error`].
     // As for `enable_mmu`.
     #[inline(never)]
+    #[unsafe(link_section = ".init.text")]
     pub fn prepare_host(
         self,
         machine: &Machine<'_>,
@@ -314,7 +330,9 @@ impl Booted {
         let mmu = unsafe { CpuMmu::<Stage2>::new(&POOL, &SLOTS) };
         let options = Options::new(self.features.capabilities);
         let map = stage2::host_map(mmu, options, self.features.limits, self.ram, machine.top, hidden)?;
-        self.report(&map);
+        static MAP: Once<HostMap> = Once::new();
+        let map = MAP.call_once(|| map);
+        self.report(map);
         #[cfg(feature = "dump")]
         super::dump::init(machine);
         let host = Host {
@@ -322,7 +340,7 @@ impl Booted {
             ram: self.ram,
             cpus: self.cpus,
             services: Host::services(self.cpus, machine.psci),
-            stage2: stage2::Registers::new(&map, HOST_VMID, self.features.limits),
+            stage2: stage2::Registers::new(map, HOST_VMID, self.features.limits),
             features: self.features,
             el2_map: self.map,
             map,
@@ -334,6 +352,7 @@ impl Booted {
     }
 
     /// The memory that the kernel takes, and its own command line if it has one. An embedded one is copied there.
+    #[unsafe(link_section = ".init.text")]
     fn place_kernel<'a>(
         &self,
         machine: &Machine<'_>,
@@ -380,6 +399,7 @@ impl Booted {
     }
 
     /// Figures about the hypervisor's memory.
+    #[unsafe(link_section = ".init.text")]
     fn report(&self, map: &HostMap) {
         if let Some(mut cpu) = map.cpu(0) {
             info!("host stage 2: {}", cpu.read().census());
@@ -401,14 +421,13 @@ impl ReadyHost {
     /// Runs on the boot CPU, after [`enable_mmu`].
     // As for `enable_mmu`.
     #[inline(never)]
+    #[unsafe(link_section = ".init.text")]
     pub unsafe fn enter(self) -> ! {
         info!(
             "@cloven figure boot.ticks {} ticks_at_{}_Hz",
             read_cntpct_el0().bits(),
             read_cntfrq_el0().bits()
         );
-        #[cfg(feature = "dump")]
-        super::dump::tell(&self.host, 0, "boot");
         // SAFETY: the stage 2 map is whole, its tables are never freed, and every CPU's data was created.
         unsafe { host::start(self.host, self.entry) }
     }

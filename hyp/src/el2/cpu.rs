@@ -128,6 +128,7 @@ pub fn ipa_of_page(far: u64) -> Option<u64> {
 
 /// The level of FEAT_BBM that the parameter `cloven.bbm` gives as `text`, if it does: at most the running CPU's own, unless
 /// `raise`, which is for tests on an emulator that raises no conflict aborts.
+#[unsafe(link_section = ".init.text")]
 pub fn believed_bbm(text: &str, raise: bool) -> Option<u8> {
     let level = text.parse().ok().filter(|&level| level <= 3);
     let own = detect::capabilities(&read_id_registers()).bbm_level();

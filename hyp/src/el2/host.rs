@@ -20,6 +20,7 @@ use super::image::Layout;
 use super::inject::{Exception, Interrupted};
 use super::percpu::PerCpu;
 use super::psci::{CpuPower, FirmwareEntry, HostEntry, Power, Psci};
+use super::seal::seal;
 use super::smccc::{Services, SmcHandler};
 use super::syndrome::{Abort, Access, Cause};
 use super::vectors;
@@ -41,7 +42,8 @@ type Firmware = smccc::Smc;
 #[cfg(feature = "stand-in")]
 type Firmware = super::stand_in::StandIn<smccc::Smc>;
 
-/// What every CPU needs to carry the host. Made once, on the boot CPU.
+/// What every CPU needs to carry the host. Made once, on the boot CPU, and read-only from then on: what changes lies behind its
+/// references.
 pub struct Host {
     /// Where the hypervisor lies.
     pub layout: Layout,
@@ -56,13 +58,14 @@ pub struct Host {
     /// What the boot CPU has; the others must have as much.
     pub features: Features,
     /// What EL2 runs on.
-    pub el2_map: El2Map,
+    pub el2_map: &'static El2Map,
     /// What `stage2` puts under the host.
-    pub map: HostMap,
+    pub map: &'static HostMap,
     /// The level of FEAT_BBM that CPUs are believed to have, if not their own.
     pub bbm: Option<u8>,
 }
 
+#[unsafe(link_section = ".data.sealed")]
 static HOST: Once<Host> = Once::new();
 
 impl Host {
@@ -138,9 +141,16 @@ impl Power for Host {
 /// # Safety
 /// Runs on the boot CPU with the EL2 map on; `host.stage2` is of a whole map that is never freed, which hides all that
 /// the hypervisor owns; the `PerCpu` data of every CPU in `host.cpus` was created.
+// Not in its caller's body, which is gone then.
+#[inline(never)]
 pub unsafe fn start(host: Host, entry: HostEntry) -> ! {
     let host = HOST.call_once(|| host);
     host.cpus[0].arrived();
+    if let Err(error) = seal(host.el2_map, &host.layout) {
+        super::fault::refuse(format_args!("EL2 map: {error}"));
+    }
+    #[cfg(feature = "dump")]
+    super::dump::tell(host, 0, "boot");
     // SAFETY: the caller's word.
     unsafe { descend(host, entry) }
 }
@@ -293,7 +303,7 @@ fn ring(host: &Host, abort: Abort, frame: &mut Frame) -> bool {
         *register = value;
     } else {
         let me = PerCpu::this().number();
-        DOORBELL.ring(&host.map, me, host.ram, host.layout.whole, *register);
+        DOORBELL.ring(host.map, me, host.ram, host.layout.whole, *register);
     }
     true
 }

@@ -18,6 +18,7 @@
 //! | [`exits`] | exits from below, counted by kind |
 //! | `entry` | the image header, the first instructions of each CPU (Linux `booting.rst`) |
 //! | `boot` | the boot CPU's way to the host |
+//! | `seal` | what ends with the boot |
 //! | `cpu` | the EL2 registers that let a stock kernel use what the CPU has |
 //! | `vectors`, `host` | exceptions from below, and their answers |
 //! | `fault` | faults of our own: register dump and backtrace |
@@ -54,6 +55,8 @@ pub mod image;
 pub mod logger;
 #[cfg(target_arch = "aarch64")]
 mod percpu;
+#[cfg(target_arch = "aarch64")]
+mod seal;
 #[cfg(all(target_arch = "aarch64", feature = "stand-in"))]
 pub mod stand_in;
 #[cfg(all(target_arch = "aarch64", feature = "trial"))]

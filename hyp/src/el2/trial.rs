@@ -43,7 +43,7 @@ pub fn tell_costs(host: &Host) {
     let exits: u64 = (0..host.cpus.len()).map(|cpu| PerCpu::of(&host.layout, cpu).exits.total()).sum();
     info!("@cloven figure el2.exits {exits} exits");
     info!("@cloven figure el2.ticks {} ticks", TICKS.load(Relaxed));
-    for (name, counts) in [("el2", host.el2_map.counts()), ("stage2", host.map.counts())] {
+    for (name, counts) in [("el2", host.el2_map.map().counts()), ("stage2", host.map.counts())] {
         let splits = Counts::sum(&counts.splits) + Counts::sum(&counts.runs_split);
         let collapses = Counts::sum(&counts.collapses) + Counts::sum(&counts.runs_joined);
         info!("@cloven figure {name}.splits {splits} leaves_and_runs");
@@ -55,7 +55,7 @@ pub fn tell_costs(host: &Host) {
 pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[u64; 4]> {
     const REFUSED: [u64; 4] = [1, 0, 0, 0];
     let el2 = Own(Linear {
-        map: &host.el2_map,
+        map: host.el2_map.map(),
         cpu: me,
         data: Attributes::<El2>::DATA,
         read_only: MapChange::<El2>::READ_ONLY,
@@ -66,7 +66,7 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
     Some(match function {
         CHANGE_HOST => {
             let map = Own(Linear {
-                map: &host.map,
+                map: host.map,
                 cpu: me,
                 data: Attributes::<Stage2>::RAM,
                 read_only: MapChange::<Stage2>::READ_ONLY,
