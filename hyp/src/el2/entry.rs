@@ -26,6 +26,7 @@ macro_rules! el2_entry {
         static CLOVEN_EARLY_CONSOLE: u64 = $console;
 
         #[unsafe(no_mangle)]
+        #[unsafe(link_section = ".init.text")]
         extern "C" fn cloven_primary(device_tree: u64) -> ! {
             $main(device_tree)
         }

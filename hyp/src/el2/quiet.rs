@@ -6,7 +6,6 @@
 use core::arch::asm;
 use core::marker::PhantomData;
 
-use arrayvec::ArrayVec;
 use smccc::Call;
 use spin::Once;
 
@@ -19,17 +18,14 @@ use crate::mapping::{Address, Pa, Range};
 #[derive(Debug)]
 pub struct Here;
 
-/// Ranges that are pinned: the hypervisor's block, memory for tables beside it, the console.
-pub type Pinned = ArrayVec<Range<Pa>, 3>;
-
-static PINNED: Once<Pinned> = Once::new();
+static PINNED: Once<&[Range<Pa>]> = Once::new();
 static GATE: Gate<Here, MAX_CPUS> = Gate::new(Here);
 /// The gate, as the engine takes it.
 pub static ENTRY: &Gate<Here, MAX_CPUS> = &GATE;
 
 /// Says what is pinned, once, before another CPU runs.
-pub fn pin(ranges: Pinned) -> &'static [Range<Pa>] {
-    PINNED.call_once(|| ranges)
+pub fn pin(ranges: &'static [Range<Pa>]) {
+    PINNED.call_once(|| ranges);
 }
 
 impl gate::Here for Here {
