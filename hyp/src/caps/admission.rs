@@ -144,7 +144,7 @@ mod tests {
         let own_blocks = own.cpu(0).unwrap().read().census().leaves[2];
         let blocks = [own_blocks, under.cpu(0).unwrap().read().census().leaves[2]];
         let levels = [lifecycle.set(), own.capabilities(), under.capabilities()].map(Capabilities::bbm_level);
-        (result, blocks.map(|count| count as usize), levels)
+        (result, blocks, levels)
     }
 
     #[test]

@@ -171,8 +171,7 @@ mod tests {
     use super::*;
     use crate::mapping::fake::FakeMmu;
     use crate::mapping::{
-        Address, Attributes, Barrier, Capabilities, Change, El2, GRANULE, Geometry, Leaves, Map, Mmu,
-        Options, Pa, Pool, Range, Scope, Slot, Tlbi,
+        Address, Attributes, Capabilities, Change, El2, GRANULE, Geometry, Leaves, Map, Options, Pa, Range,
     };
 
     thread_local! {
@@ -233,14 +232,10 @@ mod tests {
                     inside.fetch_add(1, SeqCst);
                 }
                 inside.fetch_sub(1, SeqCst);
-                if number % 2 == 0 {
-                    gate.leave()
-                } else {
-                    gate.stand(|| std::thread::yield_now())
-                };
                 if number % 2 == 1 {
-                    gate.leave();
+                    gate.stand(std::thread::yield_now);
                 }
+                gate.leave();
             }
         });
         assert_eq!(gate.counts().0, 500);
@@ -266,44 +261,14 @@ mod tests {
         assert_eq!(gate.counts().0, 500);
     }
 
-    /// The engine's MMU with a gate.
-    struct Gated<'a>(&'a FakeMmu, &'a ThreadGate);
-    // SAFETY: as for the fake.
-    unsafe impl<'a> Mmu for Gated<'a> {
-        type Tables = <FakeMmu as Mmu>::Tables;
-        type Pool = Pool<Self::Tables>;
-        type Quiesce = &'a ThreadGate;
-        fn tables(&self) -> &Self::Tables {
-            self.0.tables()
-        }
-        fn pool(&self) -> &Self::Pool {
-            self.0.pool()
-        }
-        fn quiesce(&self) -> &Self::Quiesce {
-            &self.1
-        }
-        fn slots(&self) -> &[Slot] {
-            self.0.slots()
-        }
-        fn tlbi(&self, _: Tlbi, _: Scope, _: u64) {}
-        fn barrier(&self, _: Barrier, _: Scope) {}
-        fn relax(&self) {
-            std::thread::yield_now();
-        }
-        fn wait(&self) {
-            self.1.pass();
-            self.relax();
-        }
-    }
-
     #[test]
     fn requests_of_many_cpus_that_break_entries_all_succeed() {
         const BLOCK: u64 = 2 << 20;
         const FIRST: u64 = 16 * BLOCK;
-        let (fake, gate) = (FakeMmu::new(64), ThreadGate::new(Threads));
-        let mmu = Gated(&fake, &gate);
+        let gate = ThreadGate::new(Threads);
+        let mmu = FakeMmu::with_quiesce(64, 512, &gate);
         let options = Options::new(Capabilities::LEAST);
-        let map = Map::<El2, _>::new(mmu, Geometry::stage1(39).unwrap(), options).unwrap();
+        let map = Map::<El2, _>::new(&mmu, Geometry::stage1(39).unwrap(), options).unwrap();
         let range = |start, size| Range::new(start, size).unwrap();
         map.cpu(0)
             .unwrap()

@@ -52,7 +52,7 @@ const OFFERED: u64 = 1;
 const RELEASED: u64 = 2;
 const DENIED: u64 = 3;
 
-/// What a newcomer finds and does, by the word of the down line: for who writes that side in another way than [`newcomer_macros!`].
+/// What a newcomer finds and does, by the word of the down line: for who writes that side in another way than [`newcomer_macros!`](crate::newcomer_macros).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
     /// Report under this number, and look again.
