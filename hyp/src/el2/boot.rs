@@ -320,7 +320,10 @@ pub unsafe fn enable_mmu(
         stage1::add_ram(&mut cpu.write(), ram, &holes, DATA, leaves)?;
     }
 
-    if let Some(mut cpu) = map.map().cpu(0) {
+    if !leaves.blocks {
+        // To count them takes longer than to map them.
+        info!("EL2 map: all in pages, {} tables", POOL.used());
+    } else if let Some(mut cpu) = map.map().cpu(0) {
         info!("EL2 map: {}", cpu.read().census());
     }
     info!("boot CPU: {}; policy: {:?}", InWords(boot.set()), settings.policy);
