@@ -11,7 +11,7 @@ use crate::start::BOOT_TABLES;
 
 unsafe extern "C" {
     static image_start: u8;
-    static image_init_text: u8;
+    static image_text: u8;
     static image_rodata: u8;
     static image_init_rodata: u8;
     static image_sealed: u8;
@@ -25,10 +25,10 @@ unsafe extern "C" {
 pub struct Layout {
     /// All of it.
     pub whole: Range<Pa>,
-    /// Code.
-    pub text: Range<Pa>,
     /// Code that only the boot CPU runs, before the host does.
     pub init_text: Range<Pa>,
+    /// Code.
+    pub text: Range<Pa>,
     /// Constants.
     pub rodata: Range<Pa>,
     /// The embedded payload, and what the image was relocated by.
@@ -62,14 +62,14 @@ impl core::fmt::Display for TooManyCpus {
 /// [`AddressError`] if it was loaded above 2^48.
 pub fn layout() -> Result<Layout, AddressError> {
     let between = |from: *const u8, to: *const u8| Range::of_granules(from as u64, to as u64 - from as u64);
-    let (start, init_text) = (&raw const image_start, &raw const image_init_text);
+    let (start, text) = (&raw const image_start, &raw const image_text);
     let (rodata, init_rodata) = (&raw const image_rodata, &raw const image_init_rodata);
     let (sealed, data) = (&raw const image_sealed, &raw const image_data);
     let (arena, end) = (&raw const image_arena, &raw const image_end);
     Ok(Layout {
         whole: between(start, end)?,
-        text: between(start, init_text)?,
-        init_text: between(init_text, rodata)?,
+        init_text: between(start, text)?,
+        text: between(text, rodata)?,
         rodata: between(rodata, init_rodata)?,
         init_rodata: between(init_rodata, sealed)?,
         sealed: between(sealed, data)?,

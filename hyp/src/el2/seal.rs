@@ -2,8 +2,8 @@
 //!
 //! Invariant: what runs or reads after [`seal`] lies outside of `.init.text` and `.init.rodata`, and what is in `.data.sealed` is not
 //! written after it. Functions that the boot alone calls name the section `.init.text`; who leaves the boot for good, as
-//! [`host::start`](super::host::start) does, is kept out of their bodies by `#[inline(never)]`. A mistake is a fault of our own, which is
-//! told with its address.
+//! [`host::start`](super::host::start) does, is kept out of their bodies by `#[inline(never)]`. The linker refuses a call or a reference from
+//! `.text` to what goes; a pointer in memory it does not see, and that would be a fault of our own, which is told with its address.
 
 use log::info;
 

@@ -358,7 +358,7 @@ mod tests {
             list[page as usize] = Page { writable: false, executable: true, valid: true };
         }
         let mut random = SmallRng::seed_from_u64(seed);
-        for round in 0..if cfg!(miri) { 8 } else { 400 } {
+        for round in 0..400 {
             let first = random.next_u64() % PAGES;
             let most = if random.next_u64() % 4 == 0 { PAGES } else { 40 };
             let count = (random.next_u64() % most).min(PAGES - first);
@@ -402,7 +402,9 @@ mod tests {
         assert_eq!(mmu.quiesce.asked.lock().unwrap().is_empty(), level == 3);
     }
 
+    // On tables of 512 entries Miri takes longer than anybody waits.
     #[test]
+    #[cfg_attr(miri, ignore)]
     fn random_requests_leave_what_a_plain_list_says() {
         for level in 0..=3 {
             random::<El2>(level, u64::from(level));
