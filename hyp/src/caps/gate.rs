@@ -10,8 +10,9 @@
 //! firmware, which may not come back for long, it [stands](Gate::stand) outside. A kernel at EL1 is inside for as long as it runs, and
 //! [passes](Gate::pass) at points that it chooses: an idle loop, the handler of an interrupt that asks it to.
 //!
-//! Speculation of a CPU outside is harmless: what walks find is the old entry, which the invalidation removes, an invalid one, which is not
-//! cached, or the new one (Arm ARM D8.17.1).
+//! Speculation of a CPU outside puts nothing wrong into a TLB: what walks find is the old entry, which the invalidation removes, an invalid
+//! one, which is not cached, or the new one (Arm ARM D8.17.1). But an access that was speculated before the gate was seen open may have
+//! found the invalid entry, and without FEAT_ETS2 it may fault although it comes after: so who comes in synchronizes its context then.
 
 use core::sync::atomic::{
     AtomicBool, AtomicU32,
@@ -28,6 +29,8 @@ pub trait Here {
     fn is_pinned(&self, start: u64, end: u64) -> bool;
     /// Completes the accesses of this CPU (a DSB), before it stands still because it is asked to.
     fn settle(&self) {}
+    /// Synchronizes the context of this CPU (an ISB), after it has seen the gate open.
+    fn synchronize(&self) {}
     /// Called in each turn of a loop that waits for another CPU.
     fn relax(&self) {
         core::hint::spin_loop();
@@ -73,6 +76,8 @@ impl<H: Here, const N: usize> Gate<H, N> {
         // One half of Dekker's bargain with who closes it.
         if self.closed.load(SeqCst) {
             self.wait_to_enter(own);
+        } else {
+            self.here.synchronize();
         }
     }
 
@@ -87,7 +92,7 @@ impl<H: Here, const N: usize> Gate<H, N> {
             }
             own.store(true, SeqCst);
             if !self.closed.load(SeqCst) {
-                return;
+                return self.here.synchronize();
             }
         }
     }
@@ -155,6 +160,8 @@ impl<'g, H: Here, const N: usize> Quiesce for &'g Gate<H, N> {
         }
         self.closings.fetch_add(1, Relaxed);
         own.store(true, SeqCst);
+        // Another one may have broken something before.
+        self.here.synchronize();
         Some(Closed(&self.closed))
     }
 

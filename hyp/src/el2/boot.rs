@@ -156,8 +156,10 @@ pub fn announce(machine: &Machine<'_>) {
     }
 }
 
-/// The tables of both maps.
+/// The tables of both maps; with a policy that may need pages, the host's only.
 static POOL: Pool<Linear> = Pool::new(IDENTITY);
+/// The tables of the EL2 map with such a policy: nobody else takes what it needs to become pages.
+static EL2_POOL: Pool<Linear> = Pool::new(IDENTITY);
 /// Where each CPU says that it walks one of them.
 static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 /// What all CPUs have.
@@ -255,19 +257,32 @@ pub unsafe fn enable_mmu(
     };
 
     let memory = image::table_memory(&layout, cpus.len())?;
-    // SAFETY: the arena behind the CPUs' blocks, once, by the caller's word: used for nothing else, and at its own address in the
-    // boot map and in the one that is made here.
-    unsafe { POOL.refill(memory)? };
+    let half = memory.size() / 2 & !(GRANULE - 1);
+    let (for_el2, pool) = if tables.is_some() { (half, &EL2_POOL) } else { (0, &POOL) };
+    // SAFETY: the arena behind the CPUs' blocks, each part of it once, by the caller's word: used for nothing else, and at its own address
+    // in the boot map and in the one that is made here.
+    unsafe {
+        EL2_POOL.refill(Range::new(memory.start().get(), for_el2)?)?;
+        POOL.refill(Range::new(memory.start().get() + for_el2, memory.size() - for_el2)?)?;
+    }
 
     // SAFETY: the tables lie at their physical addresses in the boot map and in the one made here, and this is EL2. Who is at EL2 is
     // inside the gate.
-    let mmu = unsafe { CpuMmu::<El2, _>::with_quiesce(&POOL, &SLOTS, &ENTRY) };
+    let mmu = unsafe { CpuMmu::<El2, _>::with_quiesce(pool, &SLOTS, &ENTRY) };
     let mut map = stage1::linear_map(mmu, Options::new(boot.set()))?;
     let mut writer = map.get_mut();
-    let mut holes = machine.no_map.clone();
-    let mut hole = |range| holes.try_push(range).map_err(|_| MachineError::TooMany("reserved ranges"));
-    hole(layout.whole)?;
-    tables.map_or(Ok(()), &mut hole)?;
+    let mut holes: ArrayVec<Range<Pa>, { machine::MAX_RANGES + 3 }> =
+        machine.no_map.iter().copied().collect();
+    holes.extend([layout.whole].into_iter().chain(tables));
+    // The first tables of the region are enough for those that map the rest of it.
+    let (first, rest) = match tables {
+        Some(tables) => {
+            let (start, size) = (tables.start().get(), tables.size());
+            let first = PLACEMENT.min(size);
+            (Some(Range::new(start, first)?), Some(Range::new(start + first, size - first)?))
+        }
+        None => (None, None),
+    };
     // Marked, so that no leaf of it is joined with what is around it.
     let own = [
         (layout.text, Attributes::<El2>::CODE),
@@ -278,7 +293,7 @@ pub unsafe fn enable_mmu(
         (layout.data, DATA),
         (memory, DATA),
     ];
-    for (range, attributes) in own.into_iter().chain(tables.map(|tables| (tables, DATA))) {
+    for (range, attributes) in own.into_iter().chain(first.map(|first| (first, DATA))) {
         stage1::add(&mut writer, range, attributes.marked(MARK), Leaves::PAGES)?;
     }
     for number in 0..cpus.len() {
@@ -291,7 +306,7 @@ pub unsafe fn enable_mmu(
         stage1::add_ram(&mut writer, ram, &holes, DATA, leaves)?;
     } else {
         stage1::add(&mut writer, tree_pages, DATA, leaves)?;
-        holes.try_push(tree_pages).map_err(|_| MachineError::TooMany("reserved ranges"))?;
+        holes.push(tree_pages);
     }
     drop(writer);
     // The arena is the CPUs' blocks and the tables.
@@ -311,9 +326,13 @@ pub unsafe fn enable_mmu(
     unsafe { stage1::install::el2(&registers) };
     quiet::pin(pinned);
     ENTRY.enter();
-    if let Some(tables) = tables {
+    for part in first.into_iter().chain(rest) {
+        if Some(part) == rest {
+            let mut cpu = map.map().cpu(0).ok_or(Error::Twice)?;
+            stage1::add(&mut cpu.write(), part, DATA.marked(MARK), Leaves::PAGES)?;
+        }
         // SAFETY: free RAM, reserved above for this and nothing else, at its own address in this map.
-        unsafe { POOL.refill(tables)? };
+        unsafe { EL2_POOL.refill(part)? };
     }
     if !leaves.blocks {
         let mut cpu = map.map().cpu(0).ok_or(Error::Twice)?;
@@ -322,7 +341,7 @@ pub unsafe fn enable_mmu(
 
     if !leaves.blocks {
         // To count them takes longer than to map them.
-        info!("EL2 map: all in pages, {} tables", POOL.used());
+        info!("EL2 map: all in pages, {} tables", EL2_POOL.used());
     } else if let Some(mut cpu) = map.map().cpu(0) {
         info!("EL2 map: {}", cpu.read().census());
     }
@@ -489,8 +508,8 @@ impl Booted {
         figure("memory.reserved", whole.size() + self.tables.map_or(0, |tables| tables.size()));
         figure("memory.image", whole.size() - arena.size());
         figure("memory.stacks", self.cpus.len() as u64 * percpu::BLOCK_SIZE);
-        figure("memory.tables_reserved", POOL.capacity() as u64 * GRANULE);
-        figure("memory.tables_used", POOL.used() as u64 * GRANULE);
+        figure("memory.tables_reserved", (POOL.capacity() + EL2_POOL.capacity()) as u64 * GRANULE);
+        figure("memory.tables_used", (POOL.used() + EL2_POOL.used()) as u64 * GRANULE);
     }
 }
 

@@ -52,6 +52,8 @@ type Firmware = super::stand_in::StandIn<Relayed<smccc::Smc>>;
 /// How long CPU_ON waits for the CPU that it has turned on to say what it is. It takes microseconds, and longer on an emulator with fewer
 /// CPUs of its own.
 const REPORT_SECONDS: u64 = 5;
+/// For a firmware that has not set `CNTFRQ_EL0`: no counter is slower.
+const LEAST_HZ: u64 = 1_000_000;
 
 /// What every CPU needs to carry the host. Made once, on the boot CPU, and read-only from then on: what changes lies behind its
 /// references.
@@ -158,8 +160,12 @@ impl Power for Host {
             offered.revoke();
             return result;
         }
-        let end = read_cntpct_el0().bits() + REPORT_SECONDS * read_cntfrq_el0().bits();
-        let is_patient = || read_cntpct_el0().bits() < end && !is_for_nothing();
+        let end = read_cntpct_el0().bits() + REPORT_SECONDS * read_cntfrq_el0().bits().max(LEAST_HZ);
+        let is_patient = || {
+            // Each look makes all CPUs wait for a barrier.
+            (0..64).for_each(|_| core::hint::spin_loop());
+            read_cntpct_el0().bits() < end && !is_for_nothing()
+        };
         let mpidr = self.cpus[cpu].mpidr();
         // What it waits in is pinned.
         let Ok(reported) = ENTRY.stand(|| offered.report(is_patient)) else {
@@ -169,11 +175,16 @@ impl Power for Host {
         match self.let_in(cpu, &reported.registers) {
             Ok(set) => {
                 reported.release();
-                info!(
-                    "cpu {mpidr:#x} is let in: {}; all: {}",
-                    InWords(set),
-                    InWords(self.admission.starting.set())
-                );
+                let line = || {
+                    let all = InWords(self.admission.starting.set());
+                    info!("cpu {mpidr:#x} is let in: {}; all: {all}", InWords(set));
+                };
+                // Off and on again, as often as the host likes.
+                if self.admission.starting.has_come(cpu) {
+                    limited(line)
+                } else {
+                    line()
+                }
                 SUCCESS
             }
             Err(refusal) => {
@@ -187,6 +198,10 @@ impl Power for Host {
     fn leave(&self, cpu: usize, returns: bool) {
         let lines = PerCpu::of(&self.layout, cpu).lines();
         if returns { mailbox::keep(&lines) } else { mailbox::revoke(&lines) }
+    }
+
+    fn wait(&self) {
+        ENTRY.stand(core::hint::spin_loop);
     }
 
     fn finalize(&self) {
@@ -255,7 +270,9 @@ impl Host {
     /// No other CPU will come but late.
     fn all_are_known(&self, all: &Finalized<'_>) {
         info!("all CPUs are known: {}", InWords(all.set()));
-        let Some(mut cpu) = self.el2_map.map().cpu(PerCpu::this().number()) else { return };
+        let Some(mut cpu) = self.el2_map.map().cpu(PerCpu::this().number()) else {
+            return warn!("EL2 map: stays as it is, this CPU is using it");
+        };
         let mut writer = cpu.write();
         // As long as this is the writer, nobody weaker is let in.
         let Some(leaves) = leaves_of_all(all, self.el2_map.map(), self.admission.policy) else { return };

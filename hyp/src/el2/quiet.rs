@@ -2,6 +2,8 @@
 //!
 //! Invariant: a CPU is inside from the first line that answers an exception to the last before its return, and outside while the firmware
 //! has it. Outside, at EL2, it touches the image, its stack, the tables and the console only: they are pinned, in pages that nobody breaks.
+//!
+//! Who waits for the writer of the host's stage 2 does not pass the gate: so EL2's own map is not changed by who is that writer.
 
 use core::arch::asm;
 use core::marker::PhantomData;
@@ -39,6 +41,10 @@ impl gate::Here for Here {
     fn settle(&self) {
         // SAFETY: a barrier.
         unsafe { asm!("dsb ish", options(nostack)) };
+    }
+    fn synchronize(&self) {
+        // SAFETY: a barrier.
+        unsafe { asm!("isb", options(nostack)) };
     }
 }
 

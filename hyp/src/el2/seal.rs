@@ -20,6 +20,8 @@ pub fn seal(map: &El2Map, layout: &Layout) -> Result<(), SetMemoryError> {
         map.set_memory_valid(init, false)?;
     }
     map.set_memory_ro(layout.sealed)?;
+    // From here on nothing of the hypervisor's own block changes: outside of the gate CPUs read what is sealed, too.
+    map.seal(layout.whole);
     let gone = layout.init_text.size() + layout.init_rodata.size();
     info!("boot code and constants gone: {} KiB, sealed: {} KiB", gone >> 10, layout.sealed.size() >> 10);
     Ok(())
