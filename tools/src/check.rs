@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     images, placement, report,
-    workspace::{self, HOST_CRATES, LINUX_TARGET, TARGET},
+    workspace::{self, ABI, HOST_CRATES, LINUX_TARGET, TARGET},
 };
 
 /// The images, which build for the target only.
@@ -72,6 +72,7 @@ pub fn run(args: &CheckArgs) -> Result<bool> {
         build.args(["build", "--quiet", "-p", "hyp", "--target", TARGET, "--example", "embedder"]);
         quietly(&mut build)
     });
+    step("lints, target, rmm-abi", &mut || deny(clippy().args(["-p", ABI, "--target", TARGET])));
     step("lints, fuzz target", &mut || {
         let mut fuzz = clippy();
         fuzz.args(["--manifest-path", "hyp/fuzz/Cargo.toml"]);
@@ -93,7 +94,8 @@ pub fn run(args: &CheckArgs) -> Result<bool> {
     });
     step("documentation, target", &mut || {
         let mut doc = doc();
-        doc.args(["-p", "hyp", "--target", TARGET, "--all-features"]).args(packages(&IMAGE_CRATES));
+        doc.args(["-p", "hyp", "-p", ABI, "--target", TARGET, "--all-features"])
+            .args(packages(&IMAGE_CRATES));
         quietly(with_payload(&mut doc)?)
     });
     for (place, target) in [("host", None), ("target", Some(TARGET))] {
