@@ -2,13 +2,13 @@
 //! command, structures in memory. Source: Arm's Realm Management Monitor specification, DEN0137.
 //!
 //! Invariants:
-//! - Data only: no state, no `unsafe`, no dependency on the rest of the workspace. What needs state to be judged is judged by those who have it.
+//! - Data only: no state, no `unsafe`, no dependency on the rest of the workspace. What needs state to be judged is left to who has it.
 //! - Anything that the other side can send has a value here: registers and structures are read whatever they hold, and only turning a field
 //!   into an enumeration can fail.
 //! - A version of the interface is a module of its own ([`v1_0`]), because identifiers are given to other commands in later ones
 //!   (0xC4000153 is RMI_DATA_CREATE in 1.0 and RMI_RTT_DATA_MAP_INIT in 2.0). What all have in common stands beside them ([`Version`]).
 //!
-//! A structure that somebody else can write meanwhile is copied into private memory before it is looked at; these types are that memory.
+//! A structure that somebody else can write meanwhile is copied into private memory before it is looked at: these types are that memory.
 
 #![no_std]
 

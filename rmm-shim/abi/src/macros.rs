@@ -192,7 +192,10 @@ macro_rules! fields {
                     self.0 >> $low & Self::mask(0, $width)
                 }
 
-                #[doc = concat!("With another value of [`", stringify!($get), "`](Self::", stringify!($get), "), of which the low ", stringify!($width), " bits are taken.")]
+                #[doc = concat!(
+                    "With another value of [`", stringify!($get), "`](Self::", stringify!($get), "), of which the low ",
+                    stringify!($width), " bits are taken."
+                )]
                 pub const fn $with(self, value: u64) -> Self {
                     Self(self.0 & !Self::mask($low, $width) | (value << $low) & Self::mask($low, $width))
                 }

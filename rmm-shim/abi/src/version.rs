@@ -3,7 +3,8 @@
 //!
 //! Invariant: versions compare as their encodings do.
 //!
-//! Compared: the specification 1.0, TF-RMM `smc-rmi.h` and `smc-rsi.h`, Linux `rmi_smc.h` and `rsi_smc.h`. They agree.
+//! Compared: the specification 1.0, TF-RMM `smc-rmi.h`, `smc-rsi.h` and `version.c`, Linux `rmi_smc.h` and `rsi_smc.h`. They agree on the
+//! encoding. To a request that it refuses TF-RMM tells its highest version as the lower one, also where one below the request is spoken.
 
 use crate::Unknown;
 

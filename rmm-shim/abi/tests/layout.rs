@@ -13,13 +13,14 @@ use rmm_abi::v1_0::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// `size` bytes, each pair of which occurs once.
-fn pattern(size: usize) -> Vec<u8> {
-    (0..size as u32).flat_map(|index| [(index >> 5) as u8, (index * 37) as u8]).take(size).collect()
+/// `size` bytes without a regularity.
+fn pattern(size: u32) -> Vec<u8> {
+    let mixed = |index: u32| index.wrapping_mul(0x9e37_79b1) ^ index.wrapping_mul(0x9e37_79b1) >> 15;
+    (1..=size).map(|index| (mixed(index).wrapping_mul(0x85eb_ca6b) >> 24) as u8).collect()
 }
 
 /// A structure that holds the pattern, and the pattern.
-fn sample<T: FromBytes + IntoBytes + KnownLayout + Immutable>(size: usize) -> (T, Vec<u8>) {
+fn sample<T: FromBytes + IntoBytes + KnownLayout + Immutable>(size: u32) -> (T, Vec<u8>) {
     let bytes = pattern(size);
     let value = T::read_from_bytes(&bytes).expect("the size is the specification's");
     assert_eq!(value.as_bytes(), bytes, "nothing is lost, not even what has no name");
@@ -43,6 +44,10 @@ fn the_pattern_tells_places_apart() {
     let bytes = pattern(0x1000);
     let words: std::collections::HashSet<_> = bytes.chunks(8).collect();
     assert_eq!(words.len(), 0x200);
+    // Members of one byte begin words.
+    let numbers: std::collections::HashSet<_> = (0..0x40).step_by(8).map(|offset| bytes[offset]).collect();
+    assert_eq!(numbers.len(), 8);
+    assert!([0x8, 0x10, 0x18, 0x20, 0x28, 0x30, 0x510, 0x700].iter().all(|&offset| bytes[offset] != 0));
 }
 
 #[test]

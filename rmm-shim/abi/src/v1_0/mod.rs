@@ -4,9 +4,10 @@
 //! with `Rmi`, `Rsi`, `Psci` for what is encoded, with `Rmm` for what the specification models only.
 //!
 //! Each constant was compared between the text of the specification and at least one implementation of it; each module says which, and
-//! where they differ. The implementations: TF-RMM (`lib/smc/include/smc-rmi.h` and `smc-rsi.h` before RMI 2.0, `runtime/core/handler.c`,
-//! `runtime/rsi/psci.c`, `measurement.h`), Linux (`rsi_smc.h` of the mainline, `rmi_smc.h` of the KVM series that names 1.0-rel0), EDK2's
-//! `ArmCcaRsiLib.h`, Arm's and Linaro's `cca-realm-measurements`, Islet's RMM (of an earlier draft: its differences are only noted).
+//! where they differ. The implementations: TF-RMM (`lib/smc/include/smc-rmi.h` and `smc-rsi.h` before RMI 2.0, `runtime/`,
+//! `lib/measurement`, `lib/s2tt`, `lib/gic`), Linux (`rsi_smc.h` and `rsi_cmds.h` of the mainline, `rmi_smc.h` and `rmi_cmds.h` of the KVM
+//! series that names 1.0-rel0), EDK2's `ArmCcaRsiLib.h`, Arm's `cca-realm-measurements`, Islet's RMM (of an earlier draft: its differences
+//! are only noted).
 
 mod address;
 mod measurement;

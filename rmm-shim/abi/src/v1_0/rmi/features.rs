@@ -2,9 +2,9 @@
 //!
 //! Invariant: there is one feature register, of index 0; those of all other indices are zero.
 //!
-//! Compared: B4.4.6; Linux `rmi_smc.h`; TF-RMM `smc-rmi.h` before RMI 2.0. They agree on bits 41:0. TF-RMM has 1.1's fields above them, and in
-//! RMI 2.0 the hash algorithms and MAX_RECS_ORDER stand in register 1. Islet's is of an earlier draft, with NUM_BPS and NUM_WPS 4 bits
-//! wide.
+//! Compared: B4.4.6; Linux `rmi_smc.h`; TF-RMM `smc-rmi.h` before RMI 2.0. They agree on bits 41:0. TF-RMM has 1.1's fields above them,
+//! and in RMI 2.0 the hash algorithms and MAX_RECS_ORDER stand in register 1. Islet's is of an earlier draft, with NUM_BPS and NUM_WPS
+//! 4 bits wide.
 
 fields! {
     /// Feature register 0.

@@ -245,8 +245,8 @@ impl PsciComplete {
     }
 }
 
-/// level_bound and ipa_align of a command that makes or destroys an RTT: its parent entry lies in a level that there is. The realm's starting
-/// level may forbid more.
+/// level_bound and ipa_align of a command that makes or destroys an RTT: its parent entry lies in a level that there is. The realm's
+/// starting level may forbid more.
 fn check_structure(ipa: u64, level: i64) -> Result<(), FailureCondition> {
     let has_parent = level > *RTT_LEVELS.start() && level <= PAGE_LEVEL;
     FailureCondition::unless(has_parent, "level_bound", level as u64)?;

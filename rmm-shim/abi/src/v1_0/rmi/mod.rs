@@ -4,8 +4,7 @@
 //!
 //! Compared: the identifiers and register tables of B4.3.1 to B4.3.23; TF-RMM `smc-rmi.h` and the table of `handler.c`, which counts input
 //! and output values; Linux `rmi_smc.h` and `rmi_cmds.h`. They agree, but that a comment of TF-RMM leaves out the status that
-//! RMI_PSCI_COMPLETE reads in X3 (its table and its code have it), and one that RMI_RTT_READ_ENTRY's outputs are valid only with success.
-//! Islet has not all of the commands.
+//! RMI_PSCI_COMPLETE reads in X3 (its table and its code have it). Islet has not all of the commands.
 
 mod features;
 pub mod input;

@@ -44,8 +44,8 @@ registers! {
     }
     /// Output values of RMI_RTT_READ_ENTRY (B4.3.20).
     RttReadEntry[4] {
-        /// The level at which the walk ended (UInt64 in the specification, which does not say how level -1 is told: sign-extended here, as in
-        /// TF-RMM).
+        /// The level at which the walk ended (UInt64 in the specification, which does not say how level -1 is told: sign-extended here,
+        /// as in TF-RMM).
         walk_level: i64,
         /// An [`RmiRttEntryState`](super::RmiRttEntryState).
         state: u8,

@@ -2,9 +2,10 @@
 //!
 //! Invariant: of the 4096 bytes those without a name should be zero and are not looked at.
 //!
-//! Compared: B4.4.12; TF-RMM `smc-rmi.h`; Linux `rmi_smc.h`; `cca-realm-measurements` for what is measured. The offsets agree, the widths do
-//! not: a number of 8 bits here is read with 32 by TF-RMM and written with 64 by Linux, which is the same as long as the bytes above are zero;
-//! so is rtt_num_start (32 bits here, 64 in Linux). Islet's is of an earlier draft, with the features in one word and the RPV measured.
+//! Compared: B4.4.12; TF-RMM `smc-rmi.h`; Linux `rmi_smc.h`; `cca-realm-measurements` for what is measured. The offsets agree, the widths
+//! do not. A number of 8 bits here is read with 32 by TF-RMM (hash_algo with 8) and written with 64 by Linux; vmid and rtt_num_start have
+//! 64 in Linux too. It is the same as long as the bytes above are zero. Islet's is of an earlier draft, with the features in one word and
+//! the RPV measured.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -3,9 +3,9 @@
 //!
 //! Invariant: bytes without a name should be zero on the way in and are zero on the way out.
 //!
-//! Compared: B4.4.13 to B4.4.20; TF-RMM `smc-rmi.h`, `gic.c`; Linux `rmi_smc.h`; Islet `run.rs`, `rec/params.rs`. The offsets agree, the widths
-//! do not: exit_reason, ripas_value and pmu_ovf_status have 8 bits and imm 16 here; TF-RMM writes the first and third with 64 and imm with
-//! 32, Linux reads them as here but ripas_value with 64. It is the same as long as the bytes above are zero, as they are here. Islet has a
+//! Compared: B4.4.13 to B4.4.20; TF-RMM `smc-rmi.h`, `gic.c`; Linux `rmi_smc.h`; Islet `run.rs`, `rec/params.rs`. The offsets agree, the
+//! widths do not. exit_reason, ripas_value and pmu_ovf_status have 8 bits here, imm has 16; TF-RMM writes the first and the third with 64
+//! and imm with 32, Linux reads ripas_value with 64. It is the same as long as the bytes above are zero, as they are here. Islet has a
 //! size where ripas_top is. TF-RMM and Islet call the entry's list registers invalid by other rules: see [`RmiRecEnter::check`].
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -132,8 +132,8 @@ impl RmiRecParams {
     }
 }
 
-/// The fields of ICH_HCR_EL2 that are the host's (A6.1): UIE, LRENPIE, NPIE, VGrp0EIE, VGrp0DIE, VGrp1EIE, VGrp1DIE, TDIR. On exit, EOIcount
-/// is told too.
+/// The fields of ICH_HCR_EL2 that are the host's (A6.1): UIE, LRENPIE, NPIE, VGrp0EIE, VGrp0DIE, VGrp1EIE, VGrp1DIE, TDIR. On exit,
+/// EOIcount is told too.
 pub const ICH_HCR_HOST: u64 = 0b111_1111 << 1 | 1 << 14;
 
 /// ICH_LR<n>_EL2.HW.

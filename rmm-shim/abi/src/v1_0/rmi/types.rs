@@ -3,7 +3,8 @@
 //! Invariant: an encoding that the specification reserves is refused; a reserved flag is kept and can be seen.
 //!
 //! Compared: B4.4.2 to B4.4.24; TF-RMM `smc-rmi.h`; Linux `rmi_smc.h`. They agree. RIPAS DEV (3) is TF-RMM's of 1.1, and has no encoding
-//! for the host in 1.0. TF-RMM refuses RMI_DATA_CREATE with a reserved flag; the specification has no failure condition for it.
+//! for the host in 1.0. TF-RMM refuses RMI_DATA_CREATE with a reserved flag; the specification has no failure condition for it. Islet's
+//! RTT entry states are of an earlier draft.
 
 enumeration! {
     /// The realm hash algorithm (RHA; RmiHashAlgorithm, B4.4.7).

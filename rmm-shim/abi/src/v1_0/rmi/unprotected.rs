@@ -3,7 +3,7 @@
 //! Invariant: the host controls the output address, MemAttr[2:0] and S2AP; whatever else it sets makes the descriptor invalid.
 //!
 //! Compared: A5.5.11, B3.56; TF-RMM `s2tt.c` (`host_ns_s2tte_is_valid`), whose earlier versions let the host also control the
-//! shareability without LPA2: 1.0-rel0 does not; DDI 0487 D8.6.6 for the encodings of MemAttr with FEAT_S2FWB.
+//! shareability without LPA2: 1.0-rel0 does not; DDI 0487, stage 2 memory attributes with FEAT_S2FWB, for MemAttr.
 
 use crate::Register;
 use crate::v1_0::address::is_level_aligned;

@@ -3,9 +3,10 @@
 //! Invariant: the 10 commands of 1.0, no more.
 //!
 //! Compared: the identifiers and register tables of B5.3.1 to B5.3.10, the types of B5.4; TF-RMM `smc-rsi.h`; Linux `rsi_smc.h` and
-//! `rsi_cmds.h`; EDK2 `ArmCcaRsiLib.h`. They agree on identifiers, registers, encodings and offsets. Where they differ:
+//! `rsi_cmds.h`; EDK2 `ArmCcaRsiLib.h` for the types. They agree on identifiers, registers, encodings and offsets. Where they differ:
 //! - Linux's comment calls X1 after RSI_IPA_STATE_SET the top of what was changed, the specification and TF-RMM the base of what was not.
-//! - hash_algo has 8 bits here, in TF-RMM and in EDK2, 64 in Linux; imm of a host call has 16 here, in Linux and in EDK2, 32 in TF-RMM.
+//! - hash_algo has 8 bits here, in TF-RMM and in EDK2, 64 in Linux; imm of a host call has 16 here, in EDK2
+//!   and in Linux's later series, 32 in TF-RMM.
 //! - TF-RMM reads the RIPAS of RSI_IPA_STATE_SET with 32 bits, the specification with 8.
 
 pub mod input;
