@@ -687,7 +687,7 @@ pub static FAULTS: &[Fault] = &[
     },
     Fault {
         name: "a range form on CPUs without FEAT_TLBIRANGE",
-        lie: |_, config| config.has_range = false,
+        lie: |_, config| config.each(|can| can.range = false),
         calls: WHOLE,
         trial: Trial::new(3, Ground::Pages),
         kind: Kind::Undefined,
@@ -695,7 +695,7 @@ pub static FAULTS: &[Fault] = &[
     },
     Fault {
         name: "a TLBI that is not repeated where it must be",
-        lie: |_, config| config.once = false,
+        lie: |_, config| config.each(|can| can.once = false),
         calls: WHOLE,
         ..SOME
     },

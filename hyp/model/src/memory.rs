@@ -19,6 +19,7 @@ use hyp::mapping::{
 };
 
 use crate::CPUS;
+use crate::cache::Maintenance;
 use crate::expect::{Begun, Effect};
 use crate::explore::Hash64;
 use crate::faults::{Fault, Planted};
@@ -39,11 +40,21 @@ enum Mode {
 /// What a CPU has done since it began to wait.
 #[derive(Clone, Copy, Debug, Default)]
 struct Spin {
-    /// The history when it waited last, and the word it had read before.
-    last: Option<(u64, Option<(u64, usize)>)>,
+    /// The history when it waited last, the word it had read before, and what it had seen of lines.
+    last: Option<(u64, Option<(u64, usize)>, u64)>,
     /// It has only read since.
     passive: bool,
     read: Option<(u64, usize)>,
+    seen: u64,
+    /// It has looked at the clock, so it goes on by itself.
+    timed: bool,
+}
+
+impl Spin {
+    fn repeats(&self) -> Option<u64> {
+        let (history, read, seen) = self.last?;
+        (self.passive && (read, seen) == (self.read, self.seen)).then_some(history)
+    }
 }
 
 /// A machine, as the engine sees it.
@@ -63,6 +74,8 @@ pub struct World {
     /// Times that each CPU has set tables aside in this call.
     reserves: [Cell<u64>; CPUS],
     planted: Option<Planted>,
+    /// The way that the next step goes.
+    choice: Cell<usize>,
 }
 
 impl World {
@@ -80,6 +93,7 @@ impl World {
             spins: Default::default(),
             reserves: Default::default(),
             planted: fault.map(Planted::new),
+            choice: Cell::new(0),
         }
     }
 
@@ -108,8 +122,14 @@ impl World {
     /// Whether a CPU that is about to wait has looked again at what it waited for, and at nothing else.
     pub fn repeats(&self, cpu: usize) -> bool {
         let spin = self.spins[cpu].get();
-        spin.passive && spin.last.is_some_and(|(_, read)| read == spin.read)
+        !spin.timed && spin.repeats().is_some()
     }
+    /// The way that the next step goes, of [`Machine::choices`].
+    pub fn choose(&self, choice: usize) {
+        self.choice.set(choice);
+    }
+    /// What software knows beside the map.
+    pub fn fingerprint(&self, _into: &mut impl Hasher) {}
     /// The CPU is between two calls and has kept nothing of the last ones.
     pub fn forget(&self) {
         let cpu = self.cpu.get();
@@ -135,8 +155,8 @@ impl World {
         result
     }
 
-    /// What the engine asks for.
-    fn ask(&self, call: Call) -> u64 {
+    /// What software asks for: the engine, or who starts a CPU.
+    pub fn ask(&self, call: Call) -> u64 {
         match &self.planted {
             Some(planted) if self.mode.get() == Mode::Scheduled => planted.ask(self, call),
             _ => self.step(call),
@@ -157,7 +177,9 @@ impl World {
         if self.mode.get() == Mode::Over {
             return 0;
         }
+        let choice = self.choice.take();
         let result = self.logged(|machine| {
+            machine.choose(choice);
             let result = machine.execute(cpu, call);
             machine.acquire(cpu);
             result
@@ -170,18 +192,27 @@ impl World {
     fn tell(&self, cpu: usize, call: Call, result: u64) {
         let mut spin = self.spins[cpu].get();
         if matches!(call, Call::Relax | Call::Wait) {
-            match spin.last {
-                Some((history, read)) if spin.passive && read == spin.read => {
-                    self.histories[cpu].set(history)
-                }
-                _ => spin.last = Some((self.histories[cpu].get(), spin.read)),
+            match spin.repeats() {
+                Some(history) => self.histories[cpu].set(history),
+                None => spin.last = Some((self.histories[cpu].get(), spin.read, spin.seen)),
             }
-            self.spins[cpu].set(Spin { passive: true, read: None, ..spin });
+            self.spins[cpu].set(Spin { last: spin.last, passive: true, ..Spin::default() });
             return;
         }
         match call {
             Call::Load { table, index } => spin.read = Some((table, index)),
             Call::CompareExchange { .. } if result == 0 => {}
+            Call::ReadLine { .. }
+            | Call::Clock
+            | Call::IsPowered { .. }
+            | Call::BarrierSystem
+            | Call::Maintain { maintenance: Maintenance::Invalidate, .. } => {
+                let mut seen = Hash64::from(spin.seen);
+                seen.write_u64(crate::explore::call_hash(&call));
+                seen.write_u64(result);
+                spin.seen = seen.finish();
+                spin.timed |= call == Call::Clock;
+            }
             _ => spin.passive = false,
         }
         self.spins[cpu].set(spin);

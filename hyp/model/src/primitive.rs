@@ -15,7 +15,7 @@ use crate::decode::{self, Layout};
 use crate::expect::{Effect, Value};
 use crate::explore::{Case, Context, Conviction, Explored, Make, Script};
 use crate::faults::Fault;
-use crate::machine::{Call, Config, Machine};
+use crate::machine::{Call, Can, Config, Machine};
 use crate::memory::{self, Mapped, World};
 use crate::verdict::{Kind, Verdict};
 
@@ -396,15 +396,14 @@ impl Trial {
             layout: Layout::of(geometry, false),
             cpus,
             tables: 14,
-            bbm: self.bbm,
-            has_range: self.more,
-            has_ttl: self.more,
-            once: self.once,
+            can: [Can { bbm: self.bbm, range: self.more, ttl: self.more, once: self.once }; CPUS],
             hardware: false,
             mark: None,
             asids: [5; CPUS],
             quiesce: self.quiesce,
             off: 0,
+            down: 0,
+            gate: false,
         }
     }
 
@@ -470,7 +469,7 @@ fn make<'w, R: Tried, S: Shape>(
     }
     let root = map.root().get();
     world.with_machine(|machine: &mut Machine| {
-        let off = machine.config().off;
+        let off = machine.config().off | machine.config().down;
         (0..machine.config().cpus)
             .filter(|cpu| off & 1 << cpu == 0)
             .for_each(|cpu| machine.turn_on(cpu, root));

@@ -4,7 +4,7 @@ use hyp::mapping::mmu::Reach;
 use hyp::mapping::{Barrier, Scope, Tlbi};
 use hyp_model::decode::{Layout, Regime};
 use hyp_model::expect::{Effect, Value};
-use hyp_model::machine::{Call, Config, Machine};
+use hyp_model::machine::{Call, Can, Config, Machine};
 use hyp_model::verdict::Kind;
 
 const PAGE: u64 = 4096;
@@ -35,15 +35,14 @@ impl Hand {
             layout,
             cpus: 2,
             tables: 6,
-            bbm,
-            has_range: true,
-            has_ttl: true,
-            once: true,
+            can: [Can::of(bbm); 4],
             hardware: false,
             mark: None,
             asids: [5; 4],
             quiesce: true,
             off: 0,
+            down: 0,
+            gate: false,
         };
         change(&mut config);
         let mut machine = Machine::new(config);
@@ -297,7 +296,7 @@ fn of_two_entries_for_an_address_only_all_is_sure_to_remove_both() {
 #[test]
 fn where_an_invalidation_must_be_repeated_the_second_after_a_dsb_counts() {
     for (times, dsb, kind) in [(1, true, Some(Kind::Stale)), (2, false, Some(Kind::Stale)), (2, true, None)] {
-        let mut hand = Hand::new(Regime::El2, 3, |config| config.once = false);
+        let mut hand = Hand::new(Regime::El2, 3, |config| config.each(|can| can.once = false));
         hand.block();
         let middle = hand.middle;
         hand.becomes(0, None, |hand| {
