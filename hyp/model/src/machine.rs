@@ -409,9 +409,8 @@ impl Machine {
     /// Power is gone: so is all that the CPU has issued, and what its TLB holds when it comes back is anything (I_GWZWM, R_BQCDZ).
     fn power_off(&mut self, cpu: usize) {
         self.turn_off(cpu);
-        self.memory.settle_all(cpu);
+        self.settle(cpu);
         self.caches.barrier(cpu);
-        self.forget_observed();
         self.powered[cpu] = false;
         self.unknown[cpu] = true;
         self.tlbs[cpu] = Set::default();
@@ -1026,7 +1025,8 @@ impl Machine {
             }
             Call::BarrierSystem => {
                 self.caches.barrier(cpu);
-                self.barrier(cpu, Barrier::Complete);
+                self.complete(cpu);
+                self.settle(cpu);
                 0
             }
             Call::Clock => choice as u64,
@@ -1063,6 +1063,16 @@ impl Machine {
         }
     }
 
+    /// What the CPU has stored is seen by everybody, by a DSB that is nobody's part of a change: what has to follow that follows its own.
+    pub fn settle(&mut self, cpu: usize) {
+        self.memory.settle_all(cpu);
+        self.forget_observed();
+    }
+    /// The others stand still, by whatever means of software's: whoever does not is convicted.
+    pub fn hold(&mut self, cpu: usize, start: u64, end: u64) {
+        self.held = Some((cpu, start, end));
+        self.judge_standing();
+    }
     /// The others may go on.
     pub fn release(&mut self) {
         if let Some((_, start, end)) = self.held.take() {
@@ -1225,7 +1235,9 @@ impl Machine {
             let again = self.primed[cpu].contains(&key);
             for other in 0..self.config.cpus {
                 let (target, theirs) = (operation.targets[other], self.can(other));
-                if target == Target::Nothing || !again && !(self.can(cpu).once && theirs.once) {
+                // What must be repeated is what others are using meanwhile.
+                let once = operation.scope == Scope::Local || self.can(cpu).once && theirs.once;
+                if target == Target::Nothing || !again && !once {
                     continue;
                 }
                 if other == cpu && target == Target::All {

@@ -13,8 +13,10 @@ use std::hash::Hasher;
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
+use hyp::caps::gate::{Closed, Gate, Here};
+use hyp::caps::lifecycle::{Lifecycle, Starting};
 use hyp::mapping::{
-    Address, Barrier, Debt, Geometry, Map, MapError, Mmu, Options, Pa, Quiesce, Regime, Scope, Shape, Slot,
+    Address, Barrier, Capabilities, Debt, Geometry, Map, MapError, Mmu, Options, Pa, Quiesce, Regime, Scope, Shape, Slot,
     TableMemory, TablePool, Tlbi, Writer,
 };
 
@@ -76,6 +78,44 @@ pub struct World {
     planted: Option<Planted>,
     /// The way that the next step goes.
     choice: Cell<usize>,
+    /// Of the lifecycle, once the boot CPU has spoken.
+    starting: Cell<Option<Starting<'static>>>,
+    lifecycle: Lifecycle,
+    /// Of the gate, while it is closed.
+    closed: RefCell<Option<Closed<'static>>>,
+    gate: Gate<InWorld, CPUS>,
+}
+
+thread_local! {
+    /// The world whose CPUs run on this thread.
+    static WORLD: Cell<*const World> = const { Cell::new(std::ptr::null()) };
+}
+
+/// Where the gate stands: in the world of this thread.
+#[derive(Debug)]
+struct InWorld;
+
+fn here() -> &'static World {
+    // SAFETY: who resumes a CPU has set it to its world, which the CPU's script refers to too; nobody keeps the reference.
+    unsafe { &*WORLD.get() }
+}
+
+impl Here for InWorld {
+    fn number(&self) -> usize {
+        here().current()
+    }
+    fn is_pinned(&self, _: u64, _: u64) -> bool {
+        false
+    }
+    fn settle(&self) {
+        let world = here();
+        world.with_machine(|machine| machine.settle(world.current()));
+    }
+    fn relax(&self) {
+        let world = here();
+        world.with_machine(|machine| machine.stands(world.current(), true));
+        world.ask(Call::Wait);
+    }
 }
 
 impl World {
@@ -94,6 +134,10 @@ impl World {
             reserves: Default::default(),
             planted: fault.map(Planted::new),
             choice: Cell::new(0),
+            starting: Cell::new(None),
+            lifecycle: Lifecycle::new(),
+            closed: RefCell::default(),
+            gate: Gate::new(InWorld),
         }
     }
 
@@ -129,7 +173,58 @@ impl World {
         self.choice.set(choice);
     }
     /// What software knows beside the map.
-    pub fn fingerprint(&self, _into: &mut impl Hasher) {}
+    pub fn fingerprint(&self, into: &mut impl Hasher) {
+        self.lifecycle.fingerprint(into);
+        self.gate.fingerprint(into);
+    }
+
+    /// The boot CPU says what it has, and how many CPUs there are to come with it.
+    pub fn boot(&self, set: Capabilities, cpus: usize) {
+        // SAFETY: the token stays within the world, which has the lifecycle too.
+        let lifecycle: &'static Lifecycle = unsafe { &*(&raw const self.lifecycle) };
+        self.starting.set(lifecycle.boot(set).map(|boot| boot.open(cpus)));
+    }
+    /// The lifecycle's token.
+    pub fn starting(&self) -> Starting<'_> {
+        self.starting.get().expect("the boot CPU has spoken once")
+    }
+
+    // The gate, if it is what makes others stand still.
+
+    fn has_gate(&self) -> bool {
+        self.machine().config().gate
+    }
+    /// The CPU that runs comes in: from here on it accesses what it likes.
+    pub fn enter(&self) {
+        if self.has_gate() {
+            self.gate.enter();
+            let cpu = self.current();
+            self.with_machine(|machine| {
+                machine.stands(cpu, false);
+                machine.roams(cpu, true);
+            });
+        }
+    }
+    /// It goes out.
+    pub fn leave(&self) {
+        if self.has_gate() {
+            let cpu = self.current();
+            self.with_machine(|machine| machine.roams(cpu, false));
+            self.gate.leave();
+        }
+    }
+    /// It stands still if it is asked to, between two calls or where it waits to be the writer.
+    pub fn pass(&self) {
+        if self.has_gate() {
+            self.gate.pass();
+            let cpu = self.current();
+            self.with_machine(|machine| machine.stands(cpu, false));
+        }
+    }
+    /// Opens the gate, whoever has closed it.
+    pub fn open_gate(&self) {
+        self.closed.take();
+    }
     /// The CPU is between two calls and has kept nothing of the last ones.
     pub fn forget(&self) {
         let cpu = self.cpu.get();
@@ -139,6 +234,7 @@ impl World {
     }
     /// Steps are taken at once, by this CPU.
     pub fn go_direct(&self, cpu: usize) {
+        WORLD.set(self);
         self.mode.set(Mode::Direct);
         self.cpu.set(cpu);
     }
@@ -325,12 +421,25 @@ impl Drop for Standing {
         // SAFETY: it is dropped by a call of the engine for a map, which refers to this world.
         let world = unsafe { &*self.0 };
         world.with_machine(Machine::release);
+        world.open_gate();
     }
 }
 
 impl Quiesce for World {
     type Held = Standing;
     fn begin(&self, start: u64, size: u64) -> Option<Standing> {
+        if self.has_gate() {
+            // SAFETY: what is closed is opened before the world is gone: by `Standing`, or with the world.
+            let gate: &'static Gate<InWorld, CPUS> = unsafe { &*(&raw const self.gate) };
+            let closed = Quiesce::begin(&gate, start, size)?;
+            *self.closed.borrow_mut() = Some(closed);
+            let cpu = self.current();
+            self.with_machine(|machine| {
+                machine.stands(cpu, false);
+                machine.hold(cpu, start, start + size);
+            });
+            return Some(Standing(self));
+        }
         (self.ask(Call::Quiesce { start, size }) != 0).then_some(Standing(self))
     }
 }
@@ -364,6 +473,7 @@ unsafe impl Mmu for World {
     }
     fn wait(&self) {
         self.ask(Call::Wait);
+        World::pass(self);
     }
 }
 
@@ -459,6 +569,7 @@ impl Cpu {
 
     /// Goes on up to the next step, which it returns; `None` at the end.
     pub fn resume(&mut self, world: &World) -> Option<Call> {
+        WORLD.set(world);
         world.cpu.set(self.number);
         world.mode.set(Mode::Scheduled);
         let coroutine = self.coroutine.as_mut().expect("it is not over");

@@ -115,6 +115,13 @@ impl<H: Here, const N: usize> Gate<H, N> {
         result
     }
 
+    /// All that it knows, for who explores what can happen: equal states feed `into` alike.
+    #[doc(hidden)]
+    pub fn fingerprint(&self, into: &mut impl core::hash::Hasher) {
+        let flags = self.inside.iter().map(|inside| &inside.0).chain([&self.closed]);
+        flags.for_each(|flag| into.write_u8(u8::from(flag.load(SeqCst))));
+    }
+
     /// How often it was closed, and how often somebody waited to come in.
     pub fn counts(&self) -> (u32, u32) {
         (self.closings.load(Relaxed), self.waits.load(Relaxed))
