@@ -316,12 +316,16 @@ struct Run<'r, 'w, R: Regime, S: Shape> {
     /// Those that wait until something changes.
     blocked: u32,
     internal: u64,
+    /// Steps that have changed something, and how many there were when each CPU waited last.
+    changes: u64,
+    waited: Vec<u64>,
 }
 
 impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
     fn new(world: &'w World, map: &'r Mapped<'w, R, S>, cpus: &'r mut [Cpu]) -> Self {
         let next = cpus.iter_mut().map(|cpu| cpu.resume(world)).collect();
-        let mut run = Self { world, map, cpus, next, blocked: 0, internal: 0 };
+        let waited = vec![u64::MAX; cpus.len()];
+        let mut run = Self { world, map, cpus, next, blocked: 0, internal: 0, changes: 0, waited };
         run.internal = run.fingerprint();
         run
     }
@@ -350,13 +354,18 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
         }
         if internal != self.internal || !call.is_passive() {
             self.blocked &= 1 << cpu;
+            self.changes += 1;
         }
         self.internal = internal;
-        if matches!(self.next[cpu], Some(Call::Relax | Call::Wait)) && self.world.repeats(cpu) {
-            // It is to look again only after somebody else has done something.
-            self.blocked |= 1 << cpu;
-        } else {
-            self.blocked &= !(1 << cpu);
+        self.blocked &= !(1 << cpu);
+        if matches!(self.next[cpu], Some(Call::Relax | Call::Wait)) {
+            let before = std::mem::replace(&mut self.waited[cpu], self.changes);
+            // Who waits for the gate within another wait looks at what that one is for once more.
+            let looked = before == self.changes || !self.world.machine().config().gate;
+            if looked && self.world.repeats(cpu) {
+                // It is to look again only after somebody else has done something.
+                self.blocked |= 1 << cpu;
+            }
         }
     }
 
@@ -406,6 +415,9 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
             hash.write_u64(next.as_ref().map_or(0, call_hash));
         }
         hash.write_u32(self.blocked);
+        if self.world.machine().config().gate {
+            self.waited.iter().for_each(|&waited| hash.write_u8(u8::from(waited == self.changes)));
+        }
         hash.finish()
     }
 }

@@ -13,9 +13,7 @@ use hyp::caps::detect::{IdRegisters, capabilities};
 use hyp::caps::lifecycle::{Finalized, Phase};
 use hyp::caps::mailbox::{self, Lines};
 use hyp::caps::policy::{Late, Policy};
-use hyp::mapping::{
-    Address, Barrier, El2, Leaves, Map, Options, Scope, Shape, Stage2, Tiny, Tlbi,
-};
+use hyp::mapping::{Address, Barrier, El2, Leaves, Map, Options, Scope, Shape, Stage2, Tiny, Tlbi};
 
 use crate::CPUS;
 use crate::cache::{LINE, Maintenance};
@@ -422,8 +420,8 @@ impl<R: Tried, S: Shape> Actor<'_, '_, '_, R, S> {
             }
             // CPU_ON is for a CPU that is off.
             while number < scenario.lives && world.ask(Call::IsPowered { cpu: NEW }) != 0 {
-                world.ask(Call::Wait);
                 world.pass();
+                world.ask(Call::Wait);
             }
         }
         if self.plan == Plan::Raised {
@@ -453,8 +451,8 @@ impl<R: Tried, S: Shape> Actor<'_, '_, '_, R, S> {
             }
             let over = world.ask(Call::Clock) != 0;
             if !over {
-                world.ask(Call::Relax);
                 world.pass();
+                world.ask(Call::Relax);
             }
             !over
         });
@@ -479,11 +477,8 @@ impl<R: Tried, S: Shape> Actor<'_, '_, '_, R, S> {
             }
             Plan::NotWaited => {
                 // Another gate, which knows nothing of who is in this one's.
-                let options = Options {
-                    tag: R::TAG,
-                    scope: Scope::Broadcast,
-                    ..Options::new(c.map.capabilities())
-                };
+                let options =
+                    Options { tag: R::TAG, scope: Scope::Broadcast, ..Options::new(c.map.capabilities()) };
                 let other = memory::adopt::<R, S>(world, c.map.root(), c.map.geometry(), options);
                 admission.admit(set, &[&other])
             }
@@ -701,12 +696,7 @@ pub static MISTAKES: &[Mistake] = &[
         },
         Kind::Undefined,
     ),
-    mistake(
-        "it says that one invalidation suffices",
-        Plan::Overstates,
-        REPEATS,
-        Kind::Stale,
-    ),
+    mistake("it says that one invalidation suffices", Plan::Overstates, REPEATS, Kind::Stale),
     mistake("its TLB is not invalidated before its MMU is on", Plan::KeepsTlb, SPLITS, Kind::Stale),
     mistake(
         "its TLB is not invalidated when it comes again",

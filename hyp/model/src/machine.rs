@@ -397,7 +397,8 @@ impl Machine {
     /// The step that turns an MMU on.
     fn go_on(&mut self, cpu: usize, root: u64) {
         if self.unknown[cpu] {
-            let text = format!("CPU {cpu} turns its MMU on, and its TLB may hold what it held in an earlier life");
+            let text =
+                format!("CPU {cpu} turns its MMU on, and its TLB may hold what it held in an earlier life");
             return self.convict(Kind::Stale, text);
         }
         if self.unsynchronized[cpu] {
@@ -683,7 +684,9 @@ impl Machine {
                     return None;
                 } else if other.level != leaf.level && !self.may_resize(cpu) {
                     Kind::SizeConflict
-                } else if other.level == leaf.level && other.contiguous != leaf.contiguous && !self.may_join(cpu)
+                } else if other.level == leaf.level
+                    && other.contiguous != leaf.contiguous
+                    && !self.may_join(cpu)
                 {
                     Kind::ContiguousConflict
                 } else {

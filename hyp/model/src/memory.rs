@@ -16,8 +16,8 @@ use corosensei::{Coroutine, CoroutineResult, Yielder};
 use hyp::caps::gate::{Closed, Gate, Here};
 use hyp::caps::lifecycle::{Lifecycle, Starting};
 use hyp::mapping::{
-    Address, Barrier, Capabilities, Debt, Geometry, Map, MapError, Mmu, Options, Pa, Quiesce, Regime, Scope, Shape, Slot,
-    TableMemory, TablePool, Tlbi, Writer,
+    Address, Barrier, Capabilities, Debt, Geometry, Map, MapError, Mmu, Options, Pa, Quiesce, Regime, Scope,
+    Shape, Slot, TableMemory, TablePool, Tlbi, Writer,
 };
 
 use crate::CPUS;
@@ -472,8 +472,9 @@ unsafe impl Mmu for World {
         self.ask(Call::Relax);
     }
     fn wait(&self) {
-        self.ask(Call::Wait);
+        // All that it waits for it has looked at when it waits.
         World::pass(self);
+        self.ask(Call::Wait);
     }
 }
 
