@@ -360,13 +360,19 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
         self.blocked &= !(1 << cpu);
         if matches!(self.next[cpu], Some(Call::Relax | Call::Wait)) {
             let before = std::mem::replace(&mut self.waited[cpu], self.changes);
-            // Who waits for the gate within another wait looks at what that one is for once more.
-            let looked = before == self.changes || !self.world.machine().config().gate;
+            // Who looks at several things in turn, or waits for the gate within another wait, looks at all of them once more.
+            let looked = before == self.changes || !self.looks_at_much();
             if looked && self.world.repeats(cpu) {
                 // It is to look again only after somebody else has done something.
                 self.blocked |= 1 << cpu;
             }
         }
+    }
+
+    /// Whether between what a CPU looks at and its waiting there may be other steps.
+    fn looks_at_much(&self) -> bool {
+        let machine = self.world.machine();
+        machine.config().gate || machine.config().down != 0
     }
 
     /// How many ways the next step of a CPU may go.
@@ -415,7 +421,7 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
             hash.write_u64(next.as_ref().map_or(0, call_hash));
         }
         hash.write_u32(self.blocked);
-        if self.world.machine().config().gate {
+        if self.looks_at_much() {
             self.waited.iter().for_each(|&waited| hash.write_u8(u8::from(waited == self.changes)));
         }
         hash.finish()

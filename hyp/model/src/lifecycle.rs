@@ -121,6 +121,8 @@ pub struct Scenario {
     pub lives: u64,
     /// It does not come again by a ticket, but wakes from a suspend that has lost its context.
     pub suspends: bool,
+    /// Who lets it in waits for its report for as long as it takes.
+    pub patient: bool,
     /// Tables of the machine.
     pub tables: usize,
     /// A third CPU, as able as the first, and what it calls meanwhile.
@@ -142,6 +144,7 @@ impl Scenario {
             then: &[],
             lives: 1,
             suspends: false,
+            patient: false,
             tables: 14,
             third: &[],
         }
@@ -449,7 +452,7 @@ impl<R: Tried, S: Shape> Actor<'_, '_, '_, R, S> {
             if !std::mem::replace(&mut counted, true) {
                 write(world, UP, 2, &[1]);
             }
-            let over = world.ask(Call::Clock) != 0;
+            let over = !scenario.patient && world.ask(Call::Clock) != 0;
             if !over {
                 world.pass();
                 world.ask(Call::Relax);
