@@ -1,6 +1,7 @@
 //! AArch64 translation tables in the largest blocks that fit, and the EL2 hypervisor that stands on them.
 #![cfg_attr(not(test), no_std)]
 
+pub mod caps;
 #[cfg(feature = "el2")]
 pub mod el2;
 #[cfg(feature = "machine")]

@@ -261,7 +261,7 @@ impl<'m, R: Tried, S: Shape> Case<'m, R, S> {
         meaning(&mut self.flat);
         self.world.look();
         match (pay, self.kept.last_mut()) {
-            (Pay::Merge, Some(last)) => last.merge(debt),
+            (Pay::Merge, Some(last)) => assert!(last.merge(debt).is_ok(), "a debt of the same map"),
             (Pay::Keep | Pay::Merge, _) => self.kept.push(debt),
             (Pay::Flush, _) => debt.flush(),
             (Pay::Drop, _) => {

@@ -294,7 +294,9 @@ pub fn primitives<R: Tried, S: Shape>() -> Vec<Primitive<R, S>> {
             let two = c.map.protect(c.range(WHOLE), change);
             let made = (one.is_ok(), two.is_ok());
             if let (Ok(one), Ok(mut two)) = (one, two) {
-                two.merge(one);
+                if let Err(other) = two.merge(one) {
+                    other.flush();
+                }
                 two.flush();
             }
             c.world.end(begun, made.0);

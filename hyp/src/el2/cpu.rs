@@ -17,6 +17,7 @@ use arm_sysregs::{read_sysreg, write_sysreg};
 use log::warn;
 
 use super::inject::EntryFeatures;
+use crate::caps::detect::{self, IdRegisters};
 use crate::machine::AFFINITY;
 use crate::mapping::Capabilities;
 use crate::stage1::SCTLR_EL1_OFF;
@@ -67,11 +68,20 @@ pub struct Features {
 }
 
 impl Features {
-    /// The running CPU's, but for the level of FEAT_BBM if `bbm` gives one.
+    /// The running CPU's, with `bbm` as [`Features::of`] takes it.
     pub fn read(bbm: Option<u8>) -> Self {
-        let (mmfr0, mmfr1, mmfr3) =
-            (read_id_aa64mmfr0_el1(), read_id_aa64mmfr1_el1(), read_id_aa64mmfr3_el1());
-        let pfr1 = read_id_aa64pfr1_el1();
+        Self::of(&read_id_registers(), bbm)
+    }
+
+    /// Those of the CPU that says `id` of itself, at level `bbm` of FEAT_BBM if that is given. Only a test build believes more than
+    /// the CPU has.
+    pub fn of(id: &IdRegisters, bbm: Option<u8>) -> Self {
+        let mmfr0 = IdAa64mmfr0El1::from_bits_retain(id.mmfr0);
+        let mmfr1 = IdAa64mmfr1El1::from_bits_retain(id.mmfr1);
+        let mmfr3 = IdAa64mmfr3El1::from_bits_retain(id.mmfr3);
+        let pfr1 = IdAa64pfr1El1::from_bits_retain(id.pfr1);
+        let own = detect::capabilities(id);
+        let at_level = if cfg!(feature = "trial") { detect::believed } else { detect::lowered };
         Self {
             limits: CpuLimits { pa_range: mmfr0.parange(), vmid_16_bits: mmfr1.vmidbits() == 0b0010 },
             entry: EntryFeatures {
@@ -82,41 +92,22 @@ impl Features {
             },
             sctlr2: mmfr3.sctlrx() != 0,
             gcs: pfr1.gcs() != 0,
-            capabilities: capabilities(bbm),
+            capabilities: bbm.map_or(own, |level| at_level(own, level)),
         }
     }
 }
 
-/// `ID_AA64ISAR0_EL1.TLB` of FEAT_TLBIRANGE.
-const TLB_RANGE: u8 = 0b0010;
-
-/// Parts on which a TLB invalidation must be repeated, by implementer and part number of `MIDR_EL1`, after the list of Linux (revisions
-/// are not told apart: to repeat is always right). Erratum 4118414 (CVE-2025-10263) has most of them; Cortex-A76 1286807, Cortex-A55
-/// 2441007, Cortex-A510 2441009, and Falkor and Kryo 1009 the others.
-const REPEATS_TLBI: [(u64, &[u64]); 4] = [
-    (
-        0x41,
-        &[
-            0xd05, 0xd0b, 0xd0c, 0xd0d, 0xd0e, 0xd40, 0xd41, 0xd42, 0xd44, 0xd46, 0xd47, 0xd48, 0xd49, 0xd4b,
-            0xd4c, 0xd4e, 0xd4f, 0xd82, 0xd83, 0xd84, 0xd85, 0xd8c, 0xd90,
-        ],
-    ),
-    (0x4e, &[0x010]),
-    (0x51, &[0x200, 0x201, 0x205, 0x211, 0x800, 0x804]),
-    (0x6d, &[0xd49]),
-];
-
-/// How the running CPU's translations may change.
-fn capabilities(bbm: Option<u8>) -> Capabilities {
-    let mmfr2 = read_id_aa64mmfr2_el1();
-    let midr = read_midr_el1().bits();
-    let (implementer, part) = (midr >> 24 & 0xff, midr >> 4 & 0xfff);
-    let repeats = REPEATS_TLBI.iter().any(|(by, parts)| *by == implementer && parts.contains(&part));
-    let mut set = Capabilities::LEAST | Capabilities::bbm(bbm.unwrap_or(mmfr2.bbm()));
-    set.set(Capabilities::TLB_RANGE, read_id_aa64isar0_el1().tlb() >= TLB_RANGE);
-    set.set(Capabilities::TLB_LEVEL, mmfr2.ttl() != 0);
-    set.set(Capabilities::TLBI_ONCE, !repeats);
-    set
+/// What the running CPU says of itself.
+pub fn read_id_registers() -> IdRegisters {
+    IdRegisters {
+        midr: read_midr_el1().bits(),
+        mmfr0: read_id_aa64mmfr0_el1().bits(),
+        mmfr1: read_id_aa64mmfr1_el1().bits(),
+        mmfr2: read_id_aa64mmfr2_el1().bits(),
+        mmfr3: read_id_aa64mmfr3_el1().bits(),
+        isar0: read_id_aa64isar0_el1().bits(),
+        pfr1: read_id_aa64pfr1_el1().bits(),
+    }
 }
 
 /// The IPA of the page at virtual address `far` of EL1, for a fault that leaves `HPFAR_EL2` unknown; nothing if EL1's walk
@@ -139,7 +130,7 @@ pub fn ipa_of_page(far: u64) -> Option<u64> {
 /// `raise`, which is for tests on an emulator that raises no conflict aborts.
 pub fn believed_bbm(text: &str, raise: bool) -> Option<u8> {
     let level = text.parse().ok().filter(|&level| level <= 3);
-    let own = read_id_aa64mmfr2_el1().bbm();
+    let own = detect::capabilities(&read_id_registers()).bbm_level();
     match level {
         Some(level) if raise || level <= own => Some(level),
         Some(level) => {
@@ -154,10 +145,10 @@ pub fn believed_bbm(text: &str, raise: bool) -> Option<u8> {
 }
 
 impl Features {
-    /// Whether a CPU with these can do what was prepared for one with `others`.
+    /// Whether a CPU with these can do what was prepared for one with `others`, but for the changes of its translations: what those take
+    /// is admission's to settle.
     pub fn suffice(&self, others: &Self) -> bool {
         self.limits.pa_bits() >= others.limits.pa_bits()
-            && self.capabilities.contains(others.capabilities)
             && *self == Self { limits: self.limits, capabilities: self.capabilities, ..*others }
     }
 }

@@ -10,7 +10,10 @@
 
 use core::fmt;
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use spin::{Mutex, MutexGuard};
 
@@ -261,6 +264,8 @@ pub struct Map<R: Regime, M: Mmu, S: Shape = Granule4K> {
     root: Pa,
     geometry: Geometry<S>,
     options: Options,
+    /// The options' at first: changed only behind the closed gate, so that a call sees one set from its first walk to its last store.
+    capabilities: AtomicU32,
     gate: Gate,
     root_lock: AtomicBool,
     writer: AtomicBool,
@@ -383,6 +388,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
             root,
             geometry,
             options,
+            capabilities: AtomicU32::new(options.capabilities.bits()),
             gate: Gate::new(),
             root_lock: AtomicBool::new(false),
             writer: AtomicBool::new(false),
@@ -456,8 +462,31 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
         self.geometry
     }
     /// What its CPUs can do.
+    #[inline(always)]
     pub fn capabilities(&self) -> Capabilities {
-        self.options.capabilities
+        Capabilities::from_bits_retain(self.capabilities.load(Relaxed))
+    }
+
+    /// From here on the map changes as CPUs need that have no more than `to`. Every call that began under the larger set has made its
+    /// stores, and all that they owe is invalidated, when this returns: a CPU whose TLB is empty, and which translates through the map
+    /// only after that, never meets what a weaker CPU must not. The set never grows again.
+    ///
+    /// Waits for the writer and for the calls that are inside the map, so it is not to be called with a [`Reader`](super::Reader).
+    pub fn weaken(&self, to: Capabilities) {
+        Writer::new(self).weaken(to);
+    }
+
+    /// Splits everything to pages, by the CPUs that translate through the map now and as their set allows, and then [weakens](Map::weaken)
+    /// it: nothing is joined in between.
+    ///
+    /// # Errors
+    /// As [`Map::split_to_pages`]; the set is as it was then.
+    pub fn repaint_and_weaken(&self, to: Capabilities) -> Result<(), MapError> {
+        let mut writer = Writer::new(self);
+        let whole = Range::new(0, 1 << self.geometry.input_bits()).map_err(|_| self.too_far(u64::MAX))?;
+        self.split_to_pages(whole)?.flush();
+        writer.weaken(to);
+        Ok(())
     }
 
     /// How often leaves were split and joined.
@@ -573,14 +602,19 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// Pays whatever is owed for the map, by whomever, and gives back the tables that nobody can reach any more.
     pub fn settle(&self) {
         let _gate = self.gate.exclude(|| self.mmu.relax());
+        self.pay_owed();
+        self.reclaim(0, u64::MAX);
+    }
+
+    /// Invalidates everything, if anything is owed. The gate is the caller's alone: nobody is changing anything, and what is owed now is
+    /// owed for stores that were made.
+    fn pay_owed(&self) {
         let owed = self.gate.is_others(EXCLUSIVE) || self.owed.whole.load(SeqCst);
         if owed || self.cleared().unpaid().next().is_some() {
-            // Nobody is changing anything: what is owed now is owed for stores that were made.
             tlb::invalidate_all(self);
             self.owed.whole.store(false, SeqCst);
             self.pay_all();
         }
-        self.reclaim(0, u64::MAX);
     }
 
     pub(super) fn too_far(&self, end: u64) -> MapError {
@@ -899,6 +933,15 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         self.map
     }
 
+    /// See [`Map::weaken`]. The writer's calls look at the set before they close the gate: so this is one of them.
+    fn weaken(&mut self, to: Capabilities) {
+        let map = self.map;
+        let _gate = map.gate.exclude(|| map.mmu.relax());
+        // Paid under the set that allowed what is owed: the newcomer's TLB has nothing of it.
+        map.pay_owed();
+        map.capabilities.fetch_and(to.bits(), SeqCst);
+    }
+
     /// Maps `input` to as many bytes from `output` on, in the largest leaves that `leaves` and the alignment of both allow. An empty range
     /// maps nothing. Nothing is owed to TLBs for what did not translate before.
     ///
@@ -927,7 +970,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         if start == end {
             return Ok(());
         }
-        let runs = leaves.runs && map.options.capabilities.contains(Capabilities::CONTIGUOUS);
+        let runs = leaves.runs && map.capabilities().contains(Capabilities::CONTIGUOUS);
         let request = Request {
             start,
             end,

@@ -175,6 +175,8 @@ pub trait Quiesce {
     type Held;
     /// Waits until they do; `None` if they cannot. The caller holds nothing of the engine but, perhaps, the place of the writer.
     fn begin(&self, start: u64, size: u64) -> Option<Self::Held>;
+    /// A point at which this CPU stands still if it is asked to: it holds nothing that others could be waiting for.
+    fn pass(&self) {}
 }
 
 /// For who has no way to make others wait: a change that needs it is refused.

@@ -280,10 +280,13 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Debt<'m, R, M, S> {
         self.spans.is_empty()
     }
 
-    /// Takes over what another debt of the same map owes, for one flush of both. One of another map is flushed at once.
-    pub fn merge(&mut self, mut other: Self) {
+    /// Takes over what another debt of the same map owes, for one flush of both.
+    ///
+    /// # Errors
+    /// The other debt, if it is of another map: no invalidation of one map is sure to reach what the other owes.
+    pub fn merge(&mut self, mut other: Self) -> Result<(), Self> {
         if !core::ptr::eq(self.map, other.map) {
-            return other.flush();
+            return Err(other);
         }
         for id in other.cleared.into_iter().filter(|&id| id != 0) {
             if let Some(slot) = self.cleared.iter_mut().find(|slot| **slot == 0) {
@@ -299,6 +302,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Debt<'m, R, M, S> {
             other.spans = Spans::new();
             self.map.gate().forget_debt();
         }
+        Ok(())
     }
 
     /// Invalidates what is owed, on every CPU that the map's scope has, and returns when it is done. Tables that were unlinked go back

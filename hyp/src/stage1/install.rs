@@ -100,7 +100,22 @@ impl<R> CpuMmu<R> {
     /// The pool's tables are mapped at their physical addresses wherever a map with this MMU is used, and that is at the exception
     /// level of `R`'s instructions.
     pub const unsafe fn new(pool: &'static Pool<Linear>, slots: &'static [Slot]) -> Self {
-        Self { pool, slots, quiesce: &NoQuiesce, regime: PhantomData }
+        // SAFETY: the caller's word.
+        unsafe { CpuMmu::with_quiesce(pool, slots, &NoQuiesce) }
+    }
+}
+
+impl<R, Q: Quiesce> CpuMmu<R, Q> {
+    /// As [`CpuMmu::new`], with others who stand still when `quiesce` asks them to.
+    ///
+    /// # Safety
+    /// As [`CpuMmu::new`]; and `quiesce` is of all CPUs that translate through maps with this MMU.
+    pub const unsafe fn with_quiesce(
+        pool: &'static Pool<Linear>,
+        slots: &'static [Slot],
+        quiesce: &'static Q,
+    ) -> Self {
+        Self { pool, slots, quiesce, regime: PhantomData }
     }
 }
 
@@ -120,6 +135,10 @@ unsafe impl<R: Instructions, Q: Quiesce> Mmu for CpuMmu<R, Q> {
     }
     fn slots(&self) -> &[Slot] {
         self.slots
+    }
+    fn wait(&self) {
+        self.quiesce.pass();
+        self.relax();
     }
     fn tlbi(&self, operation: Tlbi, scope: Scope, operand: u64) {
         R::tlbi(operation, scope, operand);

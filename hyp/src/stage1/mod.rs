@@ -8,6 +8,9 @@
 
 #[cfg(target_arch = "aarch64")]
 pub mod install;
+mod linear;
+
+pub use linear::{LinearMap, Permissions, SetMemoryError};
 
 use crate::mapping::descriptor::MAIR;
 use crate::mapping::{

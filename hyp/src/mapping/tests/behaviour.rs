@@ -471,7 +471,7 @@ fn merged_debts_are_paid_by_one_flush() {
     let mut first = map.protect(range(0, 4 * KIB), Change::<El2>::READ_ONLY).unwrap();
     let second = remove(&map, 8 * KIB, 4 * KIB);
     take_maintenance(&mmu);
-    first.merge(second);
+    assert!(first.merge(second).is_ok());
     first.flush();
     let (tlbis, barriers) = take_maintenance(&mmu);
     assert!(
@@ -484,13 +484,15 @@ fn merged_debts_are_paid_by_one_flush() {
 }
 
 #[test]
-fn a_debt_of_another_map_is_paid_at_once() {
+fn a_debt_of_another_map_comes_back_as_an_error() {
     let mmu = FakeMmu::new(8);
     let (map, other) = (new::<El2, _>(&mmu, bbm(3)), new::<El2, _>(&mmu, bbm(3)));
     add(&map, 0, 4 * KIB, DATA, Leaves::PAGES);
     add(&other, 8 * KIB, 4 * KIB, DATA, Leaves::PAGES);
     let mut debt = map.protect(range(0, 4 * KIB), Change::<El2>::READ_ONLY).unwrap();
-    debt.merge(other.protect(range(8 * KIB, 4 * KIB), Change::<El2>::READ_ONLY).unwrap());
+    let foreign = debt.merge(other.protect(range(8 * KIB, 4 * KIB), Change::<El2>::READ_ONLY).unwrap());
+    assert_eq!(mmu.take_tlbis(), []);
+    foreign.err().expect("it is of another map").flush();
     assert_eq!(mmu.take_tlbis(), [(Tlbi::Address(LEAVES), 2)]);
     debt.flush();
     assert_eq!(mmu.take_tlbis(), [(Tlbi::Address(LEAVES), 0)]);

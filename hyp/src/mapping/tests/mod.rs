@@ -8,6 +8,7 @@ mod flat;
 mod random;
 mod regimes;
 mod threads;
+mod weaken;
 
 use super::descriptor::{is_table, is_unlinked};
 use super::fake::FakeMmu;

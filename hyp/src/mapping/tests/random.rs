@@ -80,7 +80,7 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
         if self.debts.len() > 6 {
             let mut first = self.debts.remove(0);
             for other in self.debts.drain(..) {
-                first.merge(other);
+                assert!(first.merge(other).is_ok());
             }
             first.flush();
         }
