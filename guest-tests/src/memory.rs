@@ -104,12 +104,13 @@ pub type OwnMap = Map<El1And0, CpuMmu<El1And0>>;
 static POOL: Pool<Linear> = Pool::new(IDENTITY);
 static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 
-fn symbol(address: *const u8) -> u64 {
+/// The address of a symbol of the linker's.
+pub fn symbol(address: *const u8) -> u64 {
     address as u64
 }
 
 /// A range of the payload's own making: one that is none is a mistake here.
-fn range(start: u64, end: u64) -> Range<Pa> {
+pub fn range(start: u64, end: u64) -> Range<Pa> {
     Range::of_granules(start, end - start).unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -261,10 +261,11 @@ impl Requests {
         is_so || word.load(SeqCst) != before
     }
 
-    /// Reads until told to stop, `between` after each [`ROUND`] pages. The rounds, and the first address that was wrong or 0.
+    /// Reads until told to stop, a round at least, `between` after each [`ROUND`] pages. The rounds, and the first address that was wrong
+    /// or 0.
     pub fn read(&self, subject: &impl Subject, lasting: usize, mut between: impl FnMut()) -> (u64, u64) {
         let (mut rounds, mut wrong) = (0, 0);
-        while self.stop.load(SeqCst) == 0 {
+        loop {
             let first = rounds as usize * ROUND % PAGES;
             let found = (first..first + ROUND).find(|&page| !self.glance(subject, page, lasting));
             if let Some(page) = found.filter(|_| wrong == 0) {
@@ -272,8 +273,10 @@ impl Requests {
             }
             rounds += 1;
             between();
+            if self.stop.load(SeqCst) != 0 {
+                return (rounds, wrong);
+            }
         }
-        (rounds, wrong)
     }
 
     /// Has readers stop, or lets those read that come from now on.
