@@ -46,11 +46,11 @@ impl core::error::Error for Denied {}
 
 /// A map that the newcomer is to translate through.
 pub trait Shared {
-    /// Takes from its set what `set` lacks; made of pages before, if `policy` says so of a linear map.
+    /// Takes from its set what `set` lacks; made of pages before, if `policy` says so of a linear map. Gives the bytes that were.
     ///
     /// # Errors
     /// As [`Map::repaint_and_weaken`]; nothing has changed.
-    fn admit(&self, set: Capabilities, policy: Policy) -> Result<(), MapError>;
+    fn admit(&self, set: Capabilities, policy: Policy) -> Result<u64, MapError>;
 }
 
 /// A linear map: its blocks are what a policy is about.
@@ -58,7 +58,7 @@ pub trait Shared {
 pub struct OfPolicy<'m, R: Regime, M: Mmu, S: Shape>(pub &'m Map<R, M, S>);
 
 impl<R: Regime, M: Mmu, S: Shape> Shared for OfPolicy<'_, R, M, S> {
-    fn admit(&self, set: Capabilities, policy: Policy) -> Result<(), MapError> {
+    fn admit(&self, set: Capabilities, policy: Policy) -> Result<u64, MapError> {
         let now = self.0.capabilities();
         if policy.repaints(now, now & set) {
             return self.0.repaint_and_weaken(set);
@@ -69,26 +69,28 @@ impl<R: Regime, M: Mmu, S: Shape> Shared for OfPolicy<'_, R, M, S> {
 
 /// Any map: it keeps its blocks.
 impl<R: Regime, M: Mmu, S: Shape> Shared for Map<R, M, S> {
-    fn admit(&self, set: Capabilities, _: Policy) -> Result<(), MapError> {
+    fn admit(&self, set: Capabilities, _: Policy) -> Result<u64, MapError> {
         if !set.contains(self.capabilities()) {
             self.weaken(set);
         }
-        Ok(())
+        Ok(0)
     }
 }
 
 impl<'l> Admission<'l> {
-    /// Makes a CPU that has `set` one that may translate through `maps`, in their order; what comes after the first that can refuse cannot.
+    /// Makes a CPU that has `set` one that may translate through `maps`, in their order: only the first may be one
+    /// that can refuse. Gives the bytes that became pages.
     ///
     /// # Errors
     /// [`Denied`].
-    pub fn admit(&self, set: Capabilities, maps: &[&dyn Shared]) -> Result<(), Denied> {
+    pub fn admit(&self, set: Capabilities, maps: &[&dyn Shared]) -> Result<u64, Denied> {
         let lacks = self.starting.set() - set;
         if self.late == Late::Deny && self.starting.phase() == Phase::Finalized && !lacks.is_empty() {
             return Err(Denied::Weaker(lacks));
         }
         self.starting.weaken(set);
-        maps.iter().try_for_each(|map| map.admit(set, self.policy)).map_err(Denied::Map)
+        let repainted = maps.iter().map(|map| map.admit(set, self.policy)).sum::<Result<u64, MapError>>();
+        repainted.map_err(Denied::Map)
     }
 }
 
@@ -122,7 +124,7 @@ mod tests {
         (policy, late): (Policy, Late),
         finalized: bool,
         tables: usize,
-    ) -> (Result<(), Denied>, [usize; 2], [u8; 3]) {
+    ) -> (Result<u64, Denied>, [usize; 2], [u8; 3]) {
         let mmu = FakeMmu::new(tables);
         let lifecycle = Lifecycle::new();
         let starting = lifecycle.boot(bbm(boot)).unwrap().open(2);
@@ -151,7 +153,8 @@ mod tests {
             let least = boot.min(newcomer);
             for policy in [Policy::KeepBlocks, Policy::Repaint, Policy::PagesFirst] {
                 let blocks = policy == Policy::KeepBlocks || policy == Policy::Repaint && least == 3;
-                let expected = (Ok(()), [if blocks { 2 } else { 0 }, 2], [least; 3]);
+                let repainted = if policy == Policy::Repaint && boot == 3 && least < 3 { 4 * MIB } else { 0 };
+                let expected = (Ok(repainted), [if blocks { 2 } else { 0 }, 2], [least; 3]);
                 let found = admitted(boot, newcomer, (policy, Late::Admit), false, 16);
                 assert_eq!(found, expected, "{policy:?}, {boot} and {newcomer}");
             }
@@ -164,8 +167,8 @@ mod tests {
         let (result, blocks, levels) = admitted(3, 1, deny, true, 16);
         assert!(matches!(result, Err(Denied::Weaker(lacks)) if !lacks.is_empty()));
         assert_eq!((blocks, levels), ([2, 2], [3, 3, 3]));
-        assert_eq!(admitted(3, 3, deny, true, 16).0, Ok(()));
-        assert_eq!(admitted(3, 1, deny, false, 16).0, Ok(()));
+        assert_eq!(admitted(3, 3, deny, true, 16).0, Ok(0));
+        assert_eq!(admitted(3, 1, deny, false, 16).0, Ok(0));
         assert_eq!(admitted(3, 1, (Policy::KeepBlocks, Late::Admit), true, 16).2, [1, 1, 1]);
     }
 

@@ -4,6 +4,7 @@
 //! runs; nothing of the host's memory is written but what was found free.
 
 use core::fmt;
+use core::sync::atomic::AtomicU64;
 
 use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
 use arrayvec::ArrayVec;
@@ -18,6 +19,12 @@ use super::host::{self, Host};
 use super::image::{self, Layout, TooManyCpus};
 use super::percpu::{self, PerCpu};
 use super::psci::{CpuPower, HostEntry};
+use super::quiet::{self, ENTRY, Here};
+use super::settings::{InWords, Settings};
+use crate::caps::admission::Admission;
+use crate::caps::gate::Gate;
+use crate::caps::lifecycle::{Lifecycle, Starting};
+use crate::caps::policy::Policy;
 use crate::machine::host_tree::{self, Changes, HostTreeError};
 use crate::machine::image::{HEADER_SIZE, Image, ImageError};
 use crate::machine::layout::{self, LayoutError, Named};
@@ -32,6 +39,8 @@ use crate::stage2::{self, HOST_VMID, HostMapError};
 
 /// Where an image or a device tree goes: at a multiple of 2 MiB (Linux `booting.rst`).
 const PLACEMENT: u64 = 2 << 20;
+/// The mark of leaves that are pinned.
+const PINNED: u8 = 1;
 
 /// Why the machine does not come up.
 #[derive(Clone, Debug)]
@@ -44,6 +53,8 @@ pub enum Error {
     BootCpu(u64),
     /// There are more CPUs than there is room for.
     TooManyCpus(TooManyCpus),
+    /// This was done before.
+    Twice,
     /// The EL2 map could not be made.
     El2Map(LinearMapError),
     /// The host's stage 2 could not be made.
@@ -74,6 +85,7 @@ impl fmt::Display for Error {
             Self::Image(error) => write!(f, "hypervisor image: {error}"),
             Self::BootCpu(mpidr) => write!(f, "device tree: has no cpu {mpidr:#x}, which runs this"),
             Self::TooManyCpus(error) => write!(f, "device tree: has {error}"),
+            Self::Twice => write!(f, "the EL2 map was made before"),
             Self::El2Map(error) => write!(f, "EL2 map: {error}"),
             Self::HostMap(error) => write!(f, "host stage 2: {error}"),
             Self::Layout(error) => write!(f, "memory layout: {error}"),
@@ -147,9 +159,17 @@ pub fn announce(machine: &Machine<'_>) {
 static POOL: Pool<Linear> = Pool::new(IDENTITY);
 /// Where each CPU says that it walks one of them.
 static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
+/// What all CPUs have.
+static LIFECYCLE: Lifecycle = Lifecycle::new();
+
+/// Bytes of the tables of both maps.
+#[cfg(feature = "trial")]
+pub fn table_bytes() -> u64 {
+    POOL.used() as u64 * GRANULE
+}
 
 /// The map that EL2 runs on.
-pub type El2Map = Map<El2, CpuMmu<El2>>;
+pub type El2Map = Map<El2, CpuMmu<El2, &'static Gate<Here, MAX_CPUS>>>;
 /// The host's stage 2.
 pub type HostMap = Map<Stage2, CpuMmu<Stage2>>;
 
@@ -160,12 +180,24 @@ pub struct Booted {
     cpus: &'static [CpuPower],
     ram: &'static Ranges,
     features: Features,
-    bbm: Option<u8>,
+    settings: Settings,
+    starting: Starting<'static>,
+    pinned: &'static [Range<Pa>],
+    tables: Option<Range<Pa>>,
 }
 
-/// Makes the EL2 map and runs the boot CPU on it: RAM in blocks, the hypervisor's own memory by page with the least
-/// permissions, the page of the console, and nothing else. `bbm` is the level of FEAT_BBM that CPUs are believed to have, if it is
-/// not to be theirs.
+/// Bytes of tables that all of `ram` takes in pages, in multiples of what they are reserved in.
+fn tables_of_pages(ram: &[Range<Pa>]) -> u64 {
+    let entries = |bank: &Range<Pa>, size: u64| bank.end().div_ceil(size) - bank.start().get() / size;
+    let tables: u64 = ram.iter().map(|bank| entries(bank, 2 << 20) + entries(bank, 1 << 30)).sum();
+    (tables * GRANULE).next_multiple_of(PLACEMENT)
+}
+
+/// Makes the EL2 map and runs the boot CPU on it: RAM in blocks or in pages as the policy of `settings` has it, the hypervisor's own memory by
+/// page with the least permissions, the page of the console, and nothing else.
+///
+/// A policy that may need pages has memory of its own for their tables, which is reserved beside the hypervisor's block. The boot map does not
+/// have it: so what is in pages from the start is added when the EL2 map is on.
 ///
 /// # Safety
 /// Runs on the boot CPU, on the boot map, once. `tree` came from [`device_tree`]; nobody holds references to memory
@@ -179,15 +211,20 @@ pub unsafe fn enable_mmu(
     machine: &Machine<'_>,
     tree: &[u8],
     console: u64,
-    bbm: Option<u8>,
+    settings: Settings,
 ) -> Result<Booted, Error> {
     static CPUS: Once<ArrayVec<CpuPower, MAX_CPUS>> = Once::new();
     static RAM: Once<Ranges> = Once::new();
+    const DATA: Attributes<El2> = Attributes::<El2>::DATA;
 
     let layout = image::layout()?;
-    let tree = Named { what: "device tree", range: Range::new(tree.as_ptr() as u64, tree.len() as u64)? };
+    let tree = Range::new(tree.as_ptr() as u64, tree.len() as u64)?;
     let hypervisor = Named { what: "hypervisor", range: layout.whole };
-    layout::check(&machine.memory, &machine.no_map, &[hypervisor, tree])?;
+    layout::check(
+        &machine.memory,
+        &machine.no_map,
+        &[hypervisor, Named { what: "device tree", range: tree }],
+    )?;
     // What a boot loader has reserved otherwise is the host's to use, or somebody's buffer: nothing for us.
     layout::check(&machine.memory, &machine.reserved, &[hypervisor])?;
 
@@ -200,32 +237,57 @@ pub unsafe fn enable_mmu(
     let cpus = CPUS.call_once(|| core::iter::once(me).chain(others).map(CpuPower::new).collect());
     let ram = RAM.call_once(|| machine.memory.clone());
 
+    let features = Features::read(settings.believed.of(0));
+    let boot = LIFECYCLE.boot(features.capabilities).ok_or(Error::Twice)?;
+    let leaves = settings.policy.leaves(boot.set(), LIFECYCLE.phase());
+    let tables = match settings.policy {
+        Policy::KeepBlocks => None,
+        Policy::Repaint | Policy::PagesFirst => {
+            let mut taken: ArrayVec<Range<Pa>, { 3 * machine::MAX_RANGES }> = ArrayVec::new();
+            taken.extend(machine.no_map.iter().chain(&machine.reserved).copied());
+            taken.extend([layout.whole, tree].into_iter().chain(machine.initrd));
+            taken.extend(machine.kernel.map(|kernel| kernel.range));
+            let what = "the tables of pages";
+            Some(layout::find_free_high(ram, &taken, what, tables_of_pages(ram), PLACEMENT)?)
+        }
+    };
+
     let memory = image::table_memory(&layout, cpus.len())?;
     // SAFETY: the arena behind the CPUs' blocks, once, by the caller's word: used for nothing else, and at its own address in the
     // boot map and in the one that is made here.
     unsafe { POOL.refill(memory)? };
-    let features = Features::read(bbm);
 
-    // SAFETY: the tables lie at their physical addresses in the boot map and in the one made here, and this is EL2.
-    let mmu = unsafe { CpuMmu::<El2>::new(&POOL, &SLOTS) };
-    let mut map = stage1::linear_map(mmu, Options::new(features.capabilities))?;
+    // SAFETY: the tables lie at their physical addresses in the boot map and in the one made here, and this is EL2. Who is at EL2 is
+    // inside the gate.
+    let mmu = unsafe { CpuMmu::<El2, _>::with_quiesce(&POOL, &SLOTS, &ENTRY) };
+    let mut map = stage1::linear_map(mmu, Options::new(boot.set()))?;
     let mut writer = map.get_mut();
     let mut holes = machine.no_map.clone();
-    holes.try_push(layout.whole).map_err(|_| MachineError::TooMany("reserved ranges"))?;
-    stage1::add_ram(&mut writer, ram, &holes, Attributes::<El2>::DATA)?;
-    let pinned = [
+    let mut hole = |range| holes.try_push(range).map_err(|_| MachineError::TooMany("reserved ranges"));
+    hole(layout.whole)?;
+    tables.map_or(Ok(()), &mut hole)?;
+    // Marked, so that no leaf of it is joined with what is around it.
+    let own = [
         (layout.text, Attributes::<El2>::CODE),
         (layout.rodata, Attributes::<El2>::CONSTANTS),
-        (layout.data, Attributes::<El2>::DATA),
-        (memory, Attributes::<El2>::DATA),
+        (layout.data, DATA),
+        (memory, DATA),
     ];
-    for (range, attributes) in pinned {
-        stage1::add(&mut writer, range, attributes, Leaves::PAGES)?;
+    for (range, attributes) in own.into_iter().chain(tables.map(|tables| (tables, DATA))) {
+        stage1::add(&mut writer, range, attributes.marked(PINNED), Leaves::PAGES)?;
     }
     for number in 0..cpus.len() {
-        stage1::add(&mut writer, percpu::mapped(&layout, number)?, Attributes::<El2>::DATA, Leaves::PAGES)?;
+        stage1::add(&mut writer, percpu::mapped(&layout, number)?, DATA.marked(PINNED), Leaves::PAGES)?;
     }
-    stage1::add(&mut writer, Range::new(console, GRANULE)?, Attributes::<El2>::DEVICE, Leaves::PAGES)?;
+    let console = Range::new(console, GRANULE)?;
+    stage1::add(&mut writer, console, Attributes::<El2>::DEVICE, Leaves::PAGES)?;
+    let tree_pages = tree.expanded_to(GRANULE);
+    if leaves.blocks {
+        stage1::add_ram(&mut writer, ram, &holes, DATA, leaves)?;
+    } else {
+        stage1::add(&mut writer, tree_pages, DATA, leaves)?;
+        holes.try_push(tree_pages).map_err(|_| MachineError::TooMany("reserved ranges"))?;
+    }
     drop(writer);
 
     let registers = stage1::Registers::el2(&map, features.limits.pa_range);
@@ -234,15 +296,26 @@ pub unsafe fn enable_mmu(
         // looked at its count of deaths, which stays 0.
         unsafe { PerCpu::create(&layout, number, registers) };
     }
-    // SAFETY: the map is whole and in memory that is never freed. It has the code, this stack (of CPU 0), and what the
-    // caller vouches for, each at the address it has.
+    // SAFETY: the map is in memory that is never freed. It has the code, this stack (of CPU 0), the tree, the tables, and with RAM what
+    // the caller vouches for, each at the address it has; what it lacks of RAM nobody refers to yet.
     unsafe { stage1::install::el2(&registers) };
+    let pinned = [layout.whole, console].into_iter().chain(tables).collect();
+    let pinned = quiet::pin(pinned);
+    ENTRY.enter();
+    if let Some(tables) = tables {
+        // SAFETY: free RAM, reserved above for this and nothing else, at its own address in this map.
+        unsafe { POOL.refill(tables)? };
+    }
+    if !leaves.blocks {
+        stage1::add_ram(&mut map.get_mut(), ram, &holes, DATA, leaves)?;
+    }
 
     if let Some(mut cpu) = map.cpu(0) {
         info!("EL2 map: {}", cpu.read().census());
     }
-    info!("break before make: level {}", features.capabilities.bbm_level());
-    Ok(Booted { layout, map, cpus, ram, features, bbm })
+    info!("boot CPU: {}; policy: {:?}", InWords(boot.set()), settings.policy);
+    let starting = boot.open(settings.finalize.unwrap_or(usize::MAX).min(cpus.len()));
+    Ok(Booted { layout, map, cpus, ram, features, settings, starting, pinned, tables })
 }
 
 /// The host's kernel.
@@ -292,14 +365,14 @@ impl Booted {
         let tree_range = Range::new(tree.as_ptr() as u64, tree.len() as u64)?;
         let mut taken: ArrayVec<Range<Pa>, { 3 * machine::MAX_RANGES }> = ArrayVec::new();
         taken.extend(machine.no_map.iter().chain(&machine.reserved).copied());
-        taken.extend([self.layout.whole, tree_range].into_iter().chain(machine.initrd));
+        taken.extend([self.layout.whole, tree_range].into_iter().chain(self.tables).chain(machine.initrd));
 
         let (place, bootargs) = self.place_kernel(machine, &kernel, &taken)?;
         cache::forget_instructions();
         taken.push(place);
 
         let original = Fdt::new(tree).map_err(Error::damaged)?;
-        let changes = Changes { reserved: self.layout.whole, bootargs };
+        let changes = Changes { reserved: self.layout.whole, tables: self.tables, bootargs };
         let bound = host_tree::size_bound(original, &changes).next_multiple_of(GRANULE as usize) as u64;
         let room = layout::find_free(self.ram, &taken, "the host's device tree", bound, PLACEMENT)?;
         // SAFETY: free RAM, mapped for writing, and the host does not run yet.
@@ -308,11 +381,11 @@ impl Booted {
         // The host reads it with its MMU off.
         cache::clean_and_invalidate(room.start().get() as usize, size);
 
-        let hidden = [self.layout.whole];
+        let hidden: ArrayVec<Range<Pa>, 2> = [self.layout.whole].into_iter().chain(self.tables).collect();
         let hidden = if expose { &[][..] } else { &hidden[..] };
         // SAFETY: as for the EL2 map.
         let mmu = unsafe { CpuMmu::<Stage2>::new(&POOL, &SLOTS) };
-        let options = Options::new(self.features.capabilities);
+        let options = Options::new(self.starting.set());
         let map = stage2::host_map(mmu, options, self.features.limits, self.ram, machine.top, hidden)?;
         self.report(&map);
         #[cfg(feature = "dump")]
@@ -326,7 +399,14 @@ impl Booted {
             features: self.features,
             el2_map: self.map,
             map,
-            bbm: self.bbm,
+            believed: self.settings.believed,
+            admission: Admission {
+                starting: self.starting,
+                policy: self.settings.policy,
+                late: self.settings.late,
+            },
+            pinned: self.pinned,
+            repainted: AtomicU64::new(0),
         };
         let entry = HostEntry { pc: place.start().get(), context: room.start().get() };
         info!("host kernel at {place}, device tree at {}", room.start());
@@ -357,6 +437,9 @@ impl Booted {
                 let named: ArrayVec<Named, 3> =
                     [hypervisor, Named { what, range }].into_iter().chain(initrd).collect();
                 layout::check(self.ram, &machine.no_map, &named)?;
+                let tables = self.tables.map(|range| Named { what: "tables", range });
+                let named: ArrayVec<Named, 2> = [Named { what, range }].into_iter().chain(tables).collect();
+                layout::check(self.ram, &machine.no_map, &named)?;
                 // Whoever starts a kernel owes it an image in memory (Linux `booting.rst`), whatever its loader did.
                 cache::clean_and_invalidate(
                     module.range.start().get() as usize,
@@ -386,7 +469,7 @@ impl Booted {
         }
         let figure = |name: &str, value: u64| info!("@cloven figure {name} {value} bytes");
         let Layout { whole, arena, .. } = self.layout;
-        figure("memory.reserved", whole.size());
+        figure("memory.reserved", whole.size() + self.tables.map_or(0, |tables| tables.size()));
         figure("memory.image", whole.size() - arena.size());
         figure("memory.stacks", self.cpus.len() as u64 * percpu::BLOCK_SIZE);
         figure("memory.tables_reserved", POOL.capacity() as u64 * GRANULE);

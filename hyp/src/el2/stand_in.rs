@@ -36,7 +36,7 @@ impl<C: Call> Call for StandIn<C> {
     }
 
     fn call64(function: u32, args: [u64; 17]) -> [u64; 18] {
-        if !ON.load(Ordering::Acquire) {
+        if !is_on() {
             return C::call64(function, args);
         }
         let count = &COUNTS[PerCpu::this().number() % MAX_CPUS];
@@ -46,6 +46,11 @@ impl<C: Call> Call for StandIn<C> {
         answer[0] = ANSWERS[before as usize % ANSWERS.len()] as u64;
         answer
     }
+}
+
+/// Whether no call reaches the firmware.
+pub fn is_on() -> bool {
+    ON.load(Ordering::Acquire)
 }
 
 /// x0 and x1 of the answer to `function` for CPU number `me`, if it is [`CONTROL`].

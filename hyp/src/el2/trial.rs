@@ -13,13 +13,15 @@ use arm_sysregs::el1::accessors::{read_par_el1, write_par_el1};
 use arm_sysregs::el1::registers::ParEl1;
 use log::{debug, info};
 
-use super::boot::El2Map;
+use super::boot::{self, El2Map};
 use super::cache;
 use super::host::Host;
-use super::image::Layout;
 use super::percpu::PerCpu;
+use super::quiet::ENTRY;
+use crate::caps::lifecycle::Phase;
 use crate::mapping::{
-    Address, Attributes, Change as MapChange, Counts, El2, Entry, GRANULE, Mmu, Pa, Range, Regime, Stage2, Va,
+    Address, Attributes, Capabilities, Change as MapChange, Counts, El2, Entry, GRANULE, Mmu, Pa, Range,
+    Regime, Stage2, Va,
 };
 use crate::trial::requests::{self, Asked, LASTING, PAGES, REGION, Request, Requests, Use};
 use crate::trial::{CHANGE_EL2, CHANGE_HOST, DUMP, MOMENTS, PREPARE_EL2, TOUCH_EL2};
@@ -57,7 +59,16 @@ pub fn tell_costs(host: &Host) {
         let collapses = Counts::sum(&counts.collapses) + Counts::sum(&counts.runs_joined);
         info!("@cloven figure {name}.splits {splits} leaves_and_runs");
         info!("@cloven figure {name}.collapses {collapses} leaves_and_runs");
+        for (how, strategy) in ["in_place", "broken", "broken_behind_the_gate"].into_iter().zip(1..) {
+            let of = |counts: &[[u32; 4]; 4]| counts.iter().map(|level| level[strategy]).sum::<u32>();
+            let splits = of(&counts.splits) + of(&counts.runs_split);
+            info!("@cloven figure {name}.splits_{how} {splits} leaves_and_runs");
+        }
     }
+    let (closings, waits) = ENTRY.counts();
+    info!("@cloven figure gate.closed {closings} times");
+    info!("@cloven figure gate.waits {waits} times");
+    info!("@cloven figure el2.repainted {} bytes", host.repainted.load(Relaxed));
 }
 
 /// The answer to `function` for CPU number `me`, if it is one of these calls.
@@ -71,7 +82,7 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
         writable: MapChange::<El2>::WRITABLE,
         executable: MapChange::<El2>::EXECUTABLE,
     });
-    let lent = |start: u64, size: u64| is_lent(&host.layout, host.ram, start, size);
+    let lent = |start: u64, size: u64| is_lent(host.pinned, host.ram, start, size);
     Some(match function {
         CHANGE_HOST => {
             let map = Own(Linear {
@@ -122,9 +133,14 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
 fn request_call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[u64; 4]> {
     const REFUSED: [u64; 4] = [1, 0, 0, 0];
     let pages = Pages { map: &host.el2_map, me };
-    let may_stop = || {};
+    // Where leaves change their size in place nobody needs to stand still, and readers do not.
+    let pass_if_asked = || {
+        if !host.el2_map.capabilities().contains(Capabilities::BBM) {
+            ENTRY.pass();
+        }
+    };
     Some(match function {
-        requests::PREPARE if is_lent(&host.layout, host.ram, args[0], REGION) => {
+        requests::PREPARE if is_lent(host.pinned, host.ram, args[0], REGION) => {
             // SAFETY: RAM of the host, which EL2's map has as data. That nothing else uses it is the host's word, which a build for tests
             // takes.
             (args[0]..args[0] + REGION).step_by(GRANULE as usize).for_each(|page| unsafe { fill(page) });
@@ -137,7 +153,7 @@ fn request_call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Opti
         _ if REQUESTS.start() == 0 && requests::CALLS.contains(&function) => REFUSED,
         requests::ASK => {
             let Asked { made, refused } =
-                REQUESTS.ask(&pages, &mut Random::new(args[1]), args[0], LASTING, may_stop);
+                REQUESTS.ask(&pages, &mut Random::new(args[1]), args[0], LASTING, || ENTRY.pass());
             [0, made, refused, 0]
         }
         requests::ASK_ONE => {
@@ -149,7 +165,7 @@ fn request_call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Opti
             }
         }
         requests::READ => {
-            let (rounds, wrong) = REQUESTS.read(&pages, LASTING, may_stop);
+            let (rounds, wrong) = REQUESTS.read(&pages, LASTING, pass_if_asked);
             [0, rounds, wrong, 0]
         }
         requests::STOP => {
@@ -169,7 +185,14 @@ fn request_call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Opti
             });
             leaves
         }
-        requests::KNOWN => [0, 2, host.el2_map.capabilities().bbm_level().into(), 0],
+        requests::KNOWN => {
+            let phase = match host.admission.starting.phase() {
+                Phase::Boot => 0,
+                Phase::Starting => 1,
+                Phase::Finalized => 2,
+            };
+            [0, phase, host.el2_map.capabilities().bbm_level().into(), boot::table_bytes()]
+        }
         _ => return None,
     })
 }
@@ -287,9 +310,10 @@ impl requests::Subject for Pages<'_> {
 }
 
 /// Whether all of a range is RAM of the host.
-fn is_lent(layout: &Layout, ram: &[Range<Pa>], start: u64, size: u64) -> bool {
+fn is_lent(pinned: &[Range<Pa>], ram: &[Range<Pa>], start: u64, size: u64) -> bool {
+    let is_free = |range: Range<Pa>| !pinned.iter().any(|pinned| pinned.overlaps(range));
     Range::<Pa>::of_granules(start, size)
-        .is_ok_and(|range| !layout.whole.overlaps(range) && ram.iter().any(|bank| bank.contains_range(range)))
+        .is_ok_and(|range| is_free(range) && ram.iter().any(|bank| bank.contains_range(range)))
 }
 
 /// One of EL2's maps.

@@ -190,7 +190,7 @@ mod tests {
         let mut map = linear_map(mmu, options).unwrap();
         let code = range(CODE, CODE_SIZE);
         let mut writer = map.get_mut();
-        add_ram(&mut writer, &[range(RAM, 2 * GIB)], &[code], R::DATA).unwrap();
+        add_ram(&mut writer, &[range(RAM, 2 * GIB)], &[code], R::DATA, Leaves::LARGEST).unwrap();
         add(&mut writer, code, R::CODE, Leaves::PAGES).unwrap();
         drop(writer);
         LinearMap::new(map, Box::leak(Box::new([range(0, 0), code])))

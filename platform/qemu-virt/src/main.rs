@@ -10,8 +10,9 @@ use core::ptr::NonNull;
 use arm_pl011_uart::{PL011Registers, Uart};
 use dtoolkit::fdt::Fdt;
 use hyp::el2::boot::{self, Kernel};
+use hyp::el2::settings::Settings;
 use hyp::el2::smccc::NoCalls;
-use hyp::el2::{cpu, fault, logger};
+use hyp::el2::{fault, logger};
 use hyp::machine::Machine;
 use log::LevelFilter;
 use safe_mmio::UniqueMmioPointer;
@@ -51,10 +52,9 @@ fn boot_machine(tree: &[u8], machine: &Machine<'_>) -> Result<core::convert::Inf
     }
     boot::announce(machine);
 
-    let bbm =
-        machine.parameter("cloven.bbm").and_then(|text| cpu::believed_bbm(text, cfg!(feature = "trial")));
+    let settings = Settings::read(machine, cfg!(feature = "trial"));
     // SAFETY: this is the boot CPU, on the boot map, once; the console's registers are mapped again.
-    let booted = unsafe { boot::enable_mmu(machine, tree, CONSOLE, bbm)? };
+    let booted = unsafe { boot::enable_mmu(machine, tree, CONSOLE, settings)? };
     let kernel = Kernel::choose(machine, PAYLOAD)?;
     let host = booted.prepare_host(machine, tree, kernel, cfg!(feature = "broken-stage2"))?;
     if cfg!(feature = "own-fault") {
