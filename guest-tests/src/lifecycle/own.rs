@@ -12,7 +12,6 @@ use guest_tests::cpus;
 use guest_tests::entry::{self, Cpu};
 use guest_tests::memory::{MAX_CPUS, range, stack_end, symbol};
 use guest_tests::report::UART;
-use guest_tests::say;
 use hyp::caps::admission::{Admission, Denied, OfPolicy, leaves_of_all};
 use hyp::caps::detect::{self, IdRegisters};
 use hyp::caps::gate::{Gate, Here};
@@ -120,6 +119,7 @@ impl Own {
     /// Prints the map on the boot CPU, in a build for dumps whose command line asks for them.
     #[cfg(feature = "dump")]
     pub fn dump(&self, machine: &Machine<'_>, moment: &str) {
+        use guest_tests::say;
         use hyp::mapping::dump::Format;
 
         let asked = machine.parameter("cloven.dump").and_then(Format::parse);
@@ -146,7 +146,7 @@ impl Own {
     /// [`Denied`].
     pub fn let_in(&self, cpu: usize, registers: &IdRegisters) -> Result<(), Denied> {
         let set = self.told.capabilities(cpu, registers);
-        self.admission.admit(set, &[&OfPolicy(self.map.map())])
+        self.admission.admit(set, &[&OfPolicy(self.map.map())]).map(drop)
     }
 
     /// CPU number `cpu`, the running one, translates: the last that was missing does what waits for that.
