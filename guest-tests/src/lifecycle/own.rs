@@ -12,6 +12,7 @@ use guest_tests::cpus;
 use guest_tests::entry::{self, Cpu};
 use guest_tests::memory::{MAX_CPUS, range, stack_end, symbol};
 use guest_tests::report::UART;
+use guest_tests::say;
 use hyp::caps::admission::{Admission, Denied, OfPolicy, leaves_of_all};
 use hyp::caps::detect::{self, IdRegisters};
 use hyp::caps::gate::{Gate, Here};
@@ -119,7 +120,6 @@ impl Own {
     /// Prints the map on the boot CPU, in a build for dumps whose command line asks for them.
     #[cfg(feature = "dump")]
     pub fn dump(&self, machine: &Machine<'_>, moment: &str) {
-        use guest_tests::say;
         use hyp::mapping::dump::Format;
 
         let asked = machine.parameter("cloven.dump").and_then(Format::parse);
@@ -172,6 +172,19 @@ impl Own {
         for part in &self.ram {
             writer.collapse(linear(*part), leaves).unwrap_or_else(|error| panic!("{part}: {error}"));
         }
+    }
+
+    /// Joins the leaves in a range, if the policy has blocks now; `false` if that was refused.
+    pub fn join(&self, start: u64, size: u64) -> bool {
+        if !self.is_in_place() && self.told.policy != Policy::KeepBlocks {
+            return true;
+        }
+        let Some(mut cpu) = self.map.map().cpu(Cpu::this().number) else { return false };
+        let joined = cpu.write().collapse(linear(range(start, start + size)), Leaves::LARGEST);
+        if let Err(error) = joined {
+            say!("payload: {size:#x} bytes at {start:#x} are not joined: {error}");
+        }
+        joined.is_ok()
     }
 
     /// Leaves of level 0 to 3 in `part`.

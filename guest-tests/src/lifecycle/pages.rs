@@ -8,7 +8,7 @@ use guest_tests::probe::{Fault, Kind, probe};
 use guest_tests::say;
 use hyp::mapping::Range;
 use hyp::trial::requests::{
-    PATTERNS, REGION, Request, Requests, Subject, Use, code, number, own_word, pattern,
+    BLOCK_PAGES, PATTERNS, REGION, Request, Requests, Subject, Use, code, number, own_word, pattern,
 };
 
 use crate::own::own;
@@ -84,6 +84,10 @@ impl Subject for Pages {
             say!("payload: {request:?} of {pages}: {error}");
         }
         result.is_ok()
+    }
+
+    fn join(&self, start: u64) -> bool {
+        own().join(start, BLOCK_PAGES as u64 * PAGE)
     }
 
     fn glance(&self, at: u64, usage: Use, _: bool) -> bool {

@@ -23,7 +23,7 @@ use crate::pages::{self, Pages, REQUESTS};
 use crate::roles::{self, TALLY, call};
 
 /// Requests of the boot CPU in each phase, unless `cloven.requests` says otherwise; others that ask make as many as they can meanwhile.
-const COUNT: u64 = 150;
+const COUNT: u64 = 1000;
 /// Requests of the boot CPU between CPU_ON and letting the CPU in.
 const WINDOW: u64 = 8;
 /// Turns in which a CPU must have said what it is, and that it is there: each does a request, or is short.
@@ -218,7 +218,7 @@ impl Run<'_, '_> {
         let all_are_known = self.own.starting().phase() == Phase::Finalized;
         let blocks = expect::has_blocks(self.own.told.policy, self.least, all_are_known);
         let [_, known, level, el2_tables] = call(requests::KNOWN, [0; 3]);
-        let set = self.own.starting().set().bbm_level();
+        let set = self.own.map.map().capabilities().bbm_level();
         let holds = [u64::from(set), level] == [self.least.into(); 2] && (known == 2) == all_are_known;
         let detail = format_args!(
             "{name}: level {set} at EL1, {level} at EL2, expected {}; all are known {all_are_known}, at EL2 {}",

@@ -19,11 +19,12 @@ use super::host::Host;
 use super::percpu::PerCpu;
 use super::quiet::ENTRY;
 use crate::caps::lifecycle::Phase;
+use crate::caps::policy::Policy;
 use crate::mapping::{
-    Address, Attributes, Capabilities, Change as MapChange, Counts, El2, Entry, GRANULE, Mmu, Pa, Range,
-    Regime, Stage2, Va,
+    Address, Attributes, Capabilities, Change as MapChange, Counts, El2, Entry, GRANULE, Leaves, Mmu, Pa,
+    Range, Regime, Stage2, Va,
 };
-use crate::trial::requests::{self, Asked, LASTING, PAGES, REGION, Request, Requests, Use};
+use crate::trial::requests::{self, Asked, BLOCK_PAGES, LASTING, PAGES, REGION, Request, Requests, Use};
 use crate::trial::{CHANGE_EL2, CHANGE_HOST, DUMP, MOMENTS, PREPARE_EL2, TOUCH_EL2};
 use crate::trial::{Change, Linear, MOST_CPUS, Outcome, Random, SIZE, Subject, Trial};
 
@@ -132,7 +133,7 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
 /// The answer to `function` if it is one of [`requests`]'.
 fn request_call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[u64; 4]> {
     const REFUSED: [u64; 4] = [1, 0, 0, 0];
-    let pages = Pages { map: &host.el2_map, me };
+    let pages = Pages { host, map: &host.el2_map, me };
     // Where leaves change their size in place nobody needs to stand still, and readers do not.
     let pass_if_asked = || {
         if !host.el2_map.capabilities().contains(Capabilities::BBM) {
@@ -228,6 +229,7 @@ fn translates(at: u64, for_stores: bool) -> bool {
 
 /// The pages of [`REQUESTS`] as CPU number `me` sees them.
 struct Pages<'a> {
+    host: &'a Host,
     map: &'a El2Map,
     me: usize,
 }
@@ -271,6 +273,20 @@ impl requests::Subject for Pages<'_> {
                 false
             }
         }
+    }
+
+    fn join(&self, start: u64) -> bool {
+        let is_in_place = self.map.capabilities().contains(Capabilities::BBM);
+        if !is_in_place && self.host.admission.policy != Policy::KeepBlocks {
+            return true;
+        }
+        let range = Range::<Va>::of_granules(start, BLOCK_PAGES as u64 * GRANULE);
+        let Some((range, mut cpu)) = range.ok().zip(self.map.cpu(self.me)) else { return false };
+        let joined = cpu.write().collapse(range, Leaves::LARGEST);
+        if let Err(error) = joined {
+            debug!("trial: {range} is not joined: {error}");
+        }
+        joined.is_ok()
     }
 
     fn glance(&self, at: u64, usage: Use, lasting: bool) -> bool {

@@ -5,6 +5,8 @@
 //! and after it looked at the page, and no change under way, must have seen just what the word says. So readers need not stop for requests,
 //! and a translation that was lost, is late or came too early is seen.
 //!
+//! Blocks are joined again now and then, so that there is always something to split.
+//!
 //! As a trial, for tests: the exception level, the map and the way to look at a page are the [`Subject`]'s.
 
 use core::sync::atomic::{
@@ -20,6 +22,8 @@ const PAGE: u64 = 4096;
 pub const REGION: u64 = 8 << 20;
 /// Pages of it.
 pub const PAGES: usize = (REGION / PAGE) as usize;
+/// Pages of a block.
+pub const BLOCK_PAGES: usize = 512;
 /// Pages at its start that stay valid in a region of which [`Requests::read`] is told so.
 pub const LASTING: usize = PAGES / 2;
 /// Pages of a round of a reader: between two of them it may stand still.
@@ -120,6 +124,9 @@ pub trait Subject {
     fn glance(&self, at: u64, usage: Use, lasting: bool) -> bool;
     /// Whether it does where nobody changes anything: loads, stores, fetches, and what it holds.
     fn look(&self, at: u64, usage: Use) -> bool;
+    /// Makes one block of the pages from `start` on, [`BLOCK_PAGES`] that are all valid and writable, if the policy has blocks now; `false`
+    /// if that was refused.
+    fn join(&self, start: u64) -> bool;
 }
 
 /// Somebody is changing the page.
@@ -213,12 +220,26 @@ impl Requests {
             return None;
         }
         let made = subject.set(request, self.start() + first as u64 * PAGE, count as u64 * PAGE);
-        for page in pages {
-            let word = page.load(SeqCst) & !BUSY;
-            let usage = Use(word % BUSY);
-            let usage = if made { request.of(usage) } else { usage };
-            page.store(word - word % BUSY + usage.0, SeqCst);
+        release(pages, |usage| if made { request.of(usage) } else { usage });
+        Some(made)
+    }
+
+    /// Makes block number `block` valid and writable and joins it, so that there is something to split again; unless somebody is changing
+    /// one of its pages: then `None`. Whether it was made.
+    fn ask_block(&self, subject: &impl Subject, block: usize) -> Option<bool> {
+        let pages = self.pages.chunks_exact(BLOCK_PAGES).nth(block)?;
+        if !self.take(pages) {
+            return None;
         }
+        let size = BLOCK_PAGES as u64 * PAGE;
+        let start = self.start() + block as u64 * size;
+        let valid = subject.set(Request::Valid, start, size);
+        let writable = subject.set(Request::Writable, start, size);
+        let made = valid && writable && subject.join(start);
+        release(pages, |usage| {
+            let usage = if valid { Request::Valid.of(usage) } else { usage };
+            if writable { Request::Writable.of(usage) } else { usage }
+        });
         Some(made)
     }
 
@@ -237,7 +258,11 @@ impl Requests {
             if request == Request::Invalid && first < lasting {
                 request = Request::NoExecute;
             }
-            match self.ask_one(subject, request, first, pages) {
+            let made = match random.below(24) {
+                0 => self.ask_block(subject, first / BLOCK_PAGES),
+                _ => self.ask_one(subject, request, first, pages),
+            };
+            match made {
                 Some(true) => asked.made += 1,
                 Some(false) => asked.refused += 1,
                 // Others hold it, and may wait for this CPU.
@@ -299,6 +324,14 @@ impl Requests {
     }
 }
 
+/// Gives back pages that were taken, each with another use.
+fn release(pages: &[AtomicU32], usage: impl Fn(Use) -> Use) {
+    for page in pages {
+        let word = page.load(SeqCst) & !BUSY;
+        page.store(word - word % BUSY + usage(Use(word % BUSY)).0, SeqCst);
+    }
+}
+
 /// What is asked for, from which page on, and for how many.
 fn choose(random: &mut Random) -> (Request, usize, usize) {
     // What was made invalid does not stay so for long.
@@ -318,7 +351,7 @@ fn choose(random: &mut Random) -> (Request, usize, usize) {
 
 #[cfg(test)]
 mod tests {
-    use core::cell::RefCell;
+    use core::cell::{Cell, RefCell};
     use std::collections::HashMap;
     use std::sync::Mutex;
     use std::vec::Vec;
@@ -329,7 +362,7 @@ mod tests {
 
     /// Pages as somebody else keeps them.
     #[derive(Default)]
-    struct Pages(RefCell<HashMap<u64, Use>>, bool);
+    struct Pages(RefCell<HashMap<u64, Use>>, bool, Cell<u64>);
 
     impl Subject for Pages {
         fn set(&self, request: Request, start: u64, size: u64) -> bool {
@@ -346,6 +379,11 @@ mod tests {
         fn look(&self, at: u64, usage: Use) -> bool {
             *self.0.borrow_mut().entry(at).or_insert(Use::DATA) == usage
         }
+        fn join(&self, start: u64) -> bool {
+            self.2.set(self.2.get() + 1);
+            let block = (start..).step_by(PAGE as usize).take(BLOCK_PAGES);
+            start.is_multiple_of(2 << 20) && block.into_iter().all(|at| self.look(at, Use::DATA))
+        }
     }
 
     #[test]
@@ -356,6 +394,7 @@ mod tests {
         assert_eq!(asked, Asked { made: 2000, refused: 0 });
         assert_eq!(requests.look(&pages), 0);
         let [valid, writable, executable] = requests.counts();
+        assert!((40..200).contains(&pages.2.get()), "{} blocks", pages.2.get());
         assert!(valid < PAGES && writable > 0 && executable > 0 && writable + executable <= valid);
         assert!((0..PAGES).all(|page| requests.glance(&pages, page, LASTING)));
     }
@@ -368,7 +407,7 @@ mod tests {
         pages.set(Request::Writable, START + 8 * PAGE, PAGE);
         assert_eq!(requests.look(&pages), START + 8 * PAGE);
         assert!(requests.glance(&pages, 7, 0) && !requests.glance(&pages, 8, 0));
-        let refusing = Pages(RefCell::default(), true);
+        let refusing = Pages(RefCell::default(), true, Cell::default());
         assert_eq!(requests.ask_one(&refusing, Request::Valid, PAGES - 1, 1), Some(false));
         assert_eq!(requests.ask_one(&refusing, Request::Valid, PAGES - 1, 2), None);
     }
@@ -400,6 +439,9 @@ mod tests {
             fn look(&self, _: u64, _: Use) -> bool {
                 false
             }
+            fn join(&self, _: u64) -> bool {
+                false
+            }
         }
         let requests = Requests::new();
         requests.prepare(START);
@@ -421,6 +463,9 @@ mod tests {
             }
             fn look(&self, _: u64, _: Use) -> bool {
                 true
+            }
+            fn join(&self, start: u64) -> bool {
+                self.set(Request::Valid, start, BLOCK_PAGES as u64 * PAGE)
             }
         }
         let requests = Requests::new();
