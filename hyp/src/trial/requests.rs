@@ -28,6 +28,8 @@ pub const BLOCK_PAGES: usize = 512;
 pub const LASTING: usize = PAGES / 2;
 /// Pages of a round of a reader: between two of them it may stand still.
 pub const ROUND: usize = 64;
+/// The first of as many that half of all requests begin in, and every second round is of: what TLBs still hold there is found out.
+const HOT: usize = BLOCK_PAGES + 100;
 
 // Calls of the host to a hypervisor that is built for trials.
 
@@ -167,6 +169,8 @@ pub struct Requests {
     start: AtomicU64,
     pages: [AtomicU32; PAGES],
     stop: AtomicU32,
+    /// The first address that did not show a request to who made it, or 0.
+    unseen: AtomicU64,
 }
 
 impl Default for Requests {
@@ -182,12 +186,14 @@ impl Requests {
             start: AtomicU64::new(0),
             pages: [const { AtomicU32::new(Use::DATA.0) }; PAGES],
             stop: AtomicU32::new(0),
+            unseen: AtomicU64::new(0),
         }
     }
 
     /// Gives it the region at `start`: [`REGION`] bytes, valid and writable, filled as its pages are to be.
     pub fn prepare(&self, start: u64) {
         self.pages.iter().for_each(|page| page.store(Use::DATA.0, SeqCst));
+        self.unseen.store(0, SeqCst);
         self.start.store(start, SeqCst);
     }
 
@@ -219,7 +225,21 @@ impl Requests {
         if !self.take(pages) {
             return None;
         }
+        // Looked at before too, so that what a TLB holds is seen to be gone afterwards.
+        let ends = [(first, pages.first()?), (first + count - 1, pages.last()?)];
+        let shows = |request: Option<Request>| {
+            ends.into_iter().find(|&(number, page)| {
+                let usage = Use(page.load(SeqCst) % BUSY);
+                let usage = request.map_or(usage, |request| request.of(usage));
+                !subject.glance(self.start() + number as u64 * PAGE, usage, false)
+            })
+        };
+        let unseen = shows(None);
         let made = subject.set(request, self.start() + first as u64 * PAGE, count as u64 * PAGE);
+        if let Some((number, _)) = unseen.or_else(|| shows(Some(request).filter(|_| made))) {
+            let at = self.start() + number as u64 * PAGE;
+            let _ = self.unseen.compare_exchange(0, at, SeqCst, SeqCst);
+        }
         release(pages, |usage| if made { request.of(usage) } else { usage });
         Some(made)
     }
@@ -291,7 +311,7 @@ impl Requests {
     pub fn read(&self, subject: &impl Subject, lasting: usize, mut between: impl FnMut()) -> (u64, u64) {
         let (mut rounds, mut wrong) = (0, 0);
         loop {
-            let first = rounds as usize * ROUND % PAGES;
+            let first = if rounds % 2 == 0 { HOT } else { rounds as usize / 2 * ROUND % PAGES };
             let found = (first..first + ROUND).find(|&page| !self.glance(subject, page, lasting));
             if let Some(page) = found.filter(|_| wrong == 0) {
                 wrong = self.start() + page as u64 * PAGE;
@@ -309,12 +329,12 @@ impl Requests {
         self.stop.store(u32::from(stop), SeqCst);
     }
 
-    /// Looks at every page, while nobody changes anything: the first address that is wrong, or 0.
+    /// Looks at every page, while nobody changes anything: the first address that is wrong, or was when a request was made, or 0.
     pub fn look(&self, subject: &impl Subject) -> u64 {
         let start = self.start();
         let mut pages = (start..).step_by(PAGE as usize).zip(&self.pages);
         let wrong = pages.find(|(at, page)| !subject.look(*at, Use(page.load(Relaxed) % BUSY)));
-        wrong.map_or(0, |(at, _)| at)
+        wrong.map_or(self.unseen.load(SeqCst), |(at, _)| at)
     }
 
     /// How many pages may be read, written and executed.
@@ -339,7 +359,8 @@ fn choose(random: &mut Random) -> (Request, usize, usize) {
         number @ 0..6 => Request::ALL[number as usize],
         _ => Request::Valid,
     };
-    let first = random.below(PAGES as u64) as usize;
+    let (from, of) = if random.below(2) == 0 { (HOT, ROUND) } else { (0, PAGES) };
+    let first = from + random.below(of as u64) as usize;
     let most = match random.below(16) {
         0..8 => 1,
         8..15 => 24,
@@ -410,6 +431,32 @@ mod tests {
         let refusing = Pages(RefCell::default(), true, Cell::default());
         assert_eq!(requests.ask_one(&refusing, Request::Valid, PAGES - 1, 1), Some(false));
         assert_eq!(requests.ask_one(&refusing, Request::Valid, PAGES - 1, 2), None);
+    }
+
+    #[test]
+    fn who_asks_notices_what_is_not_in_force() {
+        struct Lazy(Pages);
+        impl Subject for Lazy {
+            fn set(&self, _: Request, _: u64, _: u64) -> bool {
+                true
+            }
+            fn glance(&self, at: u64, usage: Use, _: bool) -> bool {
+                self.0.look(at, usage)
+            }
+            fn look(&self, _: u64, _: Use) -> bool {
+                true
+            }
+            fn join(&self, _: u64) -> bool {
+                true
+            }
+        }
+        let requests = Requests::new();
+        requests.prepare(START);
+        let lazy = Lazy(Pages::default());
+        assert_eq!(requests.ask_one(&lazy, Request::Valid, 4, 3), Some(true));
+        assert_eq!(requests.look(&lazy), 0);
+        assert_eq!(requests.ask_one(&lazy, Request::ReadOnly, 4, 3), Some(true));
+        assert_eq!(requests.look(&lazy), START + 4 * PAGE);
     }
 
     #[test]
