@@ -13,7 +13,7 @@ use hyp::caps::mailbox;
 use hyp::caps::policy::Late;
 use hyp::machine::{MAX_RANGES, Machine};
 use hyp::mapping::{Address, Pa, Range};
-use hyp::trial::requests::{self, PAGES, REGION, Request};
+use hyp::trial::requests::{self, PAGES, REGION, Request, Timed};
 use hyp::trial::{DUMP, PHASES, Random};
 use smccc::psci::error::Error as PsciError;
 
@@ -108,9 +108,9 @@ impl Run<'_, '_> {
     /// One request of each kind while no other CPU runs: what the first one costs, which splits a block, and what each costs then.
     fn time_requests(&mut self) {
         let mut time = |name: &str, request: Request| {
-            let start = read_cntvct_el0().bits();
-            let made = REQUESTS.ask_one(&Pages, request, TIMED, 1);
-            let el1 = read_cntvct_el0().bits() - start;
+            let timed = Timed::new(&Pages, || read_cntvct_el0().bits());
+            let made = REQUESTS.ask_one(&timed, request, TIMED, 1);
+            let el1 = timed.ticks();
             let [refused, el2, ..] = call(requests::ASK_ONE, [request as u64, TIMED as u64, 1]);
             if made == Some(true) && refused == 0 {
                 say!("@cloven figure early.el1.{name} {el1} ticks");

@@ -24,7 +24,9 @@ use crate::mapping::{
     Address, Attributes, Capabilities, Change as MapChange, Counts, El2, Entry, GRANULE, Leaves, Mmu, Pa,
     Range, Regime, Stage2, Va,
 };
-use crate::trial::requests::{self, Asked, BLOCK_PAGES, LASTING, PAGES, REGION, Request, Requests, Use};
+use crate::trial::requests::{
+    self, Asked, BLOCK_PAGES, LASTING, PAGES, REGION, Request, Requests, Timed, Use,
+};
 use crate::trial::{CHANGE_EL2, CHANGE_HOST, DUMP, MOMENTS, PREPARE_EL2, TOUCH_EL2};
 use crate::trial::{Change, Linear, MOST_CPUS, Outcome, Random, SIZE, Subject, Trial};
 
@@ -159,9 +161,9 @@ fn request_call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Opti
         }
         requests::ASK_ONE => {
             let request = Request::ALL.get(args[0] as usize)?;
-            let start = read_cntpct_el0().bits();
-            match REQUESTS.ask_one(&pages, *request, args[1] as usize, args[2] as usize) {
-                Some(true) => [0, read_cntpct_el0().bits() - start, 0, 0],
+            let timed = Timed::new(&pages, || read_cntpct_el0().bits());
+            match REQUESTS.ask_one(&timed, *request, args[1] as usize, args[2] as usize) {
+                Some(true) => [0, timed.ticks(), 0, 0],
                 _ => REFUSED,
             }
         }

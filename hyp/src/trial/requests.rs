@@ -9,6 +9,7 @@
 //!
 //! As a trial, for tests: the exception level, the map and the way to look at a page are the [`Subject`]'s.
 
+use core::cell::Cell;
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{Relaxed, SeqCst},
@@ -129,6 +130,42 @@ pub trait Subject {
     /// Makes one block of the pages from `start` on, [`BLOCK_PAGES`] that are all valid and writable, if the policy has blocks now; `false`
     /// if that was refused.
     fn join(&self, start: u64) -> bool;
+}
+
+/// A subject, and how long its last request took.
+pub struct Timed<'a, S, C> {
+    subject: &'a S,
+    clock: C,
+    ticks: Cell<u64>,
+}
+
+impl<'a, S: Subject, C: Fn() -> u64> Timed<'a, S, C> {
+    /// By the ticks of `clock`.
+    pub fn new(subject: &'a S, clock: C) -> Self {
+        Self { subject, clock, ticks: Cell::new(0) }
+    }
+    /// How long the last request took.
+    pub fn ticks(&self) -> u64 {
+        self.ticks.get()
+    }
+}
+
+impl<S: Subject, C: Fn() -> u64> Subject for Timed<'_, S, C> {
+    fn set(&self, request: Request, start: u64, size: u64) -> bool {
+        let before = (self.clock)();
+        let made = self.subject.set(request, start, size);
+        self.ticks.set((self.clock)() - before);
+        made
+    }
+    fn glance(&self, at: u64, usage: Use, lasting: bool) -> bool {
+        self.subject.glance(at, usage, lasting)
+    }
+    fn look(&self, at: u64, usage: Use) -> bool {
+        self.subject.look(at, usage)
+    }
+    fn join(&self, start: u64) -> bool {
+        self.subject.join(start)
+    }
 }
 
 /// Somebody is changing the page.
@@ -372,7 +409,7 @@ fn choose(random: &mut Random) -> (Request, usize, usize) {
 
 #[cfg(test)]
 mod tests {
-    use core::cell::{Cell, RefCell};
+    use core::cell::RefCell;
     use std::collections::HashMap;
     use std::sync::Mutex;
     use std::vec::Vec;
@@ -453,6 +490,9 @@ mod tests {
         let requests = Requests::new();
         requests.prepare(START);
         let lazy = Lazy(Pages::default());
+        let times = Cell::new(0);
+        let timed = Timed::new(&lazy, || times.replace(times.get() + 7));
+        assert_eq!((requests.ask_one(&timed, Request::Valid, 4, 3), timed.ticks()), (Some(true), 7));
         assert_eq!(requests.ask_one(&lazy, Request::Valid, 4, 3), Some(true));
         assert_eq!(requests.look(&lazy), 0);
         assert_eq!(requests.ask_one(&lazy, Request::ReadOnly, 4, 3), Some(true));
