@@ -534,12 +534,14 @@ impl Scenario {
 
     /// Requests to change the payload's own map and EL2's while the CPUs come.
     fn lifecycle(cpus: u32, lifecycle: Lifecycle) -> Self {
+        // Many emulated CPUs on few cores take long to stand still.
+        let few: &[&str] = if cpus > 4 { &["cloven.requests=100"] } else { &["cloven.requests=300"] };
         Self {
             name: "no request is refused while CPUs come",
             features: &[images::LIFECYCLE],
+            append: few,
             lifecycle,
-            // Pages of that much take tables that the hypervisor has.
-            ..Self::payload(cpus, Size(512 << 20), "max")
+            ..Self::payload(cpus, GIB, "max")
         }
     }
 
