@@ -129,9 +129,11 @@ fn trial_ranges(machine: &Machine<'_>, taken: &[Range<Pa>]) -> Option<[u64; 2]> 
     starts.take(2).collect::<ArrayVec<u64, 2>>().into_inner().ok()
 }
 
-/// How the payload's translations may change: as the hypervisor was told (`cloven.bbm`), or as the CPU says.
+/// How the payload's translations may change: as the hypervisor was told (`cloven.bbm`), or as the CPU says. Other CPUs come later, so what
+/// counts is the least of them all.
 fn capabilities(machine: &Machine<'_>) -> Capabilities {
-    let told = machine.parameter("cloven.bbm").and_then(|text| text.parse().ok());
+    let levels = machine.parameter("cloven.bbm").into_iter().flat_map(|text| text.split(','));
+    let told = levels.filter_map(|level| level.parse().ok()).min();
     let own = arm_sysregs::el1::accessors::read_id_aa64mmfr2_el1().bbm();
     Capabilities::LEAST | Capabilities::bbm(told.unwrap_or(own))
 }

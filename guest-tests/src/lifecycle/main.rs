@@ -2,7 +2,8 @@
 //! FEAT_BBM, under readers; and what every CPU finds there after each phase.
 //!
 //! It takes a build with the trials. Words on the command line, beside those that the hypervisor knows (`cloven.bbm`, `cloven.policy`,
-//! `cloven.late`, `cloven.finalize`), which this payload follows at EL1: `cloven.requests=N` in each phase, `cloven.seed=N`.
+//! `cloven.late`, `cloven.finalize`), which this payload follows at EL1: `cloven.requests=N` in each phase (with 0 only those that are timed
+//! are made, and dumps show what the CPUs' coming alone does), `cloven.seed=N`.
 #![no_std]
 #![no_main]
 
