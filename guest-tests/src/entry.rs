@@ -3,7 +3,7 @@
 //! Invariant: `TPIDR_EL1` points to the running CPU's [`Cpu`] once its MMU is on. A fault lands where the running probe
 //! wants it, with the syndrome saved; without a probe it is unexpected and told.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, AtomicUsize};
 
 use arm_sysregs::el1::accessors::read_tpidr_el1;
@@ -328,6 +328,12 @@ user_end:
     boot_tables = const BOOT_TABLES,
     uart = const UART,
 );
+
+/// Completes this CPU's accesses, as all others see them.
+pub fn settle() {
+    // SAFETY: a barrier changes no state.
+    unsafe { asm!("dsb ish", options(nostack)) };
+}
 
 unsafe extern "C" {
     /// Cleans and invalidates `start` to `end`.

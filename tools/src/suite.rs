@@ -64,7 +64,7 @@ pub struct TestArgs {
     #[arg(long)]
     full: bool,
     /// Run only the tests in QEMU whose names contain this
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     only: Option<String>,
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
@@ -547,7 +547,7 @@ impl Scenario {
 
     /// A stock Linux as the host of CPUs that differ.
     fn linux_on(lifecycle: Lifecycle) -> Self {
-        Self { features: &[run::TRIAL], lifecycle, ..Self::linux("7.2", 4, Size(512 << 20), "max") }
+        Self { features: &[run::TRIAL], lifecycle, ..Self::linux("7.2", 4, GIB, "max") }
     }
 
     fn is_hostile(&self) -> bool {

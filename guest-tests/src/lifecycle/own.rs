@@ -3,10 +3,10 @@
 //! Invariant: the image (code, stacks, variables, the first tables) and the memory of the other tables are pinned: mapped in pages before
 //! anything else and never changed. A CPU is inside the gate from its first order on, and passes wherever it waits for another.
 
+use core::ops::ControlFlow;
+
 use arm_sysregs::el1::accessors::*;
 use arrayvec::ArrayVec;
-use core::arch::asm;
-use core::ops::ControlFlow;
 use dtoolkit::fdt::Fdt;
 use guest_tests::cpus;
 use guest_tests::entry::{self, Cpu};
@@ -44,8 +44,7 @@ impl Here for Kernel {
         PINNED.get().is_none_or(|pinned| pinned.iter().any(overlaps))
     }
     fn settle(&self) {
-        // SAFETY: a barrier changes no state.
-        unsafe { asm!("dsb ish", options(nostack)) };
+        entry::settle();
     }
 }
 
