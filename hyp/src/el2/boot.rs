@@ -165,6 +165,12 @@ static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 /// What all CPUs have.
 static LIFECYCLE: Lifecycle = Lifecycle::new();
 
+/// Bytes of the tables of both maps.
+#[cfg(feature = "trial")]
+pub fn table_bytes() -> u64 {
+    POOL.used() as u64 * GRANULE
+}
+
 /// The map that EL2 runs on.
 pub type El2Map = LinearMap<El2, CpuMmu<El2, &'static Gate<Here, MAX_CPUS>>>;
 /// The host's stage 2.
