@@ -31,10 +31,11 @@ const SYSTEM_RESET2: u32 = 0x8400_0012;
 const INVALID_PARAMETERS: i64 = -2;
 const ALREADY_ON: i64 = -4;
 const ON_PENDING: i64 = -5;
+const INTERNAL_FAILURE: i64 = -6;
 const INVALID_ADDRESS: i64 = -9;
 const AFFINITY_ON_PENDING: i64 = 2;
 /// What the stand-in answers by turns: SUCCESS and INTERNAL_FAILURE.
-const STAND_IN_ANSWERS: [i64; 2] = [0, -6];
+const STAND_IN_ANSWERS: [i64; 2] = [0, INTERNAL_FAILURE];
 
 // Cloven.
 const UID: u32 = 0x8600_ff01;
@@ -252,7 +253,12 @@ impl Calls {
             (AFFINITY_INFO, _) if seen == AFFINITY_ON_PENDING as u64 && b == 0 && self.cpus.contains(&a) => {
                 seen
             }
-            (CPU_ON | CPU_SUSPEND | AFFINITY_INFO, _) => self.relayed(),
+            // Whatever the stand-in says: nobody comes.
+            (CPU_ON, _) => {
+                self.relayed();
+                INTERNAL_FAILURE as u64
+            }
+            (CPU_SUSPEND | AFFINITY_INFO, _) => self.relayed(),
             (PSCI_FEATURES, false) => match a as u32 {
                 VERSION | PSCI_FEATURES => 0,
                 asked if is_of_psci(asked) => self.relayed(),

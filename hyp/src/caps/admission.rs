@@ -3,6 +3,7 @@
 //! Invariants:
 //! - What can be refused is refused before anything that others use has changed, but for the [lifecycle](super::lifecycle)'s set: that one
 //!   is published first, so that a map which is made meanwhile begins with it. Too small a set costs time, and is not wrong.
+//! - Who makes a map while CPUs may come lists it among those that are weakened first, and then takes from it what the published set lacks.
 //! - A map is weakened, and repainted if the policy says so, by CPUs that its old set is true of; the newcomer translates through it only
 //!   afterwards. Two admissions at once are two that weaken the same maps, in any order.
 
@@ -46,6 +47,8 @@ impl core::error::Error for Denied {}
 
 /// A map that the newcomer is to translate through.
 pub trait Shared {
+    /// What its CPUs can do.
+    fn capabilities(&self) -> Capabilities;
     /// Takes from its set what `set` lacks; made of pages before, if `policy` says so of a linear map. Gives the bytes that were.
     ///
     /// # Errors
@@ -58,6 +61,9 @@ pub trait Shared {
 pub struct OfPolicy<'m, R: Regime, M: Mmu, S: Shape>(pub &'m Map<R, M, S>);
 
 impl<R: Regime, M: Mmu, S: Shape> Shared for OfPolicy<'_, R, M, S> {
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
     fn admit(&self, set: Capabilities, policy: Policy) -> Result<u64, MapError> {
         let now = self.0.capabilities();
         if policy.repaints(now, now & set) {
@@ -69,6 +75,9 @@ impl<R: Regime, M: Mmu, S: Shape> Shared for OfPolicy<'_, R, M, S> {
 
 /// Any map: it keeps its blocks.
 impl<R: Regime, M: Mmu, S: Shape> Shared for Map<R, M, S> {
+    fn capabilities(&self) -> Capabilities {
+        Self::capabilities(self)
+    }
     fn admit(&self, set: Capabilities, _: Policy) -> Result<u64, MapError> {
         if !set.contains(self.capabilities()) {
             self.weaken(set);
@@ -84,7 +93,9 @@ impl<'l> Admission<'l> {
     /// # Errors
     /// [`Denied`].
     pub fn admit(&self, set: Capabilities, maps: &[&dyn Shared]) -> Result<u64, Denied> {
-        let lacks = self.starting.set() - set;
+        // Of one that was refused before, the maps still have what the published set has lost.
+        let all = maps.iter().fold(self.starting.set(), |all, map| all | map.capabilities());
+        let lacks = all - set;
         if self.late == Late::Deny && self.starting.phase() == Phase::Finalized && !lacks.is_empty() {
             return Err(Denied::Weaker(lacks));
         }
@@ -144,7 +155,7 @@ mod tests {
         let own_blocks = own.cpu(0).unwrap().read().census().leaves[2];
         let blocks = [own_blocks, under.cpu(0).unwrap().read().census().leaves[2]];
         let levels = [lifecycle.set(), own.capabilities(), under.capabilities()].map(Capabilities::bbm_level);
-        (result, blocks.map(|count| count as usize), levels)
+        (result, blocks, levels)
     }
 
     #[test]
@@ -178,6 +189,25 @@ mod tests {
         let (result, blocks, levels) = admitted(3, 0, repaint, false, 7);
         assert!(matches!(result, Err(Denied::Map(MapError::OutOfTables { .. }))));
         assert_eq!((blocks, levels), ([2, 2], [0, 3, 3]));
+    }
+
+    #[test]
+    fn who_was_refused_before_is_late_all_the_same() {
+        let mmu = FakeMmu::new(8);
+        let lifecycle = Lifecycle::new();
+        let starting = lifecycle.boot(bbm(3)).unwrap().open(2);
+        let map =
+            Map::<El2, _>::new(&mmu, Geometry::stage1(48).unwrap(), Options::new(starting.set())).unwrap();
+        let input = Range::new(0, 64 * MIB).unwrap();
+        map.cpu(0)
+            .unwrap()
+            .write()
+            .map(input, Pa::new(0).unwrap(), Attributes::<El2>::DATA, Leaves::LARGEST)
+            .unwrap();
+        let admission = Admission { starting, policy: Policy::Repaint, late: Late::Deny };
+        assert!(matches!(admission.admit(bbm(0), &[&OfPolicy(&map)]), Err(Denied::Map(_))));
+        starting.finalize().unwrap();
+        assert!(matches!(admission.admit(bbm(0), &[&OfPolicy(&map)]), Err(Denied::Weaker(_))));
     }
 
     #[test]

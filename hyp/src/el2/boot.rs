@@ -4,7 +4,6 @@
 //! runs; nothing of the host's memory is written but what was found free.
 
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 
 use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
 use arrayvec::ArrayVec;
@@ -34,13 +33,13 @@ use crate::mapping::{
     Stage2,
 };
 use crate::stage1::install::{CpuMmu, IDENTITY};
-use crate::stage1::{self, LinearMapError};
+use crate::stage1::{self, LinearMap, LinearMapError};
 use crate::stage2::{self, HOST_VMID, HostMapError};
 
 /// Where an image or a device tree goes: at a multiple of 2 MiB (Linux `booting.rst`).
 const PLACEMENT: u64 = 2 << 20;
-/// The mark of leaves that are pinned.
-const PINNED: u8 = 1;
+/// The mark of leaves of the hypervisor's own memory.
+const MARK: u8 = 1;
 
 /// Why the machine does not come up.
 #[derive(Clone, Debug)]
@@ -125,6 +124,7 @@ error_from!(
 ///
 /// # Errors
 /// [`Error::DeviceTree`] if there is none, or it is larger than 2 MiB.
+#[unsafe(link_section = ".init.text")]
 pub unsafe fn device_tree(address: u64) -> Result<&'static [u8], Error> {
     let pa =
         Pa::new(address).map_err(|error| MachineError::Address { node: "address of the tree", error })?;
@@ -144,6 +144,7 @@ pub unsafe fn device_tree(address: u64) -> Result<&'static [u8], Error> {
 }
 
 /// Says what machine this is.
+#[unsafe(link_section = ".init.text")]
 pub fn announce(machine: &Machine<'_>) {
     info!("Cloven {} at EL2, {} CPUs", env!("CARGO_PKG_VERSION"), machine.cpus.len());
     for bank in &machine.memory {
@@ -155,8 +156,10 @@ pub fn announce(machine: &Machine<'_>) {
     }
 }
 
-/// The tables of both maps.
+/// The tables of both maps; with a policy that may need pages, the host's only.
 static POOL: Pool<Linear> = Pool::new(IDENTITY);
+/// The tables of the EL2 map with such a policy: nobody else takes what it needs to become pages.
+static EL2_POOL: Pool<Linear> = Pool::new(IDENTITY);
 /// Where each CPU says that it walks one of them.
 static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 /// What all CPUs have.
@@ -169,20 +172,20 @@ pub fn table_bytes() -> u64 {
 }
 
 /// The map that EL2 runs on.
-pub type El2Map = Map<El2, CpuMmu<El2, &'static Gate<Here, MAX_CPUS>>>;
+pub type El2Map = LinearMap<El2, CpuMmu<El2, &'static Gate<Here, MAX_CPUS>>>;
 /// The host's stage 2.
 pub type HostMap = Map<Stage2, CpuMmu<Stage2>>;
 
 /// The machine with the EL2 map on.
 pub struct Booted {
     layout: Layout,
-    map: El2Map,
+    map: &'static El2Map,
     cpus: &'static [CpuPower],
     ram: &'static Ranges,
     features: Features,
     settings: Settings,
     starting: Starting<'static>,
-    pinned: &'static [Range<Pa>],
+    own: &'static [Range<Pa>],
     tables: Option<Range<Pa>>,
 }
 
@@ -207,6 +210,7 @@ fn tables_of_pages(ram: &[Range<Pa>]) -> u64 {
 /// [`Error`].
 // Not in its caller's frame, which lasts as long as the host.
 #[inline(never)]
+#[unsafe(link_section = ".init.text")]
 pub unsafe fn enable_mmu(
     machine: &Machine<'_>,
     tree: &[u8],
@@ -214,7 +218,13 @@ pub unsafe fn enable_mmu(
     settings: Settings,
 ) -> Result<Booted, Error> {
     static CPUS: Once<ArrayVec<CpuPower, MAX_CPUS>> = Once::new();
+    #[unsafe(link_section = ".data.sealed")]
     static RAM: Once<Ranges> = Once::new();
+    #[unsafe(link_section = ".data.sealed")]
+    static PINNED: Once<ArrayVec<Range<Pa>, 6>> = Once::new();
+    #[unsafe(link_section = ".data.sealed")]
+    static OWN: Once<ArrayVec<Range<Pa>, 2>> = Once::new();
+    static MAP: Once<El2Map> = Once::new();
     const DATA: Attributes<El2> = Attributes::<El2>::DATA;
 
     let layout = image::layout()?;
@@ -253,31 +263,47 @@ pub unsafe fn enable_mmu(
     };
 
     let memory = image::table_memory(&layout, cpus.len())?;
-    // SAFETY: the arena behind the CPUs' blocks, once, by the caller's word: used for nothing else, and at its own address in the
-    // boot map and in the one that is made here.
-    unsafe { POOL.refill(memory)? };
+    let half = memory.size() / 2 & !(GRANULE - 1);
+    let (for_el2, pool) = if tables.is_some() { (half, &EL2_POOL) } else { (0, &POOL) };
+    // SAFETY: the arena behind the CPUs' blocks, each part of it once, by the caller's word: used for nothing else, and at its own address
+    // in the boot map and in the one that is made here.
+    unsafe {
+        EL2_POOL.refill(Range::new(memory.start().get(), for_el2)?)?;
+        POOL.refill(Range::new(memory.start().get() + for_el2, memory.size() - for_el2)?)?;
+    }
 
     // SAFETY: the tables lie at their physical addresses in the boot map and in the one made here, and this is EL2. Who is at EL2 is
     // inside the gate.
-    let mmu = unsafe { CpuMmu::<El2, _>::with_quiesce(&POOL, &SLOTS, &ENTRY) };
+    let mmu = unsafe { CpuMmu::<El2, _>::with_quiesce(pool, &SLOTS, &ENTRY) };
     let mut map = stage1::linear_map(mmu, Options::new(boot.set()))?;
     let mut writer = map.get_mut();
-    let mut holes = machine.no_map.clone();
-    let mut hole = |range| holes.try_push(range).map_err(|_| MachineError::TooMany("reserved ranges"));
-    hole(layout.whole)?;
-    tables.map_or(Ok(()), &mut hole)?;
+    let mut holes: ArrayVec<Range<Pa>, { machine::MAX_RANGES + 3 }> =
+        machine.no_map.iter().copied().collect();
+    holes.extend([layout.whole].into_iter().chain(tables));
+    // The first tables of the region are enough for those that map the rest of it.
+    let (first, rest) = match tables {
+        Some(tables) => {
+            let (start, size) = (tables.start().get(), tables.size());
+            let first = PLACEMENT.min(size);
+            (Some(Range::new(start, first)?), Some(Range::new(start + first, size - first)?))
+        }
+        None => (None, None),
+    };
     // Marked, so that no leaf of it is joined with what is around it.
     let own = [
         (layout.text, Attributes::<El2>::CODE),
+        (layout.init_text, Attributes::<El2>::CODE),
         (layout.rodata, Attributes::<El2>::CONSTANTS),
+        (layout.init_rodata, Attributes::<El2>::CONSTANTS),
+        (layout.sealed, DATA),
         (layout.data, DATA),
         (memory, DATA),
     ];
-    for (range, attributes) in own.into_iter().chain(tables.map(|tables| (tables, DATA))) {
-        stage1::add(&mut writer, range, attributes.marked(PINNED), Leaves::PAGES)?;
+    for (range, attributes) in own.into_iter().chain(first.map(|first| (first, DATA))) {
+        stage1::add(&mut writer, range, attributes.marked(MARK), Leaves::PAGES)?;
     }
     for number in 0..cpus.len() {
-        stage1::add(&mut writer, percpu::mapped(&layout, number)?, DATA.marked(PINNED), Leaves::PAGES)?;
+        stage1::add(&mut writer, percpu::mapped(&layout, number)?, DATA.marked(MARK), Leaves::PAGES)?;
     }
     let console = Range::new(console, GRANULE)?;
     stage1::add(&mut writer, console, Attributes::<El2>::DEVICE, Leaves::PAGES)?;
@@ -286,11 +312,16 @@ pub unsafe fn enable_mmu(
         stage1::add_ram(&mut writer, ram, &holes, DATA, leaves)?;
     } else {
         stage1::add(&mut writer, tree_pages, DATA, leaves)?;
-        holes.try_push(tree_pages).map_err(|_| MachineError::TooMany("reserved ranges"))?;
+        holes.push(tree_pages);
     }
     drop(writer);
+    // The arena is the CPUs' blocks and the tables.
+    let pinned = [layout.text, layout.rodata, layout.data, layout.arena, console].into_iter().chain(tables);
+    let pinned = PINNED.call_once(|| pinned.collect());
+    let map = MAP.call_once(|| LinearMap::new(map, pinned));
+    let own = OWN.call_once(|| [layout.whole].into_iter().chain(tables).collect());
 
-    let registers = stage1::Registers::el2(&map, features.limits.pa_range);
+    let registers = stage1::Registers::el2(map.map(), features.limits.pa_range);
     for number in 0..cpus.len() {
         // SAFETY: the boot map has the whole image for writing; no other CPU runs, and this one, number 0, has only
         // looked at its count of deaths, which stays 0.
@@ -299,23 +330,30 @@ pub unsafe fn enable_mmu(
     // SAFETY: the map is in memory that is never freed. It has the code, this stack (of CPU 0), the tree, the tables, and with RAM what
     // the caller vouches for, each at the address it has; what it lacks of RAM nobody refers to yet.
     unsafe { stage1::install::el2(&registers) };
-    let pinned = [layout.whole, console].into_iter().chain(tables).collect();
-    let pinned = quiet::pin(pinned);
+    quiet::pin(pinned);
     ENTRY.enter();
-    if let Some(tables) = tables {
+    for part in first.into_iter().chain(rest) {
+        if Some(part) == rest {
+            let mut cpu = map.map().cpu(0).ok_or(Error::Twice)?;
+            stage1::add(&mut cpu.write(), part, DATA.marked(MARK), Leaves::PAGES)?;
+        }
         // SAFETY: free RAM, reserved above for this and nothing else, at its own address in this map.
-        unsafe { POOL.refill(tables)? };
+        unsafe { EL2_POOL.refill(part)? };
     }
     if !leaves.blocks {
-        stage1::add_ram(&mut map.get_mut(), ram, &holes, DATA, leaves)?;
+        let mut cpu = map.map().cpu(0).ok_or(Error::Twice)?;
+        stage1::add_ram(&mut cpu.write(), ram, &holes, DATA, leaves)?;
     }
 
-    if let Some(mut cpu) = map.cpu(0) {
+    if !leaves.blocks {
+        // To count them takes longer than to map them.
+        info!("EL2 map: all in pages, {} tables", EL2_POOL.used());
+    } else if let Some(mut cpu) = map.map().cpu(0) {
         info!("EL2 map: {}", cpu.read().census());
     }
     info!("boot CPU: {}; policy: {:?}", InWords(boot.set()), settings.policy);
     let starting = boot.open(settings.finalize.unwrap_or(usize::MAX).min(cpus.len()));
-    Ok(Booted { layout, map, cpus, ram, features, settings, starting, pinned, tables })
+    Ok(Booted { layout, map, cpus, ram, features, settings, starting, own, tables })
 }
 
 /// The host's kernel.
@@ -331,6 +369,7 @@ impl<'a> Kernel<'a> {
     ///
     /// # Errors
     /// [`Error::NoKernel`].
+    #[unsafe(link_section = ".init.text")]
     pub fn choose(machine: &Machine<'a>, payload: &'a [u8]) -> Result<Self, Error> {
         match machine.kernel {
             Some(module) => Ok(Self::Module(module)),
@@ -355,6 +394,7 @@ impl Booted {
     /// [`Error`].
     // As for `enable_mmu`.
     #[inline(never)]
+    #[unsafe(link_section = ".init.text")]
     pub fn prepare_host(
         self,
         machine: &Machine<'_>,
@@ -365,7 +405,7 @@ impl Booted {
         let tree_range = Range::new(tree.as_ptr() as u64, tree.len() as u64)?;
         let mut taken: ArrayVec<Range<Pa>, { 3 * machine::MAX_RANGES }> = ArrayVec::new();
         taken.extend(machine.no_map.iter().chain(&machine.reserved).copied());
-        taken.extend([self.layout.whole, tree_range].into_iter().chain(self.tables).chain(machine.initrd));
+        taken.extend(self.own.iter().copied().chain([tree_range]).chain(machine.initrd));
 
         let (place, bootargs) = self.place_kernel(machine, &kernel, &taken)?;
         cache::forget_instructions();
@@ -381,13 +421,14 @@ impl Booted {
         // The host reads it with its MMU off.
         cache::clean_and_invalidate(room.start().get() as usize, size);
 
-        let hidden: ArrayVec<Range<Pa>, 2> = [self.layout.whole].into_iter().chain(self.tables).collect();
-        let hidden = if expose { &[][..] } else { &hidden[..] };
+        let hidden = if expose { &[][..] } else { self.own };
         // SAFETY: as for the EL2 map.
         let mmu = unsafe { CpuMmu::<Stage2>::new(&POOL, &SLOTS) };
         let options = Options::new(self.starting.set());
         let map = stage2::host_map(mmu, options, self.features.limits, self.ram, machine.top, hidden)?;
-        self.report(&map);
+        static MAP: Once<HostMap> = Once::new();
+        let map = MAP.call_once(|| map);
+        self.report(map);
         #[cfg(feature = "dump")]
         super::dump::init(machine);
         let host = Host {
@@ -395,7 +436,7 @@ impl Booted {
             ram: self.ram,
             cpus: self.cpus,
             services: Host::services(self.cpus, machine.psci),
-            stage2: stage2::Registers::new(&map, HOST_VMID, self.features.limits),
+            stage2: stage2::Registers::new(map, HOST_VMID, self.features.limits),
             features: self.features,
             el2_map: self.map,
             map,
@@ -405,8 +446,7 @@ impl Booted {
                 policy: self.settings.policy,
                 late: self.settings.late,
             },
-            pinned: self.pinned,
-            repainted: AtomicU64::new(0),
+            own: self.own,
         };
         let entry = HostEntry { pc: place.start().get(), context: room.start().get() };
         info!("host kernel at {place}, device tree at {}", room.start());
@@ -414,6 +454,7 @@ impl Booted {
     }
 
     /// The memory that the kernel takes, and its own command line if it has one. An embedded one is copied there.
+    #[unsafe(link_section = ".init.text")]
     fn place_kernel<'a>(
         &self,
         machine: &Machine<'_>,
@@ -463,6 +504,7 @@ impl Booted {
     }
 
     /// Figures about the hypervisor's memory.
+    #[unsafe(link_section = ".init.text")]
     fn report(&self, map: &HostMap) {
         if let Some(mut cpu) = map.cpu(0) {
             info!("host stage 2: {}", cpu.read().census());
@@ -472,8 +514,8 @@ impl Booted {
         figure("memory.reserved", whole.size() + self.tables.map_or(0, |tables| tables.size()));
         figure("memory.image", whole.size() - arena.size());
         figure("memory.stacks", self.cpus.len() as u64 * percpu::BLOCK_SIZE);
-        figure("memory.tables_reserved", POOL.capacity() as u64 * GRANULE);
-        figure("memory.tables_used", POOL.used() as u64 * GRANULE);
+        figure("memory.tables_reserved", (POOL.capacity() + EL2_POOL.capacity()) as u64 * GRANULE);
+        figure("memory.tables_used", (POOL.used() + EL2_POOL.used()) as u64 * GRANULE);
     }
 }
 
@@ -484,14 +526,13 @@ impl ReadyHost {
     /// Runs on the boot CPU, after [`enable_mmu`].
     // As for `enable_mmu`.
     #[inline(never)]
+    #[unsafe(link_section = ".init.text")]
     pub unsafe fn enter(self) -> ! {
         info!(
             "@cloven figure boot.ticks {} ticks_at_{}_Hz",
             read_cntpct_el0().bits(),
             read_cntfrq_el0().bits()
         );
-        #[cfg(feature = "dump")]
-        super::dump::tell(&self.host, 0, "boot");
         // SAFETY: the stage 2 map is whole, its tables are never freed, and every CPU's data was created.
         unsafe { host::start(self.host, self.entry) }
     }

@@ -26,6 +26,7 @@ macro_rules! el2_entry {
         static CLOVEN_EARLY_CONSOLE: u64 = $console;
 
         #[unsafe(no_mangle)]
+        #[unsafe(link_section = ".init.text")]
         extern "C" fn cloven_primary(device_tree: u64) -> ! {
             $main(device_tree)
         }
@@ -106,7 +107,7 @@ _start:
     .long   0x644d5241                  // "ARM\x64"
     .long   0
 
-    .section .text.entry, "ax"
+    .section .init.text.entry, "ax"
 primary:
     mov     x20, x0                     // device tree
     mrs     x1, CurrentEL
@@ -161,6 +162,11 @@ primary:
     mov     x0, x20
     bl      cloven_primary
 
+    // The 2 MiB block at x0, to itself, with the attributes x1.
+.Lmap_block:
+    map_block_routine
+
+    .section .text.entry, "ax"
     .global secondary_entry
 secondary_entry:
     mov     x20, x0                     // its PerCpu, at the same address as with the MMU on
@@ -192,10 +198,6 @@ secondary_entry:
     isb
     mov     x29, xzr
     ret
-
-    // The 2 MiB block at x0, to itself, with the attributes x1.
-.Lmap_block:
-    map_block_routine
 
     // Prints the text at x19 and stops.
 .Lstop:

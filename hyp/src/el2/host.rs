@@ -22,6 +22,7 @@ use super::inject::{Exception, Interrupted};
 use super::percpu::PerCpu;
 use super::psci::{CpuPower, DENIED, FirmwareEntry, HostEntry, INTERNAL_FAILURE, Power, Psci, SUCCESS};
 use super::quiet::{ENTRY, Relayed};
+use super::seal::seal;
 use super::settings::{Believed, InWords};
 use super::smccc::{Services, SmcHandler};
 use super::syndrome::{Abort, Access, Cause};
@@ -51,8 +52,11 @@ type Firmware = super::stand_in::StandIn<Relayed<smccc::Smc>>;
 /// How long CPU_ON waits for the CPU that it has turned on to say what it is. It takes microseconds, and longer on an emulator with fewer
 /// CPUs of its own.
 const REPORT_SECONDS: u64 = 5;
+/// For a firmware that has not set `CNTFRQ_EL0`: no counter is slower.
+const LEAST_HZ: u64 = 1_000_000;
 
-/// What every CPU needs to carry the host. Made once, on the boot CPU.
+/// What every CPU needs to carry the host. Made once, on the boot CPU, and read-only from then on: what changes lies behind its
+/// references.
 pub struct Host {
     /// Where the hypervisor lies.
     pub layout: Layout,
@@ -67,19 +71,18 @@ pub struct Host {
     /// What the boot CPU has; the others must have as much.
     pub features: Features,
     /// What EL2 runs on.
-    pub el2_map: El2Map,
+    pub el2_map: &'static El2Map,
     /// What `stage2` puts under the host.
-    pub map: HostMap,
+    pub map: &'static HostMap,
     /// The levels of FEAT_BBM that CPUs are believed to have, if not their own.
     pub believed: Believed,
     /// Who is let in, and how.
     pub admission: Admission<'static>,
-    /// Memory that is EL2's, which nobody is to change or to reach.
-    pub pinned: &'static [Range<Pa>],
-    /// Bytes of the EL2 map that became pages for somebody who was let in.
-    pub repainted: AtomicU64,
+    /// Memory that is EL2's own: the host has none of it.
+    pub own: &'static [Range<Pa>],
 }
 
+#[unsafe(link_section = ".data.sealed")]
 static HOST: Once<Host> = Once::new();
 
 impl Host {
@@ -137,7 +140,7 @@ impl Host {
 
 impl Power for Host {
     fn may_begin_at(&self, pc: u64) -> bool {
-        !self.pinned.iter().any(|range| range.contains(pc)) && self.ram.iter().any(|bank| bank.contains(pc))
+        !self.own.iter().any(|range| range.contains(pc)) && self.ram.iter().any(|bank| bank.contains(pc))
     }
 
     fn stage(&self, cpu: usize, entry: Option<HostEntry>) -> FirmwareEntry {
@@ -157,8 +160,12 @@ impl Power for Host {
             offered.revoke();
             return result;
         }
-        let end = read_cntpct_el0().bits() + REPORT_SECONDS * read_cntfrq_el0().bits();
-        let is_patient = || read_cntpct_el0().bits() < end && !is_for_nothing();
+        let end = read_cntpct_el0().bits() + REPORT_SECONDS * read_cntfrq_el0().bits().max(LEAST_HZ);
+        let is_patient = || {
+            // Each look makes all CPUs wait for a barrier.
+            (0..64).for_each(|_| core::hint::spin_loop());
+            read_cntpct_el0().bits() < end && !is_for_nothing()
+        };
         let mpidr = self.cpus[cpu].mpidr();
         // What it waits in is pinned.
         let Ok(reported) = ENTRY.stand(|| offered.report(is_patient)) else {
@@ -168,11 +175,16 @@ impl Power for Host {
         match self.let_in(cpu, &reported.registers) {
             Ok(set) => {
                 reported.release();
-                info!(
-                    "cpu {mpidr:#x} is let in: {}; all: {}",
-                    InWords(set),
-                    InWords(self.admission.starting.set())
-                );
+                let line = || {
+                    let all = InWords(self.admission.starting.set());
+                    info!("cpu {mpidr:#x} is let in: {}; all: {all}", InWords(set));
+                };
+                // Off and on again, as often as the host likes.
+                if self.admission.starting.has_come(cpu) {
+                    limited(line)
+                } else {
+                    line()
+                }
                 SUCCESS
             }
             Err(refusal) => {
@@ -188,6 +200,10 @@ impl Power for Host {
         if returns { mailbox::keep(&lines) } else { mailbox::revoke(&lines) }
     }
 
+    fn wait(&self) {
+        ENTRY.stand(core::hint::spin_loop);
+    }
+
     fn finalize(&self) {
         if let Some(all) = self.admission.starting.finalize() {
             self.all_are_known(&all);
@@ -195,10 +211,13 @@ impl Power for Host {
     }
 }
 
+/// Bytes of the EL2 map that became pages for somebody who was let in.
+pub static REPAINTED: AtomicU64 = AtomicU64::new(0);
+
 /// Nobody comes whom the stand-in has turned on.
 fn is_for_nothing() -> bool {
     #[cfg(feature = "stand-in")]
-    return super::stand_in::is_on();
+    return super::stand_in::keeps_cpus();
     #[cfg(not(feature = "stand-in"))]
     false
 }
@@ -229,11 +248,13 @@ impl Host {
         }
         let set = features.capabilities;
         // The first may be refused: the host's stage 2 keeps its blocks.
+        let start = read_cntpct_el0().bits();
         let repainted =
-            self.admission.admit(set, &[&OfPolicy(&self.el2_map), &self.map]).map_err(Refusal::Denied)?;
+            self.admission.admit(set, &[&OfPolicy(self.el2_map.map()), self.map]).map_err(Refusal::Denied)?;
         if repainted > 0 {
-            info!("EL2 map: {} MiB of blocks are pages now", repainted >> 20);
-            self.repainted.fetch_add(repainted, Relaxed);
+            let ticks = read_cntpct_el0().bits() - start;
+            info!("EL2 map: {} MiB of blocks are pages now, in {ticks} ticks", repainted >> 20);
+            REPAINTED.fetch_add(repainted, Relaxed);
         }
         Ok(set)
     }
@@ -249,11 +270,14 @@ impl Host {
     /// No other CPU will come but late.
     fn all_are_known(&self, all: &Finalized<'_>) {
         info!("all CPUs are known: {}", InWords(all.set()));
-        let Some(mut cpu) = self.el2_map.cpu(PerCpu::this().number()) else { return };
+        let Some(mut cpu) = self.el2_map.map().cpu(PerCpu::this().number()) else {
+            return warn!("EL2 map: stays as it is, this CPU is using it");
+        };
         let mut writer = cpu.write();
         // As long as this is the writer, nobody weaker is let in.
-        let Some(leaves) = leaves_of_all(all, &self.el2_map, self.admission.policy) else { return };
-        for part in self.ram.iter().flat_map(|bank| bank.minus(self.pinned)) {
+        let Some(leaves) = leaves_of_all(all, self.el2_map.map(), self.admission.policy) else { return };
+        let start = read_cntpct_el0().bits();
+        for part in self.ram.iter().flat_map(|bank| bank.minus(self.own)) {
             let range = Range::new(part.start().get(), part.size());
             let joined = range.map(|range| writer.collapse(range, leaves));
             if !matches!(joined, Ok(Ok(()))) {
@@ -261,7 +285,8 @@ impl Host {
             }
         }
         drop(writer);
-        info!("EL2 map: {}", cpu.read().census());
+        let ticks = read_cntpct_el0().bits() - start;
+        info!("EL2 map, joined in {ticks} ticks: {}", cpu.read().census());
     }
 }
 
@@ -270,9 +295,16 @@ impl Host {
 /// # Safety
 /// Runs on the boot CPU with the EL2 map on; `host.stage2` is of a whole map that is never freed, which hides all that
 /// the hypervisor owns; the `PerCpu` data of every CPU in `host.cpus` was created.
+// Not in its caller's body, which is gone then.
+#[inline(never)]
 pub unsafe fn start(host: Host, entry: HostEntry) -> ! {
     let host = HOST.call_once(|| host);
     host.arrived(0);
+    if let Err(error) = seal(host.el2_map, &host.layout) {
+        super::fault::refuse(format_args!("EL2 map: {error}"));
+    }
+    #[cfg(feature = "dump")]
+    super::dump::tell(host, 0, "boot");
     // SAFETY: the caller's word.
     unsafe { descend(host, entry) }
 }
@@ -425,7 +457,7 @@ fn ring(host: &Host, abort: Abort, frame: &mut Frame) -> bool {
         *register = value;
     } else {
         let me = PerCpu::this().number();
-        DOORBELL.ring(&host.map, me, host.ram, host.pinned, *register);
+        DOORBELL.ring(host.map, me, host.ram, host.own, *register);
     }
     true
 }

@@ -19,6 +19,7 @@
 //! | `entry` | the image header, the first instructions of each CPU (Linux `booting.rst`) |
 //! | `boot` | the boot CPU's way to the host |
 //! | `settings` | what the command line says of all this |
+//! | `seal` | what ends with the boot |
 //! | `cpu` | the EL2 registers that let a stock kernel use what the CPU has |
 //! | `vectors`, `host` | exceptions from below, and their answers |
 //! | `quiet` | the entry gate: standing still while EL2's own map is broken |
@@ -58,6 +59,8 @@ pub mod logger;
 mod percpu;
 #[cfg(target_arch = "aarch64")]
 mod quiet;
+#[cfg(target_arch = "aarch64")]
+mod seal;
 #[cfg(target_arch = "aarch64")]
 pub mod settings;
 #[cfg(all(target_arch = "aarch64", feature = "stand-in"))]

@@ -57,6 +57,7 @@ impl PerCpu {
     ///
     /// # Safety
     /// The block is mapped for writing, and its CPU is not started yet (or is this one, which has not used it).
+    #[unsafe(link_section = ".init.text")]
     pub unsafe fn create(layout: &Layout, number: usize, boot: Registers) {
         let at = data_address(layout, number) as *mut Self;
         let data = Self {
@@ -118,6 +119,7 @@ fn data_address(layout: &Layout, number: usize) -> u64 {
 ///
 /// # Errors
 /// [`AddressError`], for no number that there is a block for.
+#[unsafe(link_section = ".init.text")]
 pub fn mapped(layout: &Layout, number: usize) -> Result<Range<Pa>, AddressError> {
     let block = layout.arena.start().get() + number as u64 * BLOCK_SIZE;
     Range::of_granules(block + GUARD_SIZE, BLOCK_SIZE - GUARD_SIZE)

@@ -77,6 +77,8 @@ pub trait Power {
     /// CPU number `cpu`, which makes the call, goes off in a way that may lose its context, to come back by the entry if it `returns`, and
     /// not before it is let in anew if not.
     fn leave(&self, cpu: usize, returns: bool);
+    /// Called in each turn of a loop that waits for another CPU's call to end.
+    fn wait(&self);
     /// No other CPU will come: what waits for that is done.
     fn finalize(&self);
 }
@@ -99,6 +101,14 @@ impl CpuPower {
         self.set(ON);
     }
 
+    /// The firmware has refused to turn the CPU off: on again, unless somebody has won it meanwhile, who is about to be refused and to lose it.
+    fn stays(&self) -> bool {
+        let seen = self.state.load(Ordering::Acquire);
+        let on = (seen & !STATE) | ON;
+        seen & STATE == OFF
+            && self.state.compare_exchange(seen, on, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
     /// The CPU is about to turn itself off. From here on another one may turn it on; the firmware refuses that until it
     /// is off.
     pub fn left(&self) {
@@ -117,7 +127,9 @@ impl CpuPower {
         if seen & STATE != OFF {
             return Err(seen & STATE);
         }
-        let won = (seen.wrapping_add(WIN) & !STATE) | PENDING;
+        // No win has number 0: that is what a mailbox has that nobody has answered in.
+        let next = (seen.wrapping_add(WIN) & !STATE).max(WIN);
+        let won = next | PENDING;
         let exchange = self.state.compare_exchange(seen, won, Ordering::AcqRel, Ordering::Acquire);
         exchange.map(|_| won).map_err(|now| now & STATE)
     }
@@ -201,7 +213,11 @@ impl<'a, C: Call> Psci<'a, C> {
         power.leave(me, false);
         self.cpus[me].left();
         let result = firmware::<C>(PSCI_CPU_OFF, [0; 3]);
-        self.cpus[me].arrived();
+        // One who has won it writes where it begins, and its ticket, until the firmware has refused it too.
+        while !self.cpus[me].stays() {
+            power.wait();
+        }
+        power.leave(me, true);
         result
     }
 
@@ -294,7 +310,12 @@ mod tests {
 
     /// The starts that were staged, what became of tickets, and what becomes of who comes.
     #[derive(Default)]
-    struct Board(RefCell<Vec<(usize, Option<HostEntry>)>>, RefCell<Vec<String>>, std::cell::Cell<i64>);
+    struct Board(
+        RefCell<Vec<(usize, Option<HostEntry>)>>,
+        RefCell<Vec<String>>,
+        std::cell::Cell<i64>,
+        RefCell<Option<Box<dyn FnOnce()>>>,
+    );
     impl Power for Board {
         fn may_begin_at(&self, pc: u64) -> bool {
             pc >= 0x1000
@@ -310,6 +331,10 @@ mod tests {
         }
         fn leave(&self, cpu: usize, returns: bool) {
             self.1.borrow_mut().push(format!("{cpu} {}", if returns { "suspended" } else { "off" }));
+        }
+        fn wait(&self) {
+            // The winner is refused, and loses it.
+            self.3.take().expect("nobody is waited for")();
         }
         fn finalize(&self) {}
     }
@@ -381,8 +406,32 @@ mod tests {
             psci.cpus[1].arrived();
             psci.call(board, 1, PSCI_CPU_OFF, [0; 3]);
             psci.call(board, 1, PSCI_CPU_SUSPEND_64, [1 << 16, 0x4000, 9]);
-            assert_eq!(*board.1.borrow(), ["1 off", "1 suspended"]);
+            // Refused its CPU_OFF it is as one that was let in.
+            assert_eq!(*board.1.borrow(), ["1 off", "1 suspended", "1 suspended"]);
         });
+    }
+
+    #[test]
+    fn who_is_refused_its_cpu_off_waits_for_who_has_won_it_meanwhile() {
+        static CPUS: [CpuPower; 1] = [CpuPower::new(1)];
+        CPUS[0].arrived();
+        CPUS[0].left();
+        let won = CPUS[0].win().unwrap();
+        assert!(!CPUS[0].stays());
+        let board = Board(Default::default(), Default::default(), Default::default(), RefCell::default());
+        board.3.replace(Some(Box::new(move || CPUS[0].lose(won))));
+        while !CPUS[0].stays() {
+            board.wait();
+        }
+        assert_eq!(CPUS[0].win(), Err(ON));
+    }
+
+    #[test]
+    fn no_win_has_number_0() {
+        let cpu = CpuPower::new(1);
+        cpu.state.store(!STATE | OFF, Ordering::Release);
+        let won = cpu.win().unwrap();
+        assert_eq!((won / WIN, won & STATE), (1, PENDING));
     }
 
     #[test]

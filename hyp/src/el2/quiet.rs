@@ -2,11 +2,12 @@
 //!
 //! Invariant: a CPU is inside from the first line that answers an exception to the last before its return, and outside while the firmware
 //! has it. Outside, at EL2, it touches the image, its stack, the tables and the console only: they are pinned, in pages that nobody breaks.
+//!
+//! Who waits for the writer of the host's stage 2 does not pass the gate: so EL2's own map is not changed by who is that writer.
 
 use core::arch::asm;
 use core::marker::PhantomData;
 
-use arrayvec::ArrayVec;
 use smccc::Call;
 use spin::Once;
 
@@ -19,17 +20,14 @@ use crate::mapping::{Address, Pa, Range};
 #[derive(Debug)]
 pub struct Here;
 
-/// Ranges that are pinned: the hypervisor's block, memory for tables beside it, the console.
-pub type Pinned = ArrayVec<Range<Pa>, 3>;
-
-static PINNED: Once<Pinned> = Once::new();
+static PINNED: Once<&[Range<Pa>]> = Once::new();
 static GATE: Gate<Here, MAX_CPUS> = Gate::new(Here);
 /// The gate, as the engine takes it.
 pub static ENTRY: &Gate<Here, MAX_CPUS> = &GATE;
 
 /// Says what is pinned, once, before another CPU runs.
-pub fn pin(ranges: Pinned) -> &'static [Range<Pa>] {
-    PINNED.call_once(|| ranges)
+pub fn pin(ranges: &'static [Range<Pa>]) {
+    PINNED.call_once(|| ranges);
 }
 
 impl gate::Here for Here {
@@ -43,6 +41,10 @@ impl gate::Here for Here {
     fn settle(&self) {
         // SAFETY: a barrier.
         unsafe { asm!("dsb ish", options(nostack)) };
+    }
+    fn synchronize(&self) {
+        // SAFETY: a barrier.
+        unsafe { asm!("isb", options(nostack)) };
     }
 }
 

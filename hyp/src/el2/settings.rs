@@ -49,6 +49,7 @@ pub struct Settings {
 
 impl Settings {
     /// Reads them. Levels of FEAT_BBM can only be lowered, unless `raise`: for tests on an emulator that raises no conflict aborts.
+    #[unsafe(link_section = ".init.text")]
     pub fn read(machine: &Machine<'_>, raise: bool) -> Self {
         fn read<T>(
             machine: &Machine<'_>,

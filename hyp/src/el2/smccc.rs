@@ -161,6 +161,9 @@ mod tests {
         fn leave(&self, _: usize, _: bool) {
             unreachable!("no CPU goes off here")
         }
+        fn wait(&self) {
+            unreachable!("nobody is waited for here")
+        }
         fn finalize(&self) {
             FINALIZED.set(FINALIZED.get() + 1);
         }

@@ -15,7 +15,7 @@ use log::{debug, info};
 
 use super::boot::{self, El2Map};
 use super::cache;
-use super::host::Host;
+use super::host::{Host, REPAINTED};
 use super::percpu::PerCpu;
 use super::quiet::ENTRY;
 use crate::caps::lifecycle::Phase;
@@ -57,7 +57,7 @@ pub fn tell_costs(host: &Host) {
     let exits: u64 = (0..host.cpus.len()).map(|cpu| PerCpu::of(&host.layout, cpu).exits.total()).sum();
     info!("@cloven figure el2.exits {exits} exits");
     info!("@cloven figure el2.ticks {} ticks", TICKS.load(Relaxed));
-    for (name, counts) in [("el2", host.el2_map.counts()), ("stage2", host.map.counts())] {
+    for (name, counts) in [("el2", host.el2_map.map().counts()), ("stage2", host.map.counts())] {
         let splits = Counts::sum(&counts.splits) + Counts::sum(&counts.runs_split);
         let collapses = Counts::sum(&counts.collapses) + Counts::sum(&counts.runs_joined);
         info!("@cloven figure {name}.splits {splits} leaves_and_runs");
@@ -71,25 +71,25 @@ pub fn tell_costs(host: &Host) {
     let (closings, waits) = ENTRY.counts();
     info!("@cloven figure gate.closed {closings} times");
     info!("@cloven figure gate.waits {waits} times");
-    info!("@cloven figure el2.repainted {} bytes", host.repainted.load(Relaxed));
+    info!("@cloven figure el2.repainted {} bytes", REPAINTED.load(Relaxed));
 }
 
 /// The answer to `function` for CPU number `me`, if it is one of these calls.
 pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[u64; 4]> {
     const REFUSED: [u64; 4] = [1, 0, 0, 0];
     let el2 = Own(Linear {
-        map: &host.el2_map,
+        map: host.el2_map.map(),
         cpu: me,
         data: Attributes::<El2>::DATA,
         read_only: MapChange::<El2>::READ_ONLY,
         writable: MapChange::<El2>::WRITABLE,
         executable: MapChange::<El2>::EXECUTABLE,
     });
-    let lent = |start: u64, size: u64| is_lent(host.pinned, host.ram, start, size);
+    let lent = |start: u64, size: u64| is_lent(host.own, host.ram, start, size);
     Some(match function {
         CHANGE_HOST => {
             let map = Own(Linear {
-                map: &host.map,
+                map: host.map,
                 cpu: me,
                 data: Attributes::<Stage2>::RAM,
                 read_only: MapChange::<Stage2>::READ_ONLY,
@@ -328,8 +328,8 @@ impl requests::Subject for Pages<'_> {
 }
 
 /// Whether all of a range is RAM of the host.
-fn is_lent(pinned: &[Range<Pa>], ram: &[Range<Pa>], start: u64, size: u64) -> bool {
-    let is_free = |range: Range<Pa>| !pinned.iter().any(|pinned| pinned.overlaps(range));
+fn is_lent(own: &[Range<Pa>], ram: &[Range<Pa>], start: u64, size: u64) -> bool {
+    let is_free = |range: Range<Pa>| !own.iter().any(|own| own.overlaps(range));
     Range::<Pa>::of_granules(start, size)
         .is_ok_and(|range| is_free(range) && ram.iter().any(|bank| bank.contains_range(range)))
 }
