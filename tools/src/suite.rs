@@ -537,7 +537,7 @@ impl Scenario {
         // Many emulated CPUs on few cores take long to stand still.
         let few: &[&str] = if cpus > 4 { &["cloven.requests=100"] } else { &["cloven.requests=300"] };
         Self {
-            name: "no request is refused while CPUs come",
+            name: "lifecycle: no request is refused while CPUs come",
             features: &[images::LIFECYCLE],
             append: few,
             lifecycle,

@@ -70,16 +70,8 @@ fn holds(at: u64, usage: Use) -> bool {
 
 impl Subject for Pages {
     fn set(&self, request: Request, start: u64, size: u64) -> bool {
-        let map = &own().map;
         let pages = Range::of_granules(start, size).unwrap_or_else(|error| panic!("{error}"));
-        let result = match request {
-            Request::ReadOnly => map.set_memory_ro(pages),
-            Request::Writable => map.set_memory_rw(pages),
-            Request::Executable => map.set_memory_x(pages),
-            Request::NoExecute => map.set_memory_nx(pages),
-            Request::Invalid => map.set_memory_valid(pages, false),
-            Request::Valid => map.set_memory_valid(pages, true),
-        };
+        let result = request.make(&own().map, pages);
         if let Err(error) = result {
             say!("payload: {request:?} of {pages}: {error}");
         }

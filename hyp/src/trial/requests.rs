@@ -17,6 +17,8 @@ use core::sync::atomic::{
 };
 
 use super::Random;
+use crate::mapping::{Mmu, Pa, Range};
+use crate::stage1::{LinearMap, Permissions, SetMemoryError};
 
 const PAGE: u64 = 4096;
 /// Bytes of the region: four blocks of 2 MiB.
@@ -103,6 +105,25 @@ impl Request {
     /// Its name in figures.
     pub fn name(self) -> &'static str {
         ["ro", "rw", "x", "nx", "invalid", "valid"][self as usize]
+    }
+
+    /// Makes it of the pages of `range`.
+    ///
+    /// # Errors
+    /// As [`LinearMap::set_memory_ro`].
+    pub fn make<R: Permissions, M: Mmu>(
+        self,
+        map: &LinearMap<R, M>,
+        range: Range<Pa>,
+    ) -> Result<(), SetMemoryError> {
+        match self {
+            Self::ReadOnly => map.set_memory_ro(range),
+            Self::Writable => map.set_memory_rw(range),
+            Self::Executable => map.set_memory_x(range),
+            Self::NoExecute => map.set_memory_nx(range),
+            Self::Invalid => map.set_memory_valid(range, false),
+            Self::Valid => map.set_memory_valid(range, true),
+        }
     }
 
     /// What a page may be used for after it.
