@@ -135,15 +135,15 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
 /// The answer to `function` if it is one of [`requests`]'.
 fn request_call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[u64; 4]> {
     const REFUSED: [u64; 4] = [1, 0, 0, 0];
-    let pages = Pages { host, map: &host.el2_map, me };
+    let pages = Pages { host, map: host.el2_map, me };
     // Where leaves change their size in place nobody needs to stand still, and readers do not.
     let pass_if_asked = || {
-        if !host.el2_map.capabilities().contains(Capabilities::BBM) {
+        if !host.el2_map.map().capabilities().contains(Capabilities::BBM) {
             ENTRY.pass();
         }
     };
     Some(match function {
-        requests::PREPARE if is_lent(host.pinned, host.ram, args[0], REGION) => {
+        requests::PREPARE if is_lent(host.own, host.ram, args[0], REGION) => {
             // SAFETY: RAM of the host, which EL2's map has as data. That nothing else uses it is the host's word, which a build for tests
             // takes.
             (args[0]..args[0] + REGION).step_by(GRANULE as usize).for_each(|page| unsafe { fill(page) });
@@ -178,7 +178,7 @@ fn request_call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Opti
         requests::LOOK => [0, REQUESTS.look(&pages), PAGES as u64, 0],
         requests::CENSUS => {
             let range = Range::<Va>::of_granules(args[0], args[1]).ok()?;
-            let mut cpu = host.el2_map.cpu(me)?;
+            let mut cpu = host.el2_map.map().cpu(me)?;
             let mut leaves = [0; 4];
             let _ = cpu.read().walk(range, |visited| {
                 if let Entry::Leaf { .. } = visited.entry {
@@ -194,7 +194,7 @@ fn request_call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Opti
                 Phase::Starting => 1,
                 Phase::Finalized => 2,
             };
-            [0, phase, host.el2_map.capabilities().bbm_level().into(), boot::table_bytes()]
+            [0, phase, host.el2_map.map().capabilities().bbm_level().into(), boot::table_bytes()]
         }
         _ => return None,
     })
@@ -255,35 +255,28 @@ impl Pages<'_> {
 
 impl requests::Subject for Pages<'_> {
     fn set(&self, request: Request, start: u64, size: u64) -> bool {
-        type C = MapChange<El2>;
-        let change = match request {
-            Request::ReadOnly => C::READ_ONLY,
-            Request::Writable => C::WRITABLE,
-            Request::Executable => C::EXECUTABLE,
-            Request::NoExecute => C::NO_EXECUTE,
-            Request::Invalid => C::INVALIDATE,
-            Request::Valid => C::VALIDATE,
-        };
         let Ok(range) = Range::of_granules(start, size) else { return false };
-        match self.map.protect(range, change) {
-            Ok(debt) => {
-                debt.flush();
-                true
-            }
-            Err(error) => {
-                debug!("trial: {request:?} of {range}: {error}");
-                false
-            }
+        let result = match request {
+            Request::ReadOnly => self.map.set_memory_ro(range),
+            Request::Writable => self.map.set_memory_rw(range),
+            Request::Executable => self.map.set_memory_x(range),
+            Request::NoExecute => self.map.set_memory_nx(range),
+            Request::Invalid => self.map.set_memory_valid(range, false),
+            Request::Valid => self.map.set_memory_valid(range, true),
+        };
+        if let Err(error) = result {
+            debug!("trial: {request:?} of {range}: {error}");
         }
+        result.is_ok()
     }
 
     fn join(&self, start: u64) -> bool {
-        let is_in_place = self.map.capabilities().contains(Capabilities::BBM);
+        let is_in_place = self.map.map().capabilities().contains(Capabilities::BBM);
         if !is_in_place && self.host.admission.policy != Policy::KeepBlocks {
             return true;
         }
         let range = Range::<Va>::of_granules(start, BLOCK_PAGES as u64 * GRANULE);
-        let Some((range, mut cpu)) = range.ok().zip(self.map.cpu(self.me)) else { return false };
+        let Some((range, mut cpu)) = range.ok().zip(self.map.map().cpu(self.me)) else { return false };
         let joined = cpu.write().collapse(range, Leaves::LARGEST);
         if let Err(error) = joined {
             debug!("trial: {range} is not joined: {error}");
@@ -319,7 +312,9 @@ impl requests::Subject for Pages<'_> {
         } else {
             // Nothing tells but a fault, which EL2 does not take: what the map says (Arm ARM D8.3.1, XN).
             const XN: u64 = 1 << 54;
-            let Some((input, mut cpu)) = Va::new(at).ok().zip(self.map.cpu(self.me)) else { return false };
+            let Some((input, mut cpu)) = Va::new(at).ok().zip(self.map.map().cpu(self.me)) else {
+                return false;
+            };
             cpu.read().translate(input).is_none_or(|found| found.attributes().bits() & XN != 0)
         };
         // SAFETY: it translates, by the look before.
