@@ -166,9 +166,8 @@ static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 static LIFECYCLE: Lifecycle = Lifecycle::new();
 
 /// Bytes of the tables of both maps.
-#[cfg(feature = "trial")]
 pub fn table_bytes() -> u64 {
-    POOL.used() as u64 * GRANULE
+    (POOL.used() + EL2_POOL.used()) as u64 * GRANULE
 }
 
 /// The map that EL2 runs on.
@@ -515,7 +514,7 @@ impl Booted {
         figure("memory.image", whole.size() - arena.size());
         figure("memory.stacks", self.cpus.len() as u64 * percpu::BLOCK_SIZE);
         figure("memory.tables_reserved", (POOL.capacity() + EL2_POOL.capacity()) as u64 * GRANULE);
-        figure("memory.tables_used", (POOL.used() + EL2_POOL.used()) as u64 * GRANULE);
+        figure("memory.tables_used", table_bytes());
     }
 }
 
