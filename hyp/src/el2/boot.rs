@@ -262,7 +262,7 @@ pub unsafe fn enable_mmu(
     };
 
     let memory = image::table_memory(&layout, cpus.len())?;
-    let half = memory.size() / 2 & !(GRANULE - 1);
+    let half = (memory.size() / 2) & !(GRANULE - 1);
     let (for_el2, pool) = if tables.is_some() { (half, &EL2_POOL) } else { (0, &POOL) };
     // SAFETY: the arena behind the CPUs' blocks, each part of it once, by the caller's word: used for nothing else, and at its own address
     // in the boot map and in the one that is made here.
