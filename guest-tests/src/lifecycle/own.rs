@@ -86,7 +86,7 @@ impl Told {
             levels,
             policy: machine.parameter("cloven.policy").and_then(Policy::parse).unwrap_or_default(),
             late: machine.parameter("cloven.late").and_then(Late::parse).unwrap_or_default(),
-            finalize: finalize.unwrap_or(machine.cpus.len()),
+            finalize: finalize.map_or(machine.cpus.len(), |count: usize| count.min(machine.cpus.len())),
         }
     }
 
