@@ -335,6 +335,12 @@ pub fn settle() {
     unsafe { asm!("dsb ish", options(nostack)) };
 }
 
+/// Synchronizes this CPU's context: what follows sees what others have changed.
+pub fn synchronize() {
+    // SAFETY: a barrier changes no state.
+    unsafe { asm!("isb", options(nostack)) };
+}
+
 unsafe extern "C" {
     /// Cleans and invalidates `start` to `end`.
     pub fn clean(start: u64, end: u64);

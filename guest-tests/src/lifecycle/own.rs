@@ -46,6 +46,9 @@ impl Here for Kernel {
     fn settle(&self) {
         entry::settle();
     }
+    fn synchronize(&self) {
+        entry::synchronize();
+    }
 }
 
 /// Who runs at EL1 is inside.
