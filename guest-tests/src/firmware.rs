@@ -16,6 +16,24 @@ pub fn call<C: Call>(function: u32, args: [u64; 3]) -> [u64; 18] {
     C::call64(function, all)
 }
 
+/// What the stand-in does in the firmware's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Does {
+    /// Each suspend to a state of power-down loses the CPU's context.
+    LoseContext = 3,
+    /// A suspend is the firmware's again.
+    KeepContext = 4,
+    /// The next CPU_ON is answered before its CPU comes.
+    KeepBack = 5,
+    /// That CPU comes.
+    Start = 6,
+}
+
+/// Has the stand-in do that; whether there is one.
+pub fn has_stand_in(does: Does) -> bool {
+    call::<Hvc>(STAND_IN, [does as u64, KEY, 0])[0] == 0
+}
+
 /// Has the firmware's stand-in answer from now on, or the firmware itself; whether there is a stand-in.
 pub fn stand_in(on: bool) -> bool {
     call::<Hvc>(STAND_IN, [on.into(), KEY, 0])[0] == 0

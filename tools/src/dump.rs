@@ -127,8 +127,8 @@ fn text(dumps: &Dumps) -> String {
 }
 
 /// What is wrong with the maps of a run of the payload, if something is: anything that EL2 can write and execute, or that is not at its own
-/// address; EL2's code and constants in the host's reach, or any of its RAM (`ram` bytes less `reserved`) that is not. With `trials` the
-/// host's map must have changed in between.
+/// address; EL2's boot code where it can run, or more than its boot that does not translate; EL2's code and constants in the host's reach, or
+/// any of its RAM (`ram` bytes less `reserved`) that is not. With `trials` the host's map must have changed in between.
 pub fn problem(dumps: &Dumps, ram: u64, reserved: u64, trials: bool) -> Option<String> {
     let (el2, host) = (dumps.of("EL2 stage 1"), dumps.of("stage 2"));
     let moments: &[&str] =
@@ -143,7 +143,7 @@ pub fn problem(dumps: &Dumps, ram: u64, reserved: u64, trials: bool) -> Option<S
         return Some("the trials changed nothing at stage 2".to_owned());
     }
     // Later the trials make some of the host's RAM executable at EL2.
-    let is_own = |extent: &&Extent| extent.content.is_valid_with(&["RO"]);
+    let is_own = |extent: &&Extent| extent.content.is_leaf_with(&["RO"]);
     let own: Vec<&Extent> = el2[0].extents.iter().filter(is_own).collect();
     if !own.iter().any(|extent| extent.content.is_valid_with(&["X"])) {
         return Some("EL2 has no code".to_owned());
@@ -151,10 +151,19 @@ pub fn problem(dumps: &Dumps, ram: u64, reserved: u64, trials: bool) -> Option<S
     for (el2, host) in el2.iter().zip(&host) {
         let moment = &el2.moment;
         for extent in el2.extents.iter().chain(&host.extents) {
-            if !matches!(extent.content, Content::Leaves { output, valid: true, .. } if output == extent.start)
-            {
+            if !matches!(extent.content, Content::Leaves { output, .. } if output == extent.start) {
                 return Some(format!("at {moment} this is not at its own address: {extent}"));
             }
+        }
+        // Code and constants of the boot, by what they were.
+        let is_gone = |extent: &&Extent| !extent.content.is_valid_with(&[]);
+        let gone: Vec<&Extent> = el2.extents.iter().filter(is_gone).collect();
+        if !gone.iter().any(|extent| extent.content.is_leaf_with(&["RO", "X"])) {
+            return Some(format!("at {moment} EL2 still has the code of its boot"));
+        }
+        let other = |extent: &&&Extent| !own.iter().any(|it| it.overlaps(extent));
+        if let Some(hole) = gone.iter().find(other).copied().or_else(|| host.extents.iter().find(is_gone)) {
+            return Some(format!("at {moment} this does not translate: {hole}"));
         }
         if let Some(bad) = el2.extents.iter().find(|extent| extent.content.is_valid_with(&["RW", "X"])) {
             return Some(format!("at {moment} EL2 can write and execute {bad}"));
@@ -206,8 +215,12 @@ mod tests {
     fn dumps(trials: bool, replace: impl Fn(&str, String) -> String) -> Dumps {
         let moments: &[&str] =
             if trials { &["boot", "before the trials", "after the trials", "off"] } else { &["boot", "off"] };
-        let el2 =
-            [leaves(0, OWN / 2, 3, "RO X"), leaves(OWN / 2, OWN, 3, "RW XN"), leaves(OWN, RAM, 2, "RW XN")];
+        let el2 = [
+            leaves(0, OWN / 4, 3, "RO X"),
+            leaves(OWN / 4, OWN / 2, 3, "RO X").replace("true", "false"),
+            leaves(OWN / 2, OWN, 3, "RW XN"),
+            leaves(OWN, RAM, 2, "RW XN"),
+        ];
         let mut dumps = Dumps::default();
         for &moment in moments {
             let level = if matches!(moment, "after the trials" | "off") { 3 } else { 2 };
@@ -237,6 +250,10 @@ mod tests {
         };
         assert!(found(of("EL2 stage 1", "RW XN", "RW X")).contains("write and execute"));
         assert!(found(of("EL2 stage 1", r#""valid":true"#, r#""valid":false"#)).contains("no code"));
+        assert!(found(of("EL2 stage 1", r#""valid":false"#, r#""valid":true"#)).contains("of its boot"));
+        let data = found(|_, line| if line.contains("RW XN") { line.replace("true", "false") } else { line });
+        assert!(data.contains("does not translate"), "{data}");
+        assert!(found(of("stage 2", r#""valid":true"#, r#""valid":false"#)).contains("does not translate"));
         assert!(found(of("stage 2", r#""output":"0x200000""#, r#""output":"0x0""#)).contains("own address"));
         let more = r#""start":"0x0","size":16777216,"level":2,"leaf":2097152,"output":"0x0""#;
         let less = r#""start":"0x200000","size":14680064,"level":2,"leaf":2097152,"output":"0x200000""#;

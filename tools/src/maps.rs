@@ -109,7 +109,12 @@ impl Content {
 
     /// Whether the words of its attributes have all of `words`; never of what does not translate.
     pub fn is_valid_with(&self, words: &[&str]) -> bool {
-        let Self::Leaves { attributes, valid: true, .. } = self else { return false };
+        matches!(self, Self::Leaves { valid: true, .. }) && self.is_leaf_with(words)
+    }
+
+    /// Whether the words of its attributes have all of `words`, which say what it would be where it does not translate.
+    pub fn is_leaf_with(&self, words: &[&str]) -> bool {
+        let Self::Leaves { attributes, .. } = self else { return false };
         words.iter().all(|word| attributes.split_whitespace().any(|it| it == *word))
     }
 

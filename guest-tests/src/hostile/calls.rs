@@ -31,25 +31,28 @@ const SYSTEM_RESET2: u32 = 0x8400_0012;
 const INVALID_PARAMETERS: i64 = -2;
 const ALREADY_ON: i64 = -4;
 const ON_PENDING: i64 = -5;
+const INTERNAL_FAILURE: i64 = -6;
 const INVALID_ADDRESS: i64 = -9;
 const AFFINITY_ON_PENDING: i64 = 2;
 /// What the stand-in answers by turns: SUCCESS and INTERNAL_FAILURE.
-const STAND_IN_ANSWERS: [i64; 2] = [0, -6];
+const STAND_IN_ANSWERS: [i64; 2] = [0, INTERNAL_FAILURE];
 
 // Cloven.
 const UID: u32 = 0x8600_ff01;
 const UID_ANSWER: [u64; 4] = [0x523c_1d6e, 0x384b_0a7f, 0xa5d7_419c, 0x948f_e0b2];
 const REVISION: u32 = 0x8600_ff03;
-const REVISION_ANSWER: [u64; 2] = [0, 2];
+const REVISION_ANSWER: [u64; 2] = [0, 3];
 /// How often the CPU came to EL2 by the kind in x1: see [`Tally`].
 pub const EXITS: u32 = 0xc600_0001;
+/// No other CPU will come.
+const FINALIZE: u32 = 0xc600_0002;
 /// Calls of trials, which a build without them does not know.
 const TRIALS: core::ops::RangeInclusive<u32> = 0xc600_0010..=0xc600_0014;
 /// Kinds of exit.
 pub const KINDS: usize = 7;
 
 /// Identifiers that mean something, or look as if they did.
-const KNOWN: [u32; 36] = [
+const KNOWN: [u32; 37] = [
     VERSION,
     ARCH_FEATURES,
     ARCH_OF_FIRMWARE[0],
@@ -85,6 +88,7 @@ const KNOWN: [u32; 36] = [
     UID,
     REVISION,
     EXITS,
+    FINALIZE,
     STAND_IN,
     *TRIALS.start(),
     *TRIALS.end(),
@@ -221,6 +225,7 @@ impl Calls {
             }
             UID => expected[..4].copy_from_slice(&UID_ANSWER),
             REVISION => expected[..2].copy_from_slice(&REVISION_ANSWER),
+            FINALIZE => expected[0] = 0,
             EXITS => match self.exits(before[1], x1) {
                 Some(count) => expected[..2].copy_from_slice(&[0, count]),
                 None => expected[0] = INVALID_PARAMETER as u64,
@@ -248,7 +253,12 @@ impl Calls {
             (AFFINITY_INFO, _) if seen == AFFINITY_ON_PENDING as u64 && b == 0 && self.cpus.contains(&a) => {
                 seen
             }
-            (CPU_ON | CPU_SUSPEND | AFFINITY_INFO, _) => self.relayed(),
+            // Whatever the stand-in says: nobody comes.
+            (CPU_ON, _) => {
+                self.relayed();
+                INTERNAL_FAILURE as u64
+            }
+            (CPU_SUSPEND | AFFINITY_INFO, _) => self.relayed(),
             (PSCI_FEATURES, false) => match a as u32 {
                 VERSION | PSCI_FEATURES => 0,
                 asked if is_of_psci(asked) => self.relayed(),

@@ -8,6 +8,7 @@
 
 mod attack;
 mod calls;
+mod coming;
 mod entry;
 mod registers;
 
@@ -32,8 +33,10 @@ guest_tests::payload! { main: main, work: work, code: &CODE }
 
 /// Operations of all CPUs together, unless the command line says how many.
 const OPERATIONS: u64 = 10_000_000;
-/// The one order there is: attack.
+/// Attack.
 const ATTACK: usize = OWN;
+/// Suspend, and lose the context.
+const SUSPEND: usize = OWN + 1;
 /// From so many operations on, each CPU has made some of each kind.
 const ENOUGH: u64 = 10_000;
 
@@ -68,6 +71,12 @@ fn main(report: &mut Report, machine: &Machine<'_>, memory: &'static Memory) {
             return;
         }
     }
+    if let (Some(cpu), Some(place)) = (cpus.last(), machine.cpus.last())
+        && cpus.len() > 1
+        && fits
+    {
+        coming::all(report, cpu, place.mpidr);
+    }
     let suspend_flags = call::<Smc>(PSCI_FEATURES, [PSCI_CPU_SUSPEND_64.into(), 0, 0])[0] as i32;
     let has_trials = call::<Hvc>(CHANGE_HOST, [0, 1, 1])[0] != NOT_SUPPORTED;
     let is_there = stand_in(true);
@@ -99,8 +108,11 @@ fn main(report: &mut Report, machine: &Machine<'_>, memory: &'static Memory) {
     report.check("hostile.firmware_is_back", is_back, format_args!("{version:?}"));
 }
 
-/// Carries out the order: attacks.
-fn work(_: usize) {
+/// Carries out the order.
+fn work(order: usize) {
+    if order == SUSPEND {
+        return coming::suspend();
+    }
     let number = Cpu::this().number;
     let Some((calls, count)) = CPUS[number].lock().start.take() else { return };
     let mut random = Random::new(SEED.load(Ordering::Relaxed) ^ (number as u64 + 1) << 56);

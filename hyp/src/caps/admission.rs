@@ -3,6 +3,7 @@
 //! Invariants:
 //! - What can be refused is refused before anything that others use has changed, but for the [lifecycle](super::lifecycle)'s set: that one
 //!   is published first, so that a map which is made meanwhile begins with it. Too small a set costs time, and is not wrong.
+//! - Who makes a map while CPUs may come lists it among those that are weakened first, and then takes from it what the published set lacks.
 //! - A map is weakened, and repainted if the policy says so, by CPUs that its old set is true of; the newcomer translates through it only
 //!   afterwards. Two admissions at once are two that weaken the same maps, in any order.
 
@@ -46,11 +47,13 @@ impl core::error::Error for Denied {}
 
 /// A map that the newcomer is to translate through.
 pub trait Shared {
-    /// Takes from its set what `set` lacks; made of pages before, if `policy` says so of a linear map.
+    /// What its CPUs can do.
+    fn capabilities(&self) -> Capabilities;
+    /// Takes from its set what `set` lacks; made of pages before, if `policy` says so of a linear map. Gives the bytes that were.
     ///
     /// # Errors
     /// As [`Map::repaint_and_weaken`]; nothing has changed.
-    fn admit(&self, set: Capabilities, policy: Policy) -> Result<(), MapError>;
+    fn admit(&self, set: Capabilities, policy: Policy) -> Result<u64, MapError>;
 }
 
 /// A linear map: its blocks are what a policy is about.
@@ -58,7 +61,10 @@ pub trait Shared {
 pub struct OfPolicy<'m, R: Regime, M: Mmu, S: Shape>(pub &'m Map<R, M, S>);
 
 impl<R: Regime, M: Mmu, S: Shape> Shared for OfPolicy<'_, R, M, S> {
-    fn admit(&self, set: Capabilities, policy: Policy) -> Result<(), MapError> {
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+    fn admit(&self, set: Capabilities, policy: Policy) -> Result<u64, MapError> {
         let now = self.0.capabilities();
         if policy.repaints(now, now & set) {
             return self.0.repaint_and_weaken(set);
@@ -69,26 +75,33 @@ impl<R: Regime, M: Mmu, S: Shape> Shared for OfPolicy<'_, R, M, S> {
 
 /// Any map: it keeps its blocks.
 impl<R: Regime, M: Mmu, S: Shape> Shared for Map<R, M, S> {
-    fn admit(&self, set: Capabilities, _: Policy) -> Result<(), MapError> {
+    fn capabilities(&self) -> Capabilities {
+        Self::capabilities(self)
+    }
+    fn admit(&self, set: Capabilities, _: Policy) -> Result<u64, MapError> {
         if !set.contains(self.capabilities()) {
             self.weaken(set);
         }
-        Ok(())
+        Ok(0)
     }
 }
 
 impl<'l> Admission<'l> {
-    /// Makes a CPU that has `set` one that may translate through `maps`, in their order; what comes after the first that can refuse cannot.
+    /// Makes a CPU that has `set` one that may translate through `maps`, in their order: only the first may be one
+    /// that can refuse. Gives the bytes that became pages.
     ///
     /// # Errors
     /// [`Denied`].
-    pub fn admit(&self, set: Capabilities, maps: &[&dyn Shared]) -> Result<(), Denied> {
-        let lacks = self.starting.set() - set;
+    pub fn admit(&self, set: Capabilities, maps: &[&dyn Shared]) -> Result<u64, Denied> {
+        // Of one that was refused before, the maps still have what the published set has lost.
+        let all = maps.iter().fold(self.starting.set(), |all, map| all | map.capabilities());
+        let lacks = all - set;
         if self.late == Late::Deny && self.starting.phase() == Phase::Finalized && !lacks.is_empty() {
             return Err(Denied::Weaker(lacks));
         }
         self.starting.weaken(set);
-        maps.iter().try_for_each(|map| map.admit(set, self.policy)).map_err(Denied::Map)
+        let repainted = maps.iter().map(|map| map.admit(set, self.policy)).sum::<Result<u64, MapError>>();
+        repainted.map_err(Denied::Map)
     }
 }
 
@@ -122,7 +135,7 @@ mod tests {
         (policy, late): (Policy, Late),
         finalized: bool,
         tables: usize,
-    ) -> (Result<(), Denied>, [usize; 2], [u8; 3]) {
+    ) -> (Result<u64, Denied>, [usize; 2], [u8; 3]) {
         let mmu = FakeMmu::new(tables);
         let lifecycle = Lifecycle::new();
         let starting = lifecycle.boot(bbm(boot)).unwrap().open(2);
@@ -142,7 +155,7 @@ mod tests {
         let own_blocks = own.cpu(0).unwrap().read().census().leaves[2];
         let blocks = [own_blocks, under.cpu(0).unwrap().read().census().leaves[2]];
         let levels = [lifecycle.set(), own.capabilities(), under.capabilities()].map(Capabilities::bbm_level);
-        (result, blocks.map(|count| count as usize), levels)
+        (result, blocks, levels)
     }
 
     #[test]
@@ -151,7 +164,8 @@ mod tests {
             let least = boot.min(newcomer);
             for policy in [Policy::KeepBlocks, Policy::Repaint, Policy::PagesFirst] {
                 let blocks = policy == Policy::KeepBlocks || policy == Policy::Repaint && least == 3;
-                let expected = (Ok(()), [if blocks { 2 } else { 0 }, 2], [least; 3]);
+                let repainted = if policy == Policy::Repaint && boot == 3 && least < 3 { 4 * MIB } else { 0 };
+                let expected = (Ok(repainted), [if blocks { 2 } else { 0 }, 2], [least; 3]);
                 let found = admitted(boot, newcomer, (policy, Late::Admit), false, 16);
                 assert_eq!(found, expected, "{policy:?}, {boot} and {newcomer}");
             }
@@ -164,8 +178,8 @@ mod tests {
         let (result, blocks, levels) = admitted(3, 1, deny, true, 16);
         assert!(matches!(result, Err(Denied::Weaker(lacks)) if !lacks.is_empty()));
         assert_eq!((blocks, levels), ([2, 2], [3, 3, 3]));
-        assert_eq!(admitted(3, 3, deny, true, 16).0, Ok(()));
-        assert_eq!(admitted(3, 1, deny, false, 16).0, Ok(()));
+        assert_eq!(admitted(3, 3, deny, true, 16).0, Ok(0));
+        assert_eq!(admitted(3, 1, deny, false, 16).0, Ok(0));
         assert_eq!(admitted(3, 1, (Policy::KeepBlocks, Late::Admit), true, 16).2, [1, 1, 1]);
     }
 
@@ -175,6 +189,25 @@ mod tests {
         let (result, blocks, levels) = admitted(3, 0, repaint, false, 7);
         assert!(matches!(result, Err(Denied::Map(MapError::OutOfTables { .. }))));
         assert_eq!((blocks, levels), ([2, 2], [0, 3, 3]));
+    }
+
+    #[test]
+    fn who_was_refused_before_is_late_all_the_same() {
+        let mmu = FakeMmu::new(8);
+        let lifecycle = Lifecycle::new();
+        let starting = lifecycle.boot(bbm(3)).unwrap().open(2);
+        let map =
+            Map::<El2, _>::new(&mmu, Geometry::stage1(48).unwrap(), Options::new(starting.set())).unwrap();
+        let input = Range::new(0, 64 * MIB).unwrap();
+        map.cpu(0)
+            .unwrap()
+            .write()
+            .map(input, Pa::new(0).unwrap(), Attributes::<El2>::DATA, Leaves::LARGEST)
+            .unwrap();
+        let admission = Admission { starting, policy: Policy::Repaint, late: Late::Deny };
+        assert!(matches!(admission.admit(bbm(0), &[&OfPolicy(&map)]), Err(Denied::Map(_))));
+        starting.finalize().unwrap();
+        assert!(matches!(admission.admit(bbm(0), &[&OfPolicy(&map)]), Err(Denied::Weaker(_))));
     }
 
     #[test]

@@ -178,6 +178,12 @@ impl<'l> Starting<'l> {
         Capabilities::from_bits_truncate(before) & set
     }
 
+    /// Whether CPU number `cpu` has arrived before.
+    pub fn has_come(&self, cpu: usize) -> bool {
+        let word = self.lifecycle.seen.get(cpu / 64);
+        word.is_some_and(|word| word.load(SeqCst) & 1 << (cpu % 64) != 0)
+    }
+
     /// CPU number `cpu` translates. Gives the token if it was the last that was missing.
     pub fn arrived(&self, cpu: usize) -> Option<Finalized<'l>> {
         let seen = |cpu: usize| {
@@ -239,6 +245,7 @@ mod tests {
         assert_eq!(lifecycle.phase(), Phase::Starting);
         let all = starting.arrived(1).unwrap();
         assert_eq!((all.set(), lifecycle.phase()), (STRONG, Phase::Finalized));
+        assert_eq!([0, 1, 2, 70, 1000].map(|cpu| starting.has_come(cpu)), [true, true, false, true, false]);
         // Who comes late finds it so, and no set or phase comes back.
         assert!(starting.arrived(2).is_none() && starting.finalize().is_none());
         starting.weaken(Capabilities::LEAST);

@@ -52,7 +52,7 @@ const OFFERED: u64 = 1;
 const RELEASED: u64 = 2;
 const DENIED: u64 = 3;
 
-/// What a newcomer finds and does, by the word of the down line: for who writes that side in another way than [`newcomer_macros!`].
+/// What a newcomer finds and does, by the word of the down line: for who writes that side in another way than [`newcomer_macros!`](crate::newcomer_macros).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
     /// Report under this number, and look again.
@@ -170,7 +170,7 @@ impl<'l, L: Lines> Offered<'l, L> {
     pub fn report(self, mut is_patient: impl FnMut() -> bool) -> Result<Reported<'l, L>, NoReport> {
         loop {
             if self.lines.look()[ANSWERED] == self.number {
-                // Written before the number: what is read now is no older than that.
+                // Written before the number, in the same cache line (of 64 bytes at least): what is read now is no older than that.
                 let [midr, mmfr0, mmfr1, mmfr2, mmfr3, isar0, pfr1, _] = self.lines.look();
                 let registers = IdRegisters { midr, mmfr0, mmfr1, mmfr2, mmfr3, isar0, pfr1 };
                 return Ok(Reported { lines: self.lines, number: self.number, registers });

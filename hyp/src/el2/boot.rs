@@ -18,6 +18,12 @@ use super::host::{self, Host};
 use super::image::{self, Layout, TooManyCpus};
 use super::percpu::{self, PerCpu};
 use super::psci::{CpuPower, HostEntry};
+use super::quiet::{self, ENTRY, Here};
+use super::settings::{InWords, Settings};
+use crate::caps::admission::Admission;
+use crate::caps::gate::Gate;
+use crate::caps::lifecycle::{Lifecycle, Starting};
+use crate::caps::policy::Policy;
 use crate::machine::host_tree::{self, Changes, HostTreeError};
 use crate::machine::image::{HEADER_SIZE, Image, ImageError};
 use crate::machine::layout::{self, LayoutError, Named};
@@ -27,11 +33,13 @@ use crate::mapping::{
     Stage2,
 };
 use crate::stage1::install::{CpuMmu, IDENTITY};
-use crate::stage1::{self, LinearMapError};
+use crate::stage1::{self, LinearMap, LinearMapError};
 use crate::stage2::{self, HOST_VMID, HostMapError};
 
 /// Where an image or a device tree goes: at a multiple of 2 MiB (Linux `booting.rst`).
 const PLACEMENT: u64 = 2 << 20;
+/// The mark of leaves of the hypervisor's own memory.
+const MARK: u8 = 1;
 
 /// Why the machine does not come up.
 #[derive(Clone, Debug)]
@@ -44,6 +52,8 @@ pub enum Error {
     BootCpu(u64),
     /// There are more CPUs than there is room for.
     TooManyCpus(TooManyCpus),
+    /// This was done before.
+    Twice,
     /// The EL2 map could not be made.
     El2Map(LinearMapError),
     /// The host's stage 2 could not be made.
@@ -74,6 +84,7 @@ impl fmt::Display for Error {
             Self::Image(error) => write!(f, "hypervisor image: {error}"),
             Self::BootCpu(mpidr) => write!(f, "device tree: has no cpu {mpidr:#x}, which runs this"),
             Self::TooManyCpus(error) => write!(f, "device tree: has {error}"),
+            Self::Twice => write!(f, "the EL2 map was made before"),
             Self::El2Map(error) => write!(f, "EL2 map: {error}"),
             Self::HostMap(error) => write!(f, "host stage 2: {error}"),
             Self::Layout(error) => write!(f, "memory layout: {error}"),
@@ -113,6 +124,7 @@ error_from!(
 ///
 /// # Errors
 /// [`Error::DeviceTree`] if there is none, or it is larger than 2 MiB.
+#[unsafe(link_section = ".init.text")]
 pub unsafe fn device_tree(address: u64) -> Result<&'static [u8], Error> {
     let pa =
         Pa::new(address).map_err(|error| MachineError::Address { node: "address of the tree", error })?;
@@ -132,6 +144,7 @@ pub unsafe fn device_tree(address: u64) -> Result<&'static [u8], Error> {
 }
 
 /// Says what machine this is.
+#[unsafe(link_section = ".init.text")]
 pub fn announce(machine: &Machine<'_>) {
     info!("Cloven {} at EL2, {} CPUs", env!("CARGO_PKG_VERSION"), machine.cpus.len());
     for bank in &machine.memory {
@@ -143,29 +156,50 @@ pub fn announce(machine: &Machine<'_>) {
     }
 }
 
-/// The tables of both maps.
+/// The tables of both maps; with a policy that may need pages, the host's only.
 static POOL: Pool<Linear> = Pool::new(IDENTITY);
+/// The tables of the EL2 map with such a policy: nobody else takes what it needs to become pages.
+static EL2_POOL: Pool<Linear> = Pool::new(IDENTITY);
 /// Where each CPU says that it walks one of them.
 static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
+/// What all CPUs have.
+static LIFECYCLE: Lifecycle = Lifecycle::new();
+
+/// Bytes of the tables of both maps.
+pub fn table_bytes() -> u64 {
+    (POOL.used() + EL2_POOL.used()) as u64 * GRANULE
+}
 
 /// The map that EL2 runs on.
-pub type El2Map = Map<El2, CpuMmu<El2>>;
+pub type El2Map = LinearMap<El2, CpuMmu<El2, &'static Gate<Here, MAX_CPUS>>>;
 /// The host's stage 2.
 pub type HostMap = Map<Stage2, CpuMmu<Stage2>>;
 
 /// The machine with the EL2 map on.
 pub struct Booted {
     layout: Layout,
-    map: El2Map,
+    map: &'static El2Map,
     cpus: &'static [CpuPower],
     ram: &'static Ranges,
     features: Features,
-    bbm: Option<u8>,
+    settings: Settings,
+    starting: Starting<'static>,
+    own: &'static [Range<Pa>],
+    tables: Option<Range<Pa>>,
 }
 
-/// Makes the EL2 map and runs the boot CPU on it: RAM in blocks, the hypervisor's own memory by page with the least
-/// permissions, the page of the console, and nothing else. `bbm` is the level of FEAT_BBM that CPUs are believed to have, if it is
-/// not to be theirs.
+/// Bytes of tables that all of `ram` takes in pages, in multiples of what they are reserved in.
+fn tables_of_pages(ram: &[Range<Pa>]) -> u64 {
+    let entries = |bank: &Range<Pa>, size: u64| bank.end().div_ceil(size) - bank.start().get() / size;
+    let tables: u64 = ram.iter().map(|bank| entries(bank, 2 << 20) + entries(bank, 1 << 30)).sum();
+    (tables * GRANULE).next_multiple_of(PLACEMENT)
+}
+
+/// Makes the EL2 map and runs the boot CPU on it: RAM in blocks or in pages as the policy of `settings` has it, the hypervisor's own memory by
+/// page with the least permissions, the page of the console, and nothing else.
+///
+/// A policy that may need pages has memory of its own for their tables, which is reserved beside the hypervisor's block. The boot map does not
+/// have it: so what is in pages from the start is added when the EL2 map is on.
 ///
 /// # Safety
 /// Runs on the boot CPU, on the boot map, once. `tree` came from [`device_tree`]; nobody holds references to memory
@@ -175,19 +209,31 @@ pub struct Booted {
 /// [`Error`].
 // Not in its caller's frame, which lasts as long as the host.
 #[inline(never)]
+#[unsafe(link_section = ".init.text")]
 pub unsafe fn enable_mmu(
     machine: &Machine<'_>,
     tree: &[u8],
     console: u64,
-    bbm: Option<u8>,
+    settings: Settings,
 ) -> Result<Booted, Error> {
     static CPUS: Once<ArrayVec<CpuPower, MAX_CPUS>> = Once::new();
+    #[unsafe(link_section = ".data.sealed")]
     static RAM: Once<Ranges> = Once::new();
+    #[unsafe(link_section = ".data.sealed")]
+    static PINNED: Once<ArrayVec<Range<Pa>, 6>> = Once::new();
+    #[unsafe(link_section = ".data.sealed")]
+    static OWN: Once<ArrayVec<Range<Pa>, 2>> = Once::new();
+    static MAP: Once<El2Map> = Once::new();
+    const DATA: Attributes<El2> = Attributes::<El2>::DATA;
 
     let layout = image::layout()?;
-    let tree = Named { what: "device tree", range: Range::new(tree.as_ptr() as u64, tree.len() as u64)? };
+    let tree = Range::new(tree.as_ptr() as u64, tree.len() as u64)?;
     let hypervisor = Named { what: "hypervisor", range: layout.whole };
-    layout::check(&machine.memory, &machine.no_map, &[hypervisor, tree])?;
+    layout::check(
+        &machine.memory,
+        &machine.no_map,
+        &[hypervisor, Named { what: "device tree", range: tree }],
+    )?;
     // What a boot loader has reserved otherwise is the host's to use, or somebody's buffer: nothing for us.
     layout::check(&machine.memory, &machine.reserved, &[hypervisor])?;
 
@@ -200,49 +246,113 @@ pub unsafe fn enable_mmu(
     let cpus = CPUS.call_once(|| core::iter::once(me).chain(others).map(CpuPower::new).collect());
     let ram = RAM.call_once(|| machine.memory.clone());
 
-    let memory = image::table_memory(&layout, cpus.len())?;
-    // SAFETY: the arena behind the CPUs' blocks, once, by the caller's word: used for nothing else, and at its own address in the
-    // boot map and in the one that is made here.
-    unsafe { POOL.refill(memory)? };
-    let features = Features::read(bbm);
+    let features = Features::read(settings.believed.of(0));
+    let boot = LIFECYCLE.boot(features.capabilities).ok_or(Error::Twice)?;
+    let leaves = settings.policy.leaves(boot.set(), LIFECYCLE.phase());
+    let tables = match settings.policy {
+        Policy::KeepBlocks => None,
+        Policy::Repaint | Policy::PagesFirst => {
+            let mut taken: ArrayVec<Range<Pa>, { 3 * machine::MAX_RANGES }> = ArrayVec::new();
+            taken.extend(machine.no_map.iter().chain(&machine.reserved).copied());
+            taken.extend([layout.whole, tree].into_iter().chain(machine.initrd));
+            taken.extend(machine.kernel.map(|kernel| kernel.range));
+            let what = "the tables of pages";
+            Some(layout::find_free_high(ram, &taken, what, tables_of_pages(ram), PLACEMENT)?)
+        }
+    };
 
-    // SAFETY: the tables lie at their physical addresses in the boot map and in the one made here, and this is EL2.
-    let mmu = unsafe { CpuMmu::<El2>::new(&POOL, &SLOTS) };
-    let mut map = stage1::linear_map(mmu, Options::new(features.capabilities))?;
+    let memory = image::table_memory(&layout, cpus.len())?;
+    let half = (memory.size() / 2) & !(GRANULE - 1);
+    let (for_el2, pool) = if tables.is_some() { (half, &EL2_POOL) } else { (0, &POOL) };
+    // SAFETY: the arena behind the CPUs' blocks, each part of it once, by the caller's word: used for nothing else, and at its own address
+    // in the boot map and in the one that is made here.
+    unsafe {
+        EL2_POOL.refill(Range::new(memory.start().get(), for_el2)?)?;
+        POOL.refill(Range::new(memory.start().get() + for_el2, memory.size() - for_el2)?)?;
+    }
+
+    // SAFETY: the tables lie at their physical addresses in the boot map and in the one made here, and this is EL2. Who is at EL2 is
+    // inside the gate.
+    let mmu = unsafe { CpuMmu::<El2, _>::with_quiesce(pool, &SLOTS, &ENTRY) };
+    let mut map = stage1::linear_map(mmu, Options::new(boot.set()))?;
     let mut writer = map.get_mut();
-    let mut holes = machine.no_map.clone();
-    holes.try_push(layout.whole).map_err(|_| MachineError::TooMany("reserved ranges"))?;
-    stage1::add_ram(&mut writer, ram, &holes, Attributes::<El2>::DATA)?;
-    let pinned = [
+    let mut holes: ArrayVec<Range<Pa>, { machine::MAX_RANGES + 3 }> =
+        machine.no_map.iter().copied().collect();
+    holes.extend([layout.whole].into_iter().chain(tables));
+    // The first tables of the region are enough for those that map the rest of it.
+    let (first, rest) = match tables {
+        Some(tables) => {
+            let (start, size) = (tables.start().get(), tables.size());
+            let first = PLACEMENT.min(size);
+            (Some(Range::new(start, first)?), Some(Range::new(start + first, size - first)?))
+        }
+        None => (None, None),
+    };
+    // Marked, so that no leaf of it is joined with what is around it.
+    let own = [
         (layout.text, Attributes::<El2>::CODE),
+        (layout.init_text, Attributes::<El2>::CODE),
         (layout.rodata, Attributes::<El2>::CONSTANTS),
-        (layout.data, Attributes::<El2>::DATA),
-        (memory, Attributes::<El2>::DATA),
+        (layout.init_rodata, Attributes::<El2>::CONSTANTS),
+        (layout.sealed, DATA),
+        (layout.data, DATA),
+        (memory, DATA),
     ];
-    for (range, attributes) in pinned {
-        stage1::add(&mut writer, range, attributes, Leaves::PAGES)?;
+    for (range, attributes) in own.into_iter().chain(first.map(|first| (first, DATA))) {
+        stage1::add(&mut writer, range, attributes.marked(MARK), Leaves::PAGES)?;
     }
     for number in 0..cpus.len() {
-        stage1::add(&mut writer, percpu::mapped(&layout, number)?, Attributes::<El2>::DATA, Leaves::PAGES)?;
+        stage1::add(&mut writer, percpu::mapped(&layout, number)?, DATA.marked(MARK), Leaves::PAGES)?;
     }
-    stage1::add(&mut writer, Range::new(console, GRANULE)?, Attributes::<El2>::DEVICE, Leaves::PAGES)?;
+    let console = Range::new(console, GRANULE)?;
+    stage1::add(&mut writer, console, Attributes::<El2>::DEVICE, Leaves::PAGES)?;
+    let tree_pages = tree.expanded_to(GRANULE);
+    if leaves.blocks {
+        stage1::add_ram(&mut writer, ram, &holes, DATA, leaves)?;
+    } else {
+        stage1::add(&mut writer, tree_pages, DATA, leaves)?;
+        holes.push(tree_pages);
+    }
     drop(writer);
+    // The arena is the CPUs' blocks and the tables.
+    let pinned = [layout.text, layout.rodata, layout.data, layout.arena, console].into_iter().chain(tables);
+    let pinned = PINNED.call_once(|| pinned.collect());
+    let map = MAP.call_once(|| LinearMap::new(map, pinned));
+    let own = OWN.call_once(|| [layout.whole].into_iter().chain(tables).collect());
 
-    let registers = stage1::Registers::el2(&map, features.limits.pa_range);
+    let registers = stage1::Registers::el2(map.map(), features.limits.pa_range);
     for number in 0..cpus.len() {
         // SAFETY: the boot map has the whole image for writing; no other CPU runs, and this one, number 0, has only
         // looked at its count of deaths, which stays 0.
         unsafe { PerCpu::create(&layout, number, registers) };
     }
-    // SAFETY: the map is whole and in memory that is never freed. It has the code, this stack (of CPU 0), and what the
-    // caller vouches for, each at the address it has.
+    // SAFETY: the map is in memory that is never freed. It has the code, this stack (of CPU 0), the tree, the tables, and with RAM what
+    // the caller vouches for, each at the address it has; what it lacks of RAM nobody refers to yet.
     unsafe { stage1::install::el2(&registers) };
+    quiet::pin(pinned);
+    ENTRY.enter();
+    for part in first.into_iter().chain(rest) {
+        if Some(part) == rest {
+            let mut cpu = map.map().cpu(0).ok_or(Error::Twice)?;
+            stage1::add(&mut cpu.write(), part, DATA.marked(MARK), Leaves::PAGES)?;
+        }
+        // SAFETY: free RAM, reserved above for this and nothing else, at its own address in this map.
+        unsafe { EL2_POOL.refill(part)? };
+    }
+    if !leaves.blocks {
+        let mut cpu = map.map().cpu(0).ok_or(Error::Twice)?;
+        stage1::add_ram(&mut cpu.write(), ram, &holes, DATA, leaves)?;
+    }
 
-    if let Some(mut cpu) = map.cpu(0) {
+    if !leaves.blocks {
+        // To count them takes longer than to map them.
+        info!("EL2 map: all in pages, {} tables", EL2_POOL.used());
+    } else if let Some(mut cpu) = map.map().cpu(0) {
         info!("EL2 map: {}", cpu.read().census());
     }
-    info!("break before make: level {}", features.capabilities.bbm_level());
-    Ok(Booted { layout, map, cpus, ram, features, bbm })
+    info!("boot CPU: {}; policy: {:?}", InWords(boot.set()), settings.policy);
+    let starting = boot.open(settings.finalize.unwrap_or(usize::MAX).min(cpus.len()));
+    Ok(Booted { layout, map, cpus, ram, features, settings, starting, own, tables })
 }
 
 /// The host's kernel.
@@ -258,6 +368,7 @@ impl<'a> Kernel<'a> {
     ///
     /// # Errors
     /// [`Error::NoKernel`].
+    #[unsafe(link_section = ".init.text")]
     pub fn choose(machine: &Machine<'a>, payload: &'a [u8]) -> Result<Self, Error> {
         match machine.kernel {
             Some(module) => Ok(Self::Module(module)),
@@ -282,6 +393,7 @@ impl Booted {
     /// [`Error`].
     // As for `enable_mmu`.
     #[inline(never)]
+    #[unsafe(link_section = ".init.text")]
     pub fn prepare_host(
         self,
         machine: &Machine<'_>,
@@ -292,14 +404,14 @@ impl Booted {
         let tree_range = Range::new(tree.as_ptr() as u64, tree.len() as u64)?;
         let mut taken: ArrayVec<Range<Pa>, { 3 * machine::MAX_RANGES }> = ArrayVec::new();
         taken.extend(machine.no_map.iter().chain(&machine.reserved).copied());
-        taken.extend([self.layout.whole, tree_range].into_iter().chain(machine.initrd));
+        taken.extend(self.own.iter().copied().chain([tree_range]).chain(machine.initrd));
 
         let (place, bootargs) = self.place_kernel(machine, &kernel, &taken)?;
         cache::forget_instructions();
         taken.push(place);
 
         let original = Fdt::new(tree).map_err(Error::damaged)?;
-        let changes = Changes { reserved: self.layout.whole, bootargs };
+        let changes = Changes { reserved: self.layout.whole, tables: self.tables, bootargs };
         let bound = host_tree::size_bound(original, &changes).next_multiple_of(GRANULE as usize) as u64;
         let room = layout::find_free(self.ram, &taken, "the host's device tree", bound, PLACEMENT)?;
         // SAFETY: free RAM, mapped for writing, and the host does not run yet.
@@ -308,13 +420,14 @@ impl Booted {
         // The host reads it with its MMU off.
         cache::clean_and_invalidate(room.start().get() as usize, size);
 
-        let hidden = [self.layout.whole];
-        let hidden = if expose { &[][..] } else { &hidden[..] };
+        let hidden = if expose { &[][..] } else { self.own };
         // SAFETY: as for the EL2 map.
         let mmu = unsafe { CpuMmu::<Stage2>::new(&POOL, &SLOTS) };
-        let options = Options::new(self.features.capabilities);
+        let options = Options::new(self.starting.set());
         let map = stage2::host_map(mmu, options, self.features.limits, self.ram, machine.top, hidden)?;
-        self.report(&map);
+        static MAP: Once<HostMap> = Once::new();
+        let map = MAP.call_once(|| map);
+        self.report(map);
         #[cfg(feature = "dump")]
         super::dump::init(machine);
         let host = Host {
@@ -322,11 +435,17 @@ impl Booted {
             ram: self.ram,
             cpus: self.cpus,
             services: Host::services(self.cpus, machine.psci),
-            stage2: stage2::Registers::new(&map, HOST_VMID, self.features.limits),
+            stage2: stage2::Registers::new(map, HOST_VMID, self.features.limits),
             features: self.features,
             el2_map: self.map,
             map,
-            bbm: self.bbm,
+            believed: self.settings.believed,
+            admission: Admission {
+                starting: self.starting,
+                policy: self.settings.policy,
+                late: self.settings.late,
+            },
+            own: self.own,
         };
         let entry = HostEntry { pc: place.start().get(), context: room.start().get() };
         info!("host kernel at {place}, device tree at {}", room.start());
@@ -334,6 +453,7 @@ impl Booted {
     }
 
     /// The memory that the kernel takes, and its own command line if it has one. An embedded one is copied there.
+    #[unsafe(link_section = ".init.text")]
     fn place_kernel<'a>(
         &self,
         machine: &Machine<'_>,
@@ -356,6 +476,9 @@ impl Booted {
                 let initrd = machine.initrd.map(|range| Named { what: "initrd", range });
                 let named: ArrayVec<Named, 3> =
                     [hypervisor, Named { what, range }].into_iter().chain(initrd).collect();
+                layout::check(self.ram, &machine.no_map, &named)?;
+                let tables = self.tables.map(|range| Named { what: "tables", range });
+                let named: ArrayVec<Named, 2> = [Named { what, range }].into_iter().chain(tables).collect();
                 layout::check(self.ram, &machine.no_map, &named)?;
                 // Whoever starts a kernel owes it an image in memory (Linux `booting.rst`), whatever its loader did.
                 cache::clean_and_invalidate(
@@ -380,17 +503,18 @@ impl Booted {
     }
 
     /// Figures about the hypervisor's memory.
+    #[unsafe(link_section = ".init.text")]
     fn report(&self, map: &HostMap) {
         if let Some(mut cpu) = map.cpu(0) {
             info!("host stage 2: {}", cpu.read().census());
         }
         let figure = |name: &str, value: u64| info!("@cloven figure {name} {value} bytes");
         let Layout { whole, arena, .. } = self.layout;
-        figure("memory.reserved", whole.size());
+        figure("memory.reserved", whole.size() + self.tables.map_or(0, |tables| tables.size()));
         figure("memory.image", whole.size() - arena.size());
         figure("memory.stacks", self.cpus.len() as u64 * percpu::BLOCK_SIZE);
-        figure("memory.tables_reserved", POOL.capacity() as u64 * GRANULE);
-        figure("memory.tables_used", POOL.used() as u64 * GRANULE);
+        figure("memory.tables_reserved", (POOL.capacity() + EL2_POOL.capacity()) as u64 * GRANULE);
+        figure("memory.tables_used", table_bytes());
     }
 }
 
@@ -401,14 +525,13 @@ impl ReadyHost {
     /// Runs on the boot CPU, after [`enable_mmu`].
     // As for `enable_mmu`.
     #[inline(never)]
+    #[unsafe(link_section = ".init.text")]
     pub unsafe fn enter(self) -> ! {
         info!(
             "@cloven figure boot.ticks {} ticks_at_{}_Hz",
             read_cntpct_el0().bits(),
             read_cntfrq_el0().bits()
         );
-        #[cfg(feature = "dump")]
-        super::dump::tell(&self.host, 0, "boot");
         // SAFETY: the stage 2 map is whole, its tables are never freed, and every CPU's data was created.
         unsafe { host::start(self.host, self.entry) }
     }

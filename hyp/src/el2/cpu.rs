@@ -14,8 +14,6 @@ use arm_sysregs::el1::{accessors::*, registers::*};
 use arm_sysregs::el2::{accessors::*, registers::*};
 use arm_sysregs::{read_sysreg, write_sysreg};
 
-use log::warn;
-
 use super::inject::EntryFeatures;
 use crate::caps::detect::{self, IdRegisters};
 use crate::machine::AFFINITY;
@@ -124,24 +122,6 @@ pub fn ipa_of_page(far: u64) -> Option<u64> {
         par
     };
     (par & FAILED == 0).then_some(par & PAGE)
-}
-
-/// The level of FEAT_BBM that the parameter `cloven.bbm` gives as `text`, if it does: at most the running CPU's own, unless
-/// `raise`, which is for tests on an emulator that raises no conflict aborts.
-pub fn believed_bbm(text: &str, raise: bool) -> Option<u8> {
-    let level = text.parse().ok().filter(|&level| level <= 3);
-    let own = detect::capabilities(&read_id_registers()).bbm_level();
-    match level {
-        Some(level) if raise || level <= own => Some(level),
-        Some(level) => {
-            warn!("cloven.bbm={level} is more than this CPU has: {own} it is");
-            None
-        }
-        None => {
-            warn!("cloven.bbm={text} is no level: 0, 1, 2 and 3 are");
-            None
-        }
-    }
 }
 
 impl Features {

@@ -76,7 +76,7 @@ impl Doorbell {
         map: &Map<Stage2, M>,
         cpu: usize,
         ram: &[Range<Pa>],
-        hidden: Range<Pa>,
+        hidden: &[Range<Pa>],
         seed: u64,
     ) {
         let Some((ring, range)) = choose(&mut Random::new(seed), ram, hidden) else { return };
@@ -105,9 +105,8 @@ impl Doorbell {
 }
 
 /// A change, and a range in one part of `ram` without `hidden` that it suits.
-fn choose(random: &mut Random, ram: &[Range<Pa>], hidden: Range<Pa>) -> Option<(Ring, Range<Pa>)> {
-    let hidden = [hidden];
-    let parts = || ram.iter().flat_map(|bank| bank.minus(&hidden));
+fn choose(random: &mut Random, ram: &[Range<Pa>], hidden: &[Range<Pa>]) -> Option<(Ring, Range<Pa>)> {
+    let parts = || ram.iter().flat_map(|bank| bank.minus(hidden));
     let granules: u64 = parts().map(|part| part.size() / GRANULE).sum();
     let mut skipped = random.below(granules.max(1)) * GRANULE;
     let part = parts().find(|part| {
@@ -192,7 +191,7 @@ mod tests {
         let (bell, mut random) = (Doorbell::new(), Random::new(5));
         for _ in 0..count {
             let seed = random.below(u64::MAX);
-            bell.ring(&map, 0, &[ram], hidden, seed);
+            bell.ring(&map, 0, &[ram], &[hidden], seed);
             assert_eq!(bell.turn.load(SeqCst) % 2, 0);
         }
         check(&bell, &map, &lent);

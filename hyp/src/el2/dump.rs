@@ -11,9 +11,11 @@ use crate::machine::Machine;
 use crate::mapping::dump::Format;
 use crate::mapping::{Map, Mmu, Regime};
 
+#[unsafe(link_section = ".data.sealed")]
 static FORMAT: Once<Format> = Once::new();
 
 /// Reads from the command line whether to print, and how.
+#[unsafe(link_section = ".init.text")]
 pub fn init(machine: &Machine<'_>) {
     if let Some(format) = machine.parameter("cloven.dump").and_then(Format::parse) {
         FORMAT.call_once(|| format);
@@ -23,8 +25,8 @@ pub fn init(machine: &Machine<'_>) {
 /// Prints both maps, if that was asked for, on CPU number `me`.
 pub fn tell(host: &Host, me: usize, moment: &str) {
     if let Some(format) = FORMAT.get() {
-        print(&host.el2_map, me, moment, *format);
-        print(&host.map, me, moment, *format);
+        print(host.el2_map.map(), me, moment, *format);
+        print(host.map, me, moment, *format);
     }
 }
 

@@ -6,12 +6,12 @@
 //!
 //! The boot CPU relocates the image to where it was loaded, clears its variables, and turns the MMU on with a boot map
 //! that lasts until [`crate::stage1`]'s is installed: the image, 2 or 4 MiB at the device tree (read-only) and the early
-//! console, each at its own address in 2 MiB blocks. Every other CPU starts with the registers that the boot CPU left
-//! for it in its `PerCpu`.
+//! console, each at its own address in 2 MiB blocks. Every other CPU asks to be let in, invalidates its TLBs, and starts with the registers
+//! that the boot CPU left for it in its `PerCpu`.
 
 use core::arch::global_asm;
 
-use super::percpu::{BLOCK_SIZE, DATA_OFFSET};
+use super::percpu::{BLOCK_SIZE, DATA_OFFSET, MAILBOX_OFFSET};
 use crate::stage1::{SCTLR_EL1_OFF, SCTLR_EL2_OFF};
 use crate::start::BOOT_TABLES;
 
@@ -26,6 +26,7 @@ macro_rules! el2_entry {
         static CLOVEN_EARLY_CONSOLE: u64 = $console;
 
         #[unsafe(no_mangle)]
+        #[unsafe(link_section = ".init.text")]
         extern "C" fn cloven_primary(device_tree: u64) -> ! {
             $main(device_tree)
         }
@@ -39,6 +40,7 @@ macro_rules! el2_entry {
 
 global_asm!(
     crate::start_macros!(),
+    crate::newcomer_macros!(),
     r#"
     // EL2 with everything off: little-endian, one privilege level. Changes x1 and x19.
     .macro quiet_el2
@@ -105,7 +107,7 @@ _start:
     .long   0x644d5241                  // "ARM\x64"
     .long   0
 
-    .section .text.entry, "ax"
+    .section .init.text.entry, "ax"
 primary:
     mov     x20, x0                     // device tree
     mrs     x1, CurrentEL
@@ -160,16 +162,31 @@ primary:
     mov     x0, x20
     bl      cloven_primary
 
+    // The 2 MiB block at x0, to itself, with the attributes x1.
+.Lmap_block:
+    map_block_routine
+
+    .section .text.entry, "ax"
     .global secondary_entry
 secondary_entry:
     mov     x20, x0                     // its PerCpu, at the same address as with the MMU on
     quiet_el2
+    add     x21, x20, #{mailbox_offset}
+    ask_admission x21, .Lturned_away
     ldp     x6, x7, [x20]               // crate::stage1::Registers
     ldp     x5, x8, [x20, #16]
     mmu_on
     mov     x0, x20
     bl      .Lfirst_frame
     bl      cloven_secondary
+
+    // Not let in: PSCI CPU_OFF by SMC, which does not come back. Who refuses that leaves a CPU that touches nothing.
+.Lturned_away:
+    movz    x0, #0x0002
+    movk    x0, #0x8400, lsl #16
+    smc     #0
+1:  wfi
+    b       1b
 
     // Stack, per-CPU pointer and vectors for the CPU whose PerCpu is at x0.
 .Lfirst_frame:
@@ -181,10 +198,6 @@ secondary_entry:
     isb
     mov     x29, xzr
     ret
-
-    // The 2 MiB block at x0, to itself, with the attributes x1.
-.Lmap_block:
-    map_block_routine
 
     // Prints the text at x19 and stops.
 .Lstop:
@@ -207,6 +220,7 @@ secondary_entry:
     sctlr_el1_off = const SCTLR_EL1_OFF,
     block_size = const BLOCK_SIZE,
     data_offset = const DATA_OFFSET,
+    mailbox_offset = const MAILBOX_OFFSET,
     boot_tables = const BOOT_TABLES,
 );
 

@@ -99,7 +99,7 @@ fn first_or_stop() {
 fn backtrace(pc: u64, mut frame: u64) {
     let Ok(layout) = image::layout() else { return };
     let tell = |pc: u64| {
-        if layout.text.contains(pc) {
+        if layout.text.contains(pc) || layout.init_text.contains(pc) {
             fatal_detail(format_args!("at image+{:#x}", pc - layout.whole.start().get()));
         }
     };

@@ -3,12 +3,13 @@
 //! Invariant: [`exit`] always returns, and the host then goes on: after the call it made, after the instruction that
 //! trapped, in its own exception handler, or at the same instruction again.
 
+use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
 use arm_sysregs::el1::{accessors::*, registers::*};
 use arm_sysregs::el2::{accessors::*, registers::*};
-use log::{debug, error, warn};
+use log::{debug, info, warn};
 use spin::Once;
 
 use super::boot::{El2Map, HostMap};
@@ -19,14 +20,21 @@ use super::exits::Exit;
 use super::image::Layout;
 use super::inject::{Exception, Interrupted};
 use super::percpu::PerCpu;
-use super::psci::{CpuPower, FirmwareEntry, HostEntry, Power, Psci};
+use super::psci::{CpuPower, DENIED, FirmwareEntry, HostEntry, INTERNAL_FAILURE, Power, Psci, SUCCESS};
+use super::quiet::{ENTRY, Relayed};
+use super::seal::seal;
+use super::settings::{Believed, InWords};
 use super::smccc::{Services, SmcHandler};
 use super::syndrome::{Abort, Access, Cause};
 use super::vectors;
 pub use super::vectors::Frame;
+use crate::caps::admission::{Admission, Denied, OfPolicy, leaves_of_all};
+use crate::caps::detect::IdRegisters;
+use crate::caps::lifecycle::Finalized;
+use crate::caps::mailbox;
 #[cfg(feature = "trial")]
 use crate::mapping::GRANULE;
-use crate::mapping::{Address, Ipa, Pa, Range};
+use crate::mapping::{Address, Capabilities, Ipa, Pa, Range};
 use crate::stage2;
 
 /// Bytes of an A64 instruction.
@@ -37,11 +45,18 @@ const SPSR_OF_ONE_INSTRUCTION: u64 = 1 << 21 | 0b11 << 10;
 
 /// Whom a relayed call ends at.
 #[cfg(not(feature = "stand-in"))]
-type Firmware = smccc::Smc;
+type Firmware = Relayed<smccc::Smc>;
 #[cfg(feature = "stand-in")]
-type Firmware = super::stand_in::StandIn<smccc::Smc>;
+type Firmware = super::stand_in::StandIn<Relayed<smccc::Smc>>;
 
-/// What every CPU needs to carry the host. Made once, on the boot CPU.
+/// How long CPU_ON waits for the CPU that it has turned on to say what it is. It takes microseconds, and longer on an emulator with fewer
+/// CPUs of its own.
+const REPORT_SECONDS: u64 = 5;
+/// For a firmware that has not set `CNTFRQ_EL0`: no counter is slower.
+const LEAST_HZ: u64 = 1_000_000;
+
+/// What every CPU needs to carry the host. Made once, on the boot CPU, and read-only from then on: what changes lies behind its
+/// references.
 pub struct Host {
     /// Where the hypervisor lies.
     pub layout: Layout,
@@ -56,13 +71,18 @@ pub struct Host {
     /// What the boot CPU has; the others must have as much.
     pub features: Features,
     /// What EL2 runs on.
-    pub el2_map: El2Map,
+    pub el2_map: &'static El2Map,
     /// What `stage2` puts under the host.
-    pub map: HostMap,
-    /// The level of FEAT_BBM that CPUs are believed to have, if not their own.
-    pub bbm: Option<u8>,
+    pub map: &'static HostMap,
+    /// The levels of FEAT_BBM that CPUs are believed to have, if not their own.
+    pub believed: Believed,
+    /// Who is let in, and how.
+    pub admission: Admission<'static>,
+    /// Memory that is EL2's own: the host has none of it.
+    pub own: &'static [Range<Pa>],
 }
 
+#[unsafe(link_section = ".data.sealed")]
 static HOST: Once<Host> = Once::new();
 
 impl Host {
@@ -120,7 +140,7 @@ impl Host {
 
 impl Power for Host {
     fn may_begin_at(&self, pc: u64) -> bool {
-        !self.layout.whole.contains(pc) && self.ram.iter().any(|bank| bank.contains(pc))
+        !self.own.iter().any(|range| range.contains(pc)) && self.ram.iter().any(|bank| bank.contains(pc))
     }
 
     fn stage(&self, cpu: usize, entry: Option<HostEntry>) -> FirmwareEntry {
@@ -131,6 +151,143 @@ impl Power for Host {
         }
         FirmwareEntry { pc: secondary_address(), context: core::ptr::from_ref(percpu) as u64 }
     }
+
+    fn admit(&self, cpu: usize, number: u64, turn_on: impl FnOnce() -> i64) -> i64 {
+        let lines = PerCpu::of(&self.layout, cpu).lines();
+        let offered = mailbox::offer(&lines, number);
+        let result = turn_on();
+        if result != SUCCESS {
+            offered.revoke();
+            return result;
+        }
+        let end = read_cntpct_el0().bits() + REPORT_SECONDS * read_cntfrq_el0().bits().max(LEAST_HZ);
+        let is_patient = || {
+            // Each look makes all CPUs wait for a barrier.
+            (0..64).for_each(|_| core::hint::spin_loop());
+            read_cntpct_el0().bits() < end && !is_for_nothing()
+        };
+        let mpidr = self.cpus[cpu].mpidr();
+        // What it waits in is pinned.
+        let Ok(reported) = ENTRY.stand(|| offered.report(is_patient)) else {
+            limited(|| warn!("cpu {mpidr:#x} has not said what it is: it is to turn itself off if it comes"));
+            return INTERNAL_FAILURE;
+        };
+        match self.let_in(cpu, &reported.registers) {
+            Ok(set) => {
+                reported.release();
+                let line = || {
+                    let all = InWords(self.admission.starting.set());
+                    info!("cpu {mpidr:#x} is let in: {}; all: {all}", InWords(set));
+                };
+                // Off and on again, as often as the host likes.
+                if self.admission.starting.has_come(cpu) {
+                    limited(line)
+                } else {
+                    line()
+                }
+                SUCCESS
+            }
+            Err(refusal) => {
+                reported.deny();
+                limited(|| warn!("cpu {mpidr:#x} is not let in: {refusal}"));
+                DENIED
+            }
+        }
+    }
+
+    fn leave(&self, cpu: usize, returns: bool) {
+        let lines = PerCpu::of(&self.layout, cpu).lines();
+        if returns { mailbox::keep(&lines) } else { mailbox::revoke(&lines) }
+    }
+
+    fn wait(&self) {
+        ENTRY.stand(core::hint::spin_loop);
+    }
+
+    fn finalize(&self) {
+        if let Some(all) = self.admission.starting.finalize() {
+            self.all_are_known(&all);
+        }
+    }
+}
+
+/// Bytes of the EL2 map that became pages for somebody who was let in.
+pub static REPAINTED: AtomicU64 = AtomicU64::new(0);
+
+/// Nobody comes whom the stand-in has turned on.
+fn is_for_nothing() -> bool {
+    #[cfg(feature = "stand-in")]
+    return super::stand_in::keeps_cpus();
+    #[cfg(not(feature = "stand-in"))]
+    false
+}
+
+/// Why a CPU is not let in.
+enum Refusal {
+    /// It cannot do what was prepared for the boot CPU.
+    Features(Features),
+    /// It is denied.
+    Denied(Denied),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Features(features) => write!(f, "it has {features:?}, and the boot CPU more"),
+            Self::Denied(denied) => denied.fmt(f),
+        }
+    }
+}
+
+impl Host {
+    /// Makes a CPU that says `registers` of itself one that may translate through both maps.
+    fn let_in(&self, cpu: usize, registers: &IdRegisters) -> Result<Capabilities, Refusal> {
+        let features = Features::of(registers, self.believed.of(cpu));
+        if !features.suffice(&self.features) {
+            return Err(Refusal::Features(features));
+        }
+        let set = features.capabilities;
+        // The first may be refused: the host's stage 2 keeps its blocks.
+        let start = read_cntpct_el0().bits();
+        let repainted =
+            self.admission.admit(set, &[&OfPolicy(self.el2_map.map()), self.map]).map_err(Refusal::Denied)?;
+        if repainted > 0 {
+            let ticks = read_cntpct_el0().bits() - start;
+            info!("EL2 map: {} MiB of blocks are pages now, in {ticks} ticks", repainted >> 20);
+            REPAINTED.fetch_add(repainted, Relaxed);
+        }
+        Ok(set)
+    }
+
+    /// The running CPU translates: the last that was missing has the rest done.
+    fn arrived(&self, number: usize) {
+        self.cpus[number].arrived();
+        if let Some(all) = self.admission.starting.arrived(number) {
+            self.all_are_known(&all);
+        }
+    }
+
+    /// No other CPU will come but late.
+    fn all_are_known(&self, all: &Finalized<'_>) {
+        info!("all CPUs are known: {}", InWords(all.set()));
+        let Some(mut cpu) = self.el2_map.map().cpu(PerCpu::this().number()) else {
+            return warn!("EL2 map: stays as it is, this CPU is using it");
+        };
+        let mut writer = cpu.write();
+        // As long as this is the writer, nobody weaker is let in.
+        let Some(leaves) = leaves_of_all(all, self.el2_map.map(), self.admission.policy) else { return };
+        let start = read_cntpct_el0().bits();
+        for part in self.ram.iter().flat_map(|bank| bank.minus(self.own)) {
+            let range = Range::new(part.start().get(), part.size());
+            let joined = range.map(|range| writer.collapse(range, leaves));
+            if !matches!(joined, Ok(Ok(()))) {
+                warn!("{part} stays in pages: {joined:?}");
+            }
+        }
+        drop(writer);
+        let ticks = read_cntpct_el0().bits() - start;
+        info!("EL2 map, joined in {ticks} ticks: {}", cpu.read().census());
+    }
 }
 
 /// Starts the host at `entry` on the boot CPU; its other CPUs follow when it asks for them.
@@ -138,9 +295,16 @@ impl Power for Host {
 /// # Safety
 /// Runs on the boot CPU with the EL2 map on; `host.stage2` is of a whole map that is never freed, which hides all that
 /// the hypervisor owns; the `PerCpu` data of every CPU in `host.cpus` was created.
+// Not in its caller's body, which is gone then.
+#[inline(never)]
 pub unsafe fn start(host: Host, entry: HostEntry) -> ! {
     let host = HOST.call_once(|| host);
-    host.cpus[0].arrived();
+    host.arrived(0);
+    if let Err(error) = seal(host.el2_map, &host.layout) {
+        super::fault::refuse(format_args!("EL2 map: {error}"));
+    }
+    #[cfg(feature = "dump")]
+    super::dump::tell(host, 0, "boot");
     // SAFETY: the caller's word.
     unsafe { descend(host, entry) }
 }
@@ -149,19 +313,9 @@ pub unsafe fn start(host: Host, entry: HostEntry) -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn cloven_secondary() -> ! {
     let Some(host) = HOST.get() else { super::fault::refuse(format_args!("a CPU came before the host")) };
+    ENTRY.enter();
     let percpu = PerCpu::this();
-    let features = Features::read(host.bbm);
-    if !features.suffice(&host.features) {
-        error!(
-            "cpu {:#x} is turned off: it has {features:?}, the boot CPU {:?}",
-            cpu::affinity(),
-            host.features
-        );
-        host.cpus[percpu.number()].left();
-        let _ = smccc::psci::cpu_off::<smccc::Smc>();
-        super::fault::refuse(format_args!("the firmware did not turn it off"));
-    }
-    host.cpus[percpu.number()].arrived();
+    host.arrived(percpu.number());
     debug!("cpu {:#x} enters the host", cpu::affinity());
     // SAFETY: the entry code has turned the EL2 map on, and `start` was given the rest.
     unsafe { descend(host, percpu.host_entry()) }
@@ -176,6 +330,8 @@ unsafe fn descend(host: &Host, entry: HostEntry) -> ! {
     unsafe {
         cpu::prepare(&host.features);
         stage2::install::install(&host.stage2);
+        // What follows is pinned.
+        ENTRY.leave();
         vectors::enter_host(entry)
     }
 }
@@ -184,6 +340,14 @@ unsafe fn descend(host: &Host, entry: HostEntry) -> ! {
 pub fn exit(handler: &impl SmcHandler, frame: &mut Frame) {
     // Nothing comes from below before the host runs.
     let Some(host) = HOST.get() else { return };
+    ENTRY.enter();
+    answer_exit(host, handler, frame);
+    ENTRY.leave();
+}
+
+// The frame of the one that calls it would be one more.
+#[inline(always)]
+fn answer_exit(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
     #[cfg(feature = "trial")]
     let _time = super::trial::Time::start();
     let esr = read_esr_el2().bits();
@@ -293,7 +457,7 @@ fn ring(host: &Host, abort: Abort, frame: &mut Frame) -> bool {
         *register = value;
     } else {
         let me = PerCpu::this().number();
-        DOORBELL.ring(&host.map, me, host.ram, host.layout.whole, *register);
+        DOORBELL.ring(host.map, me, host.ram, host.own, *register);
     }
     true
 }

@@ -11,7 +11,10 @@ use crate::start::BOOT_TABLES;
 
 unsafe extern "C" {
     static image_start: u8;
+    static image_text: u8;
     static image_rodata: u8;
+    static image_init_rodata: u8;
+    static image_sealed: u8;
     static image_data: u8;
     static image_arena: u8;
     static image_end: u8;
@@ -22,10 +25,16 @@ unsafe extern "C" {
 pub struct Layout {
     /// All of it.
     pub whole: Range<Pa>,
+    /// Code that only the boot CPU runs, before the host does.
+    pub init_text: Range<Pa>,
     /// Code.
     pub text: Range<Pa>,
-    /// Constants, the embedded payload among them.
+    /// Constants.
     pub rodata: Range<Pa>,
+    /// The embedded payload, and what the image was relocated by.
+    pub init_rodata: Range<Pa>,
+    /// Variables that nobody writes once the host runs.
+    pub sealed: Range<Pa>,
     /// Variables.
     pub data: Range<Pa>,
     /// What became of the rest at boot.
@@ -53,12 +62,17 @@ impl core::fmt::Display for TooManyCpus {
 /// [`AddressError`] if it was loaded above 2^48.
 pub fn layout() -> Result<Layout, AddressError> {
     let between = |from: *const u8, to: *const u8| Range::of_granules(from as u64, to as u64 - from as u64);
-    let (start, rodata, data) = (&raw const image_start, &raw const image_rodata, &raw const image_data);
+    let (start, text) = (&raw const image_start, &raw const image_text);
+    let (rodata, init_rodata) = (&raw const image_rodata, &raw const image_init_rodata);
+    let (sealed, data) = (&raw const image_sealed, &raw const image_data);
     let (arena, end) = (&raw const image_arena, &raw const image_end);
     Ok(Layout {
         whole: between(start, end)?,
-        text: between(start, rodata)?,
-        rodata: between(rodata, data)?,
+        init_text: between(start, text)?,
+        text: between(text, rodata)?,
+        rodata: between(rodata, init_rodata)?,
+        init_rodata: between(init_rodata, sealed)?,
+        sealed: between(sealed, data)?,
         data: between(data, arena)?,
         arena: between(arena, end)?,
     })
@@ -71,6 +85,7 @@ const FEWEST_TABLES: u64 = 64;
 ///
 /// # Errors
 /// [`TooManyCpus`].
+#[unsafe(link_section = ".init.text")]
 pub fn table_memory(layout: &Layout, cpus: usize) -> Result<Range<Pa>, TooManyCpus> {
     let available = layout.arena.size() - (BOOT_TABLES + FEWEST_TABLES) * GRANULE;
     let room = (available / BLOCK_SIZE) as usize;

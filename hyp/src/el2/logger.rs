@@ -6,6 +6,7 @@
 use core::fmt;
 
 use log::{LevelFilter, Log, Metadata, Record};
+use spin::Once;
 use spin::mutex::SpinMutex;
 
 use super::percpu::PerCpu;
@@ -13,13 +14,17 @@ use super::percpu::PerCpu;
 /// Where messages go: writes the text. It is never called by two CPUs at once.
 pub type Console = fn(fmt::Arguments<'_>);
 
-struct Logger(SpinMutex<Option<Console>>);
+struct Logger(SpinMutex<()>);
 
-static LOGGER: Logger = Logger(SpinMutex::new(None));
+static LOGGER: Logger = Logger(SpinMutex::new(()));
+// A pointer to code.
+#[unsafe(link_section = ".data.sealed")]
+static CONSOLE: Once<Console> = Once::new();
 
 /// Sends messages up to `level` to `console` from now on.
+#[unsafe(link_section = ".init.text")]
 pub fn init(console: Console, level: LevelFilter) {
-    *LOGGER.0.lock() = Some(console);
+    CONSOLE.call_once(|| console);
     // Only fails if a logger was set before, which is then this one.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(level);
@@ -49,7 +54,8 @@ fn dying_line(text: fmt::Arguments<'_>) {
 }
 
 fn write_line(text: fmt::Arguments<'_>) {
-    if let Some(console) = *LOGGER.0.lock() {
+    let _line = LOGGER.0.lock();
+    if let Some(console) = CONSOLE.get() {
         console(format_args!("cloven[{}] {text}\r\n", PerCpu::this().number()));
     }
 }

@@ -4,8 +4,8 @@
 //! - EL2 runs with interrupts masked and holds no state of the host but the frame of the exception it is answering.
 //! - Every exception from below ends in a return to below: an answer, an exception for the host itself, or a retry.
 //!   Nothing that the host does stops EL2; a fault of EL2's own is printed and powers the machine off.
-//! - A CPU reaches the host only with the EL2 map and the host's stage 2 on; with its MMU off it uses no atomics and
-//!   reads only what was cleaned to the point of coherency for it.
+//! - A CPU reaches the host only with the EL2 map and the host's stage 2 on, and turns its MMU on only when it was let in
+//!   ([`crate::caps`]); with its MMU off it uses no atomics and reads only what was cleaned to the point of coherency for it.
 //!
 //! The decisions are pure and build on any host; what touches the CPU builds for the target only.
 //!
@@ -18,8 +18,11 @@
 //! | [`exits`] | exits from below, counted by kind |
 //! | `entry` | the image header, the first instructions of each CPU (Linux `booting.rst`) |
 //! | `boot` | the boot CPU's way to the host |
+//! | `settings` | what the command line says of all this |
+//! | `seal` | what ends with the boot |
 //! | `cpu` | the EL2 registers that let a stock kernel use what the CPU has |
 //! | `vectors`, `host` | exceptions from below, and their answers |
+//! | `quiet` | the entry gate: standing still while EL2's own map is broken |
 //! | `fault` | faults of our own: register dump and backtrace |
 //! | `dump` | of builds for dumps: both maps on the console |
 //! | `trial`, [`doorbell`] | of test builds: calls and a page that change maps |
@@ -54,6 +57,12 @@ pub mod image;
 pub mod logger;
 #[cfg(target_arch = "aarch64")]
 mod percpu;
+#[cfg(target_arch = "aarch64")]
+mod quiet;
+#[cfg(target_arch = "aarch64")]
+mod seal;
+#[cfg(target_arch = "aarch64")]
+pub mod settings;
 #[cfg(all(target_arch = "aarch64", feature = "stand-in"))]
 pub mod stand_in;
 #[cfg(all(target_arch = "aarch64", feature = "trial"))]

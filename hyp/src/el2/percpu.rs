@@ -6,7 +6,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 4096 | guard: not mapped, so an overflow faults |
-//! | 16384 | stack |
+//! | 20480 | stack |
 //! | 8192 | [`PerCpu`], and above it the stack on which a fault of our own is told |
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -17,6 +17,7 @@ use super::cache;
 use super::exits::Exits;
 use super::image::Layout;
 use super::psci::HostEntry;
+use crate::caps::mailbox::{self, Lines, Mailbox};
 use crate::mapping::{Address, AddressError, GRANULE, Pa, Range};
 use crate::stage1::Registers;
 
@@ -30,12 +31,18 @@ pub const DATA_OFFSET: u64 = GUARD_SIZE + STACK_SIZE;
 /// Above the CPU's data: the end of the stack for faults of our own. The entry code and the vectors know it.
 pub const FAULT_STACK_OFFSET: u64 = DATA_SIZE;
 
+/// Where in the CPU's data its mailbox lies. The entry code knows it.
+pub const MAILBOX_OFFSET: u64 = mailbox::LINE as u64;
+const _: () = assert!(core::mem::offset_of!(PerCpu, mailbox) as u64 == MAILBOX_OFFSET);
+
 /// What a CPU has for itself. The entry code and the vectors know where its first fields lie.
-#[repr(C, align(64))]
+#[repr(C, align(256))]
 pub struct PerCpu {
     /// Turns this CPU's MMU on: read with the MMU off, so written once and cleaned, in cache lines of its own.
     boot: Registers,
-    _own_line: [u64; 4],
+    _own_line: [u64; 28],
+    /// What it is told, and says, with its MMU off.
+    mailbox: Mailbox,
     number: usize,
     host_pc: AtomicU64,
     host_context: AtomicU64,
@@ -50,11 +57,13 @@ impl PerCpu {
     ///
     /// # Safety
     /// The block is mapped for writing, and its CPU is not started yet (or is this one, which has not used it).
+    #[unsafe(link_section = ".init.text")]
     pub unsafe fn create(layout: &Layout, number: usize, boot: Registers) {
         let at = data_address(layout, number) as *mut Self;
         let data = Self {
             boot,
-            _own_line: [0; 4],
+            _own_line: [0; 28],
+            mailbox: Mailbox::new(),
             number,
             host_pc: AtomicU64::new(0),
             host_context: AtomicU64::new(0),
@@ -77,6 +86,11 @@ impl PerCpu {
     pub fn of(layout: &Layout, number: usize) -> &'static Self {
         // SAFETY: created before any other CPU runs, and as for `this`.
         unsafe { &*(data_address(layout, number) as *const Self) }
+    }
+
+    /// Its mailbox, from the side of who lets it in.
+    pub fn lines(&self) -> impl Lines + '_ {
+        self.mailbox.with(cache::clean_and_invalidate)
     }
 
     /// Its number: its place in the machine's list of CPUs.
@@ -105,6 +119,7 @@ fn data_address(layout: &Layout, number: usize) -> u64 {
 ///
 /// # Errors
 /// [`AddressError`], for no number that there is a block for.
+#[unsafe(link_section = ".init.text")]
 pub fn mapped(layout: &Layout, number: usize) -> Result<Range<Pa>, AddressError> {
     let block = layout.arena.start().get() + number as u64 * BLOCK_SIZE;
     Range::of_granules(block + GUARD_SIZE, BLOCK_SIZE - GUARD_SIZE)

@@ -4,7 +4,8 @@
 //! Invariant: a CPU enters the host only through the hypervisor. Its state goes
 //! `Off -> Pending` (one CPU_ON has won it) `-> On` (it has arrived at EL2) `-> Off` (its CPU_OFF), and only the
 //! winner of `Off -> Pending` writes where it begins. So that address is never written while somebody reads it. Each win has
-//! a number of its own, so a winner whom the firmware refuses gives back its own win and no later one.
+//! a number of its own, so a winner whom the firmware refuses gives back its own win and no later one; it is also the number of the
+//! ticket with which the CPU is let in ([`crate::caps::admission`]).
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -19,10 +20,15 @@ use smccc::psci::{
 
 /// The call is not implemented.
 pub const NOT_SUPPORTED: i64 = -1;
-const SUCCESS: i64 = 0;
+/// The call has done what it says.
+pub const SUCCESS: i64 = 0;
 const INVALID_PARAMETERS: i64 = -2;
 const ALREADY_ON: i64 = -4;
 const ON_PENDING: i64 = -5;
+/// By policy, the CPU is not let in.
+pub const DENIED: i64 = -3;
+/// The CPU was turned on and has not said what it is.
+pub const INTERNAL_FAILURE: i64 = -6;
 const INVALID_ADDRESS: i64 = -9;
 /// AFFINITY_INFO's own "on pending".
 const AFFINITY_ON_PENDING: i64 = 2;
@@ -65,6 +71,16 @@ pub trait Power {
     fn may_begin_at(&self, pc: u64) -> bool;
     /// How the firmware starts CPU number `cpu`, which then begins at `entry`, or where it last did if there is none.
     fn stage(&self, cpu: usize, entry: Option<HostEntry>) -> FirmwareEntry;
+    /// Turns CPU number `cpu` on by `turn_on`, which gives the firmware's answer, and lets it in under the ticket `number`: SUCCESS, the
+    /// firmware's error, [`DENIED`] or [`INTERNAL_FAILURE`]; after an error the CPU turns itself off, if it comes at all.
+    fn admit(&self, cpu: usize, number: u64, turn_on: impl FnOnce() -> i64) -> i64;
+    /// CPU number `cpu`, which makes the call, goes off in a way that may lose its context, to come back by the entry if it `returns`, and
+    /// not before it is let in anew if not.
+    fn leave(&self, cpu: usize, returns: bool);
+    /// Called in each turn of a loop that waits for another CPU's call to end.
+    fn wait(&self);
+    /// No other CPU will come: what waits for that is done.
+    fn finalize(&self);
 }
 
 /// One CPU: who it is and how it is.
@@ -85,6 +101,14 @@ impl CpuPower {
         self.set(ON);
     }
 
+    /// The firmware has refused to turn the CPU off: on again, unless somebody has won it meanwhile, who is about to be refused and to lose it.
+    fn stays(&self) -> bool {
+        let seen = self.state.load(Ordering::Acquire);
+        let on = (seen & !STATE) | ON;
+        seen & STATE == OFF
+            && self.state.compare_exchange(seen, on, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
     /// The CPU is about to turn itself off. From here on another one may turn it on; the firmware refuses that until it
     /// is off.
     pub fn left(&self) {
@@ -103,7 +127,9 @@ impl CpuPower {
         if seen & STATE != OFF {
             return Err(seen & STATE);
         }
-        let won = (seen.wrapping_add(WIN) & !STATE) | PENDING;
+        // No win has number 0: that is what a mailbox has that nobody has answered in.
+        let next = (seen.wrapping_add(WIN) & !STATE).max(WIN);
+        let won = next | PENDING;
         let exchange = self.state.compare_exchange(seen, won, Ordering::AcqRel, Ordering::Acquire);
         exchange.map(|_| won).map_err(|now| now & STATE)
     }
@@ -148,7 +174,7 @@ impl<'a, C: Call> Psci<'a, C> {
             PSCI_CPU_ON_32 | PSCI_CPU_ON_64 => {
                 self.cpu_on(power, args[0], HostEntry { pc: args[1], context: args[2] })
             }
-            PSCI_CPU_OFF => self.cpu_off(me),
+            PSCI_CPU_OFF => self.cpu_off(power, me),
             PSCI_CPU_SUSPEND_32 | PSCI_CPU_SUSPEND_64 => {
                 self.cpu_suspend(power, me, args[0], HostEntry { pc: args[1], context: args[2] })
             }
@@ -173,7 +199,8 @@ impl<'a, C: Call> Psci<'a, C> {
             Err(_) => return ON_PENDING,
         };
         let stub = power.stage(number, Some(entry));
-        let result = firmware::<C>(PSCI_CPU_ON_64, [mpidr, stub.pc, stub.context]);
+        let turn_on = || firmware::<C>(PSCI_CPU_ON_64, [mpidr, stub.pc, stub.context]);
+        let result = power.admit(number, (won / WIN).into(), turn_on);
         if result != SUCCESS {
             self.cpus[number].lose(won);
         }
@@ -181,10 +208,16 @@ impl<'a, C: Call> Psci<'a, C> {
     }
 
     /// Returns only if the firmware refuses.
-    fn cpu_off(&self, me: usize) -> i64 {
+    fn cpu_off(&self, power: &impl Power, me: usize) -> i64 {
+        // Before somebody else may turn it on.
+        power.leave(me, false);
         self.cpus[me].left();
         let result = firmware::<C>(PSCI_CPU_OFF, [0; 3]);
-        self.cpus[me].arrived();
+        // One who has won it writes where it begins, and its ticket, until the firmware has refused it too.
+        while !self.cpus[me].stays() {
+            power.wait();
+        }
+        power.leave(me, true);
         result
     }
 
@@ -197,6 +230,7 @@ impl<'a, C: Call> Psci<'a, C> {
         }
         // Standby has no entry, but a firmware that thinks otherwise must not find the host's.
         let stub = power.stage(me, loses_context.then_some(entry));
+        power.leave(me, true);
         firmware::<C>(PSCI_CPU_SUSPEND_64, [power_state, stub.pc, stub.context])
     }
 
@@ -274,8 +308,14 @@ mod tests {
         }
     }
 
+    /// The starts that were staged, what became of tickets, and what becomes of who comes.
     #[derive(Default)]
-    struct Board(RefCell<Vec<(usize, Option<HostEntry>)>>);
+    struct Board(
+        RefCell<Vec<(usize, Option<HostEntry>)>>,
+        RefCell<Vec<String>>,
+        std::cell::Cell<i64>,
+        RefCell<Option<Box<dyn FnOnce()>>>,
+    );
     impl Power for Board {
         fn may_begin_at(&self, pc: u64) -> bool {
             pc >= 0x1000
@@ -284,6 +324,19 @@ mod tests {
             self.0.borrow_mut().push((cpu, entry));
             FirmwareEntry { pc: 0xe120, context: 0xc0 + cpu as u64 }
         }
+        fn admit(&self, cpu: usize, number: u64, turn_on: impl FnOnce() -> i64) -> i64 {
+            let result = turn_on();
+            self.1.borrow_mut().push(format!("{cpu} on {number}: {result}"));
+            if result == SUCCESS { self.2.get() } else { result }
+        }
+        fn leave(&self, cpu: usize, returns: bool) {
+            self.1.borrow_mut().push(format!("{cpu} {}", if returns { "suspended" } else { "off" }));
+        }
+        fn wait(&self) {
+            // The winner is refused, and loses it.
+            self.3.take().expect("nobody is waited for")();
+        }
+        fn finalize(&self) {}
     }
 
     fn cpus() -> [CpuPower; 3] {
@@ -331,6 +384,54 @@ mod tests {
             let on = || psci.call(board, 0, PSCI_CPU_ON_64, [1, 0x4000, 0]);
             assert_eq!((on(), on()), (Some(-6), Some(SUCCESS)));
         });
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_let_in_is_off_and_the_next_start_has_another_ticket() {
+        with(&[], |psci, board| {
+            let on = || psci.call(board, 0, PSCI_CPU_ON_64, [1, 0x4000, 0]);
+            for refusal in [DENIED, INTERNAL_FAILURE] {
+                board.2.set(refusal);
+                assert_eq!(on(), Some(refusal));
+            }
+            board.2.set(SUCCESS);
+            assert_eq!((on(), on()), (Some(SUCCESS), Some(ON_PENDING)));
+            assert_eq!(*board.1.borrow(), ["1 on 1: 0", "1 on 2: 0", "1 on 3: 0"]);
+        });
+    }
+
+    #[test]
+    fn who_goes_off_is_let_in_anew_and_who_suspends_is_not() {
+        with(&[-3, 0, 0], |psci, board| {
+            psci.cpus[1].arrived();
+            psci.call(board, 1, PSCI_CPU_OFF, [0; 3]);
+            psci.call(board, 1, PSCI_CPU_SUSPEND_64, [1 << 16, 0x4000, 9]);
+            // Refused its CPU_OFF it is as one that was let in.
+            assert_eq!(*board.1.borrow(), ["1 off", "1 suspended", "1 suspended"]);
+        });
+    }
+
+    #[test]
+    fn who_is_refused_its_cpu_off_waits_for_who_has_won_it_meanwhile() {
+        static CPUS: [CpuPower; 1] = [CpuPower::new(1)];
+        CPUS[0].arrived();
+        CPUS[0].left();
+        let won = CPUS[0].win().unwrap();
+        assert!(!CPUS[0].stays());
+        let board = Board(Default::default(), Default::default(), Default::default(), RefCell::default());
+        board.3.replace(Some(Box::new(move || CPUS[0].lose(won))));
+        while !CPUS[0].stays() {
+            board.wait();
+        }
+        assert_eq!(CPUS[0].win(), Err(ON));
+    }
+
+    #[test]
+    fn no_win_has_number_0() {
+        let cpu = CpuPower::new(1);
+        cpu.state.store(!STATE | OFF, Ordering::Release);
+        let won = cpu.win().unwrap();
+        assert_eq!((won / WIN, won & STATE), (1, PENDING));
     }
 
     #[test]

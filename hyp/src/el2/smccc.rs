@@ -25,13 +25,16 @@ pub const CALL_REVISION: u32 = 0x8600_ff03;
 /// number of an [`Exit`](super::exits::Exit). x0 is 0 and x1 the count since the CPU's data was made, this call included; for any other
 /// number x0 is INVALID_PARAMETER and x1 is kept.
 pub const CALL_EXITS: u32 = 0xc600_0001;
+/// Of the vendor-specific hypervisor service (SMC64): no other CPU will come, and what waits for all of them is done now
+/// ([`crate::caps::lifecycle`]). x0 is 0, also if it was so before.
+pub const CALL_FINALIZE: u32 = 0xc600_0002;
 const SUCCESS: i64 = 0;
 /// A parameter of the call has a value that it does not know (SMCCC, "Return codes").
 pub const INVALID_PARAMETER: i64 = -3;
 /// Cloven's answer to [`CALL_UID`]: the UUID 6e1d3c52-7f0a-4b38-9c41-d7a5b2e08f94 in four registers.
 pub const UID: [u64; 4] = [0x523c_1d6e, 0x384b_0a7f, 0xa5d7_419c, 0x948f_e0b2];
 /// Cloven's answer to [`CALL_REVISION`]: major, minor.
-pub const REVISION: [u64; 2] = [0, 2];
+pub const REVISION: [u64; 2] = [0, 3];
 
 /// Answers what [`Services`] does not know: the platform's own calls.
 pub trait SmcHandler {
@@ -83,6 +86,9 @@ impl<C: Call> Services<'_, C> {
                 Some(count) => x[..2].copy_from_slice(&[SUCCESS as u64, count]),
                 None => x[0] = INVALID_PARAMETER as u64,
             }
+        } else if function == CALL_FINALIZE {
+            power.finalize();
+            x[0] = SUCCESS as u64;
         } else if self.psci.is_some() && is_passed_on(function) {
             x[..4].copy_from_slice(&C::call64(function, args)[..4]);
         } else if let Some(answer) = handler.call(function, &args) {
@@ -149,6 +155,22 @@ mod tests {
         fn stage(&self, _: usize, _: Option<HostEntry>) -> FirmwareEntry {
             unreachable!("no CPU starts here")
         }
+        fn admit(&self, _: usize, _: u64, _: impl FnOnce() -> i64) -> i64 {
+            unreachable!("no CPU starts here")
+        }
+        fn leave(&self, _: usize, _: bool) {
+            unreachable!("no CPU goes off here")
+        }
+        fn wait(&self) {
+            unreachable!("nobody is waited for here")
+        }
+        fn finalize(&self) {
+            FINALIZED.set(FINALIZED.get() + 1);
+        }
+    }
+
+    std::thread_local! {
+        static FINALIZED: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
     }
 
     fn answer(with_firmware: bool, function: u64, arg: u64) -> [u64; 18] {
@@ -199,6 +221,12 @@ mod tests {
     fn the_vendor_service_says_who_it_is() {
         assert_eq!(answer(false, CALL_UID.into(), 0)[..4], UID);
         assert_eq!(answer(false, CALL_REVISION.into(), 0)[..2], REVISION);
+    }
+
+    #[test]
+    fn the_host_may_say_that_no_other_cpu_will_come() {
+        assert_eq!(answer(false, CALL_FINALIZE.into(), 7)[..4], [0, 7, 0xee, 0xee]);
+        assert_eq!(FINALIZED.get(), 1);
     }
 
     #[test]

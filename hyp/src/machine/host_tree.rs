@@ -28,6 +28,8 @@ const HEADER: usize = 40;
 pub struct Changes<'a> {
     /// The hypervisor's memory: reserved, not to be mapped.
     pub reserved: Range<Pa>,
+    /// Memory for tables beside that, reserved in the same way.
+    pub tables: Option<Range<Pa>>,
     /// The command line, if it is not the original's.
     pub bootargs: Option<&'a str>,
 }
@@ -158,7 +160,7 @@ const MAX_MODULES: usize = 16;
 /// Names that the new nodes use, appended to the strings block in this order.
 const NAMES: [&str; 6] = ["#address-cells", "#size-cells", "ranges", "compatible", "reg", "no-map"];
 
-/// Where the new node goes: just before the end of this node.
+/// Where the new nodes go: just before the end of this node.
 struct Place {
     /// Offset of the END_NODE in the structure block.
     end: usize,
@@ -256,13 +258,18 @@ pub fn write(original: Fdt<'_>, out: &mut [u8], changes: &Changes<'_>) -> Result
         w.property(name(1), &space.size_cells.to_be_bytes())?;
         w.property(name(2), &[])?;
     }
-    w.begin(format_args!("cloven@{:x}", changes.reserved.start().get()))?;
-    w.property(name(3), b"cloven,hypervisor\0")?;
-    w.property_head(name(4), 4 * (space.address_cells.min(2) + space.size_cells.min(2)) as usize)?;
-    w.number(changes.reserved.start().get(), space.address_cells)?;
-    w.number(changes.reserved.size(), space.size_cells)?;
-    w.property(name(5), &[])?;
-    w.word(END_NODE)?;
+    let tables = changes.tables.map(|range| (range, b"cloven,tables\0".as_slice()));
+    for (range, compatible) in
+        [(changes.reserved, b"cloven,hypervisor\0".as_slice())].into_iter().chain(tables)
+    {
+        w.begin(format_args!("cloven@{:x}", range.start().get()))?;
+        w.property(name(3), compatible)?;
+        w.property_head(name(4), 4 * (space.address_cells.min(2) + space.size_cells.min(2)) as usize)?;
+        w.number(range.start().get(), space.address_cells)?;
+        w.number(range.size(), space.size_cells)?;
+        w.property(name(5), &[])?;
+        w.word(END_NODE)?;
+    }
     if !place.in_reserved_memory {
         w.word(END_NODE)?;
     }

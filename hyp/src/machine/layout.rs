@@ -89,6 +89,26 @@ pub fn find_free(
     ram.iter().flat_map(|bank| bank.minus(taken)).find_map(fits).ok_or(LayoutError::NoRoom { what, size })
 }
 
+/// As [`find_free`], the highest: out of the way of what is placed later, and of what grows behind a kernel's file.
+///
+/// # Errors
+/// As [`find_free`].
+pub fn find_free_high(
+    ram: &[Range<Pa>],
+    taken: &[Range<Pa>],
+    what: &'static str,
+    size: u64,
+    align: u64,
+) -> Result<Range<Pa>, LayoutError> {
+    let fits = |part: Range<Pa>| {
+        let start = part.end().checked_sub(size)? & !(align - 1);
+        let range = Range::new(start, size).ok()?;
+        part.contains_range(range).then_some(range)
+    };
+    let found = ram.iter().flat_map(|bank| bank.minus(taken)).filter_map(fits);
+    found.max_by_key(|range| range.start().get()).ok_or(LayoutError::NoRoom { what, size })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -140,6 +160,8 @@ mod tests {
             };
             let found = find_free(&ram, &taken, "x", size, 1 << align).ok().map(|r| r.start().get());
             prop_assert_eq!(found, (0..0x100).find(|&start| fits(start)));
+            let found = find_free_high(&ram, &taken, "x", size, 1 << align).ok().map(|r| r.start().get());
+            prop_assert_eq!(found, (0..0x100).rfind(|&start| fits(start)));
         }
     }
 }

@@ -46,7 +46,7 @@ fn without(tree: &[u8], node: &str) -> Vec<u8> {
 const MIB: u64 = 1 << 20;
 
 fn changes() -> Changes<'static> {
-    Changes { reserved: Range::new(0x4020_0000, 2 * MIB).unwrap(), bootargs: None }
+    Changes { reserved: Range::new(0x4020_0000, 2 * MIB).unwrap(), tables: None, bootargs: None }
 }
 
 fn host_tree(tree: &[u8], changes: &Changes<'_>) -> Result<Vec<u8>, HostTreeError> {
@@ -72,6 +72,13 @@ fn qemus_tree_says_what_the_machine_is() {
     assert_eq!(machine.initrd, None);
     // The high PCIe window.
     assert_eq!(machine.top, 1 << 40);
+}
+
+#[test]
+fn memory_for_tables_is_reserved_as_the_hypervisors_is() {
+    let tables = Range::new(0x7f00_0000, 16 * MIB).unwrap();
+    let tree = host_tree(QEMU, &Changes { tables: Some(tables), ..changes() }).unwrap();
+    assert_eq!(ends(&read(&tree).unwrap().no_map), [(0x4020_0000, 0x4040_0000), (0x7f00_0000, 0x8000_0000)]);
 }
 
 #[test]
@@ -208,7 +215,8 @@ fn reserved_memory_without_its_properties_is_an_error() {
 #[test]
 fn a_root_whose_cells_cannot_name_the_hypervisor_is_an_error() {
     let narrow = set(QEMU, "/", "#address-cells", &1u32.to_be_bytes());
-    let high = Changes { reserved: Range::new(0x8_8000_0000, 2 * MIB).unwrap(), bootargs: None };
+    let high =
+        Changes { reserved: Range::new(0x8_8000_0000, 2 * MIB).unwrap(), tables: None, bootargs: None };
     let refused = host_tree(&narrow, &high).unwrap_err();
     assert_eq!(refused, HostTreeError::Cells { value: 0x8_8000_0000, cells: 1 });
 }

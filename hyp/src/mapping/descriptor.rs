@@ -267,6 +267,10 @@ impl<R> Attributes<R> {
     pub const fn bits(self) -> u64 {
         self.0
     }
+    /// The same with `value` (0 to 7; more is cut) in the embedder's three bits, by which leaves are kept from being joined with others.
+    pub const fn marked(self, value: u8) -> Self {
+        Self(self.0 & !SOFTWARE | ((value & 7) as u64) << SOFTWARE_SHIFT, PhantomData)
+    }
     /// Whether leaves of it are of one address space (nG); never at stage 2 and EL2.
     pub(super) const fn non_global(self) -> bool {
         self.0 & NG != 0

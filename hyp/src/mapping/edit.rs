@@ -177,6 +177,11 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
         Words::new(self.map.mmu())
     }
 
+    /// Whether the word is one of the pages that everything is to become: nobody makes it anything else beside others.
+    fn is_done(raw: u64, level: u8) -> bool {
+        O::TO_PAGES && level == LAST_LEVEL && is_leaf(raw, level) && raw & CONTIGUOUS == 0
+    }
+
     /// Whether the word of `level` has to become a table if the range cuts it.
     fn splits(&self, raw: u64, level: u8) -> bool {
         // An unlinked table is somebody's to give back once, so its word is never said twice.
@@ -213,6 +218,9 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
                 if !(O::UNLINKS && self.covers(at, level)) {
                     self.prepare_table(node.below::<S>(index as usize, raw), whole, needs)?;
                 }
+                continue;
+            }
+            if Self::is_done(raw, level) {
                 continue;
             }
             let cuts = !self.covers(at, level) && self.may_split(raw, level);
@@ -337,6 +345,10 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             let raw = words.load(node.table, index);
             if is_table(raw, level) {
                 self.commit_below(node, index, raw, at, tables);
+                index += 1;
+                continue;
+            }
+            if Self::is_done(raw, level) {
                 index += 1;
                 continue;
             }

@@ -71,11 +71,11 @@ impl Quiesce for FakeQuiesce {
     }
 }
 
-pub struct FakeMmu {
+pub struct FakeMmu<Q = FakeQuiesce> {
     pub memory: Arc<Memory>,
     pool: Pool<Arc<Memory>>,
     slots: [Slot; 8],
-    pub quiesce: FakeQuiesce,
+    pub quiesce: Q,
     /// Invalidations in their order.
     pub tlbis: Mutex<Vec<(Tlbi, u64)>>,
     pub barriers: Mutex<Vec<Barrier>>,
@@ -91,6 +91,13 @@ impl FakeMmu {
 
     /// With so many tables of so many entries.
     pub fn of_entries(tables: usize, entries: usize) -> Self {
+        Self::with_quiesce(tables, entries, FakeQuiesce::default())
+    }
+}
+
+impl<Q> FakeMmu<Q> {
+    /// The same, in which others stand still as `quiesce` says.
+    pub fn with_quiesce(tables: usize, entries: usize, quiesce: Q) -> Self {
         let words = (0..tables * entries).map(|_| AtomicU64::new(0x5a5a_5a5a_5a5a_5a5a)).collect();
         let memory = Arc::new(Memory { words, entries, ..Memory::default() });
         let pool = Pool::new(memory.clone());
@@ -100,7 +107,7 @@ impl FakeMmu {
             memory,
             pool,
             slots: Default::default(),
-            quiesce: FakeQuiesce::default(),
+            quiesce,
             tlbis: Mutex::default(),
             barriers: Mutex::default(),
             scopes: Mutex::default(),
@@ -120,17 +127,17 @@ impl FakeMmu {
 }
 
 // SAFETY: pool and tables are of the same memory; no CPU translates through it.
-unsafe impl Mmu for FakeMmu {
+unsafe impl<Q: Quiesce> Mmu for FakeMmu<Q> {
     type Tables = Arc<Memory>;
     type Pool = Pool<Arc<Memory>>;
-    type Quiesce = FakeQuiesce;
+    type Quiesce = Q;
     fn tables(&self) -> &Arc<Memory> {
         &self.memory
     }
     fn pool(&self) -> &Pool<Arc<Memory>> {
         &self.pool
     }
-    fn quiesce(&self) -> &FakeQuiesce {
+    fn quiesce(&self) -> &Q {
         &self.quiesce
     }
     fn slots(&self) -> &[Slot] {
@@ -146,5 +153,9 @@ unsafe impl Mmu for FakeMmu {
     }
     fn relax(&self) {
         std::thread::yield_now();
+    }
+    fn wait(&self) {
+        self.quiesce.pass();
+        self.relax();
     }
 }

@@ -478,16 +478,24 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     }
 
     /// Splits everything to pages, by the CPUs that translate through the map now and as their set allows, and then [weakens](Map::weaken)
-    /// it: nothing is joined in between.
+    /// it: nothing is joined in between. Gives the bytes that were in blocks.
     ///
     /// # Errors
     /// As [`Map::split_to_pages`]; the set is as it was then.
-    pub fn repaint_and_weaken(&self, to: Capabilities) -> Result<(), MapError> {
+    pub fn repaint_and_weaken(&self, to: Capabilities) -> Result<u64, MapError> {
         let mut writer = Writer::new(self);
         let whole = Range::new(0, 1 << self.geometry.input_bits()).map_err(|_| self.too_far(u64::MAX))?;
+        let before = self.counts().splits;
         self.split_to_pages(whole)?.flush();
+        let after = self.counts().splits;
         writer.weaken(to);
-        Ok(())
+        let bytes = (1..LAST_LEVEL).map(|level| {
+            let of = |counts: &[[u32; 4]; 4]| {
+                counts[usize::from(level)].iter().fold(0, |sum: u32, &n| sum.wrapping_add(n))
+            };
+            u64::from(of(&after).wrapping_sub(of(&before))) << level_shift::<S>(level)
+        });
+        Ok(bytes.sum())
     }
 
     /// How often leaves were split and joined.

@@ -168,7 +168,8 @@ impl<P: TablePool> Drop for Reservation<'_, P> {
 ///
 /// While a value of [`Quiesce::Held`] lives, no other CPU accesses, fetches from or walks `start .. start + size`, speculatively
 /// either: each waits, on translations that do not change, after a DSB, outside of any call into the engine and without a
-/// [`Reader`](super::Reader), or in [`Quiesce::begin`] or [`Mmu::wait`]. The caller's own code, stack and tables are not in the
+/// [`Reader`](super::Reader), or in [`Quiesce::begin`] or [`Mmu::wait`], and synchronizes its context (an ISB) before it goes on, as an access
+/// that it speculated meanwhile may have found what was broken (without FEAT_ETS2). The caller's own code, stack and tables are not in the
 /// range either.
 pub trait Quiesce {
     /// Lives as long as the others wait.

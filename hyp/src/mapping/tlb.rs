@@ -284,6 +284,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Debt<'m, R, M, S> {
     ///
     /// # Errors
     /// The other debt, if it is of another map: no invalidation of one map is sure to reach what the other owes.
+    #[expect(clippy::result_large_err, reason = "it is the argument, and comes back by mistake only")]
     pub fn merge(&mut self, mut other: Self) -> Result<(), Self> {
         if !core::ptr::eq(self.map, other.map) {
             return Err(other);

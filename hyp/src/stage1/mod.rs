@@ -136,7 +136,7 @@ pub fn add<R: Regime<Input = Va>, M: Mmu>(
     map.map(input, range.start(), attributes, leaves).map_err(|error| LinearMapError::Map { range, error })
 }
 
-/// Adds each of `banks` but for `holes` to a linear map, as `data`, in the largest leaves.
+/// Adds each of `banks` but for `holes` to a linear map, as `data`, in the leaves that `leaves` allows.
 ///
 /// # Errors
 /// As [`add`].
@@ -145,9 +145,10 @@ pub fn add_ram<R: Regime<Input = Va>, M: Mmu>(
     banks: &[Range<Pa>],
     holes: &[Range<Pa>],
     data: Attributes<R>,
+    leaves: Leaves,
 ) -> Result<(), LinearMapError> {
     for part in banks.iter().flat_map(|bank| bank.minus(holes)) {
-        add(map, part, data, Leaves::LARGEST)?;
+        add(map, part, data, leaves)?;
     }
     Ok(())
 }
@@ -167,7 +168,14 @@ mod tests {
         let mut map = linear_map::<El2, _>(&mmu, OPTIONS).unwrap();
         let hole = range(0x4020_0000, 0x20_0000);
         let mut writer = map.get_mut();
-        add_ram(&mut writer, &[range(0x4000_0000, 2 << 30)], &[hole], Attributes::<El2>::DATA).unwrap();
+        add_ram(
+            &mut writer,
+            &[range(0x4000_0000, 2 << 30)],
+            &[hole],
+            Attributes::<El2>::DATA,
+            Leaves::LARGEST,
+        )
+        .unwrap();
         add(&mut writer, hole, Attributes::<El2>::CODE, Leaves::PAGES).unwrap();
         let again = add(&mut writer, hole, Attributes::<El2>::CODE, Leaves::PAGES);
         assert_eq!(again, Err(LinearMapError::Map { range: hole, error: MapError::Mapped(0x4020_0000) }));

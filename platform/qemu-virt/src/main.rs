@@ -10,8 +10,9 @@ use core::ptr::NonNull;
 use arm_pl011_uart::{PL011Registers, Uart};
 use dtoolkit::fdt::Fdt;
 use hyp::el2::boot::{self, Kernel};
+use hyp::el2::settings::Settings;
 use hyp::el2::smccc::NoCalls;
-use hyp::el2::{cpu, fault, logger};
+use hyp::el2::{fault, logger};
 use hyp::machine::Machine;
 use log::LevelFilter;
 use safe_mmio::UniqueMmioPointer;
@@ -24,8 +25,11 @@ const CONSOLE: u64 = 0x0900_0000;
 hyp::el2_entry! { main: main, console: CONSOLE, handler: NoCalls }
 
 /// The host for who gives none: `cargo xtask` builds it first.
-static PAYLOAD: &[u8] = include_bytes!(env!("CLOVEN_HOST_PAYLOAD"));
+#[unsafe(link_section = ".init.rodata")]
+static PAYLOAD: [u8; include_bytes!(env!("CLOVEN_HOST_PAYLOAD")).len()] =
+    *include_bytes!(env!("CLOVEN_HOST_PAYLOAD"));
 
+#[unsafe(link_section = ".init.text")]
 fn main(device_tree: u64) -> ! {
     logger::init(console, LevelFilter::Info);
     match boot(device_tree) {
@@ -34,6 +38,7 @@ fn main(device_tree: u64) -> ! {
     }
 }
 
+#[unsafe(link_section = ".init.text")]
 fn boot(device_tree: u64) -> Result<core::convert::Infallible, boot::Error> {
     // SAFETY: the entry code has mapped it, and handed its address on from the boot loader.
     let tree = unsafe { boot::device_tree(device_tree)? };
@@ -45,17 +50,17 @@ fn boot(device_tree: u64) -> Result<core::convert::Infallible, boot::Error> {
 
 // Not in the frame above, in which the machine is read.
 #[inline(never)]
+#[unsafe(link_section = ".init.text")]
 fn boot_machine(tree: &[u8], machine: &Machine<'_>) -> Result<core::convert::Infallible, boot::Error> {
     if let Some(level) = machine.parameter("cloven.log").and_then(|text| text.parse().ok()) {
         log::set_max_level(level);
     }
     boot::announce(machine);
 
-    let bbm =
-        machine.parameter("cloven.bbm").and_then(|text| cpu::believed_bbm(text, cfg!(feature = "trial")));
+    let settings = Settings::read(machine, cfg!(feature = "trial"));
     // SAFETY: this is the boot CPU, on the boot map, once; the console's registers are mapped again.
-    let booted = unsafe { boot::enable_mmu(machine, tree, CONSOLE, bbm)? };
-    let kernel = Kernel::choose(machine, PAYLOAD)?;
+    let booted = unsafe { boot::enable_mmu(machine, tree, CONSOLE, settings)? };
+    let kernel = Kernel::choose(machine, &PAYLOAD)?;
     let host = booted.prepare_host(machine, tree, kernel, cfg!(feature = "broken-stage2"))?;
     if cfg!(feature = "own-fault") {
         log::error!("survived {} frames", own_fault(0));

@@ -490,9 +490,12 @@ fn a_debt_of_another_map_comes_back_as_an_error() {
     add(&map, 0, 4 * KIB, DATA, Leaves::PAGES);
     add(&other, 8 * KIB, 4 * KIB, DATA, Leaves::PAGES);
     let mut debt = map.protect(range(0, 4 * KIB), Change::<El2>::READ_ONLY).unwrap();
-    let foreign = debt.merge(other.protect(range(8 * KIB, 4 * KIB), Change::<El2>::READ_ONLY).unwrap());
+    let Err(foreign) = debt.merge(other.protect(range(8 * KIB, 4 * KIB), Change::<El2>::READ_ONLY).unwrap())
+    else {
+        panic!("it is of another map")
+    };
     assert_eq!(mmu.take_tlbis(), []);
-    foreign.err().expect("it is of another map").flush();
+    foreign.flush();
     assert_eq!(mmu.take_tlbis(), [(Tlbi::Address(LEAVES), 2)]);
     debt.flush();
     assert_eq!(mmu.take_tlbis(), [(Tlbi::Address(LEAVES), 0)]);

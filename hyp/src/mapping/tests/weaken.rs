@@ -41,7 +41,7 @@ fn repainted_to_pages_before_the_set_is_weaker_or_not_at_all() {
     assert_eq!((map.capabilities().bbm_level(), census(&map).leaves[2]), (3, 2));
     // SAFETY: it was reserved above.
     unsafe { mmu.pool().cancel(1) };
-    map.repaint_and_weaken(bbm(0).capabilities).unwrap();
+    assert_eq!(map.repaint_and_weaken(bbm(0).capabilities), Ok(4 * MIB));
     assert_eq!((map.capabilities().bbm_level(), census(&map).leaves), (0, [0, 0, 0, 1024]));
     assert_eq!(*mmu.quiesce.asked.lock().unwrap(), []);
 }
