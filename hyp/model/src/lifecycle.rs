@@ -488,7 +488,7 @@ impl<R: Tried, S: Shape> Actor<'_, '_, '_, R, S> {
             _ => admission.admit(set, &[map]),
         };
         match result {
-            Ok(()) => {
+            Ok(_) => {
                 reported.release();
                 count(&self.record.released);
                 Outcome::Released

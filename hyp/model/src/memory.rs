@@ -39,23 +39,25 @@ enum Mode {
     Over,
 }
 
+/// What a CPU looks at while it waits: a word of a table, and all that it has seen of lines.
+type Seen = (Option<(u64, usize)>, u64);
+
 /// What a CPU has done since it began to wait.
 #[derive(Clone, Copy, Debug, Default)]
 struct Spin {
-    /// The history when it waited last, the word it had read before, and what it had seen of lines.
-    last: Option<(u64, Option<(u64, usize)>, u64)>,
+    /// The history when it waited last, and what it had seen before.
+    last: Option<(u64, Seen)>,
     /// It has only read since.
     passive: bool,
-    read: Option<(u64, usize)>,
-    seen: u64,
+    seen: Seen,
     /// It has looked at the clock, so it goes on by itself.
     timed: bool,
 }
 
 impl Spin {
     fn repeats(&self) -> Option<u64> {
-        let (history, read, seen) = self.last?;
-        (self.passive && (read, seen) == (self.read, self.seen)).then_some(history)
+        let (history, seen) = self.last?;
+        (self.passive && seen == self.seen).then_some(history)
     }
 }
 
@@ -181,7 +183,7 @@ impl World {
     /// The boot CPU says what it has, and how many CPUs there are to come with it.
     pub fn boot(&self, set: Capabilities, cpus: usize) {
         // SAFETY: the token stays within the world, which has the lifecycle too.
-        let lifecycle: &'static Lifecycle = unsafe { &*(&raw const self.lifecycle) };
+        let lifecycle: &'static Lifecycle = unsafe { &*std::ptr::from_ref(&self.lifecycle) };
         self.starting.set(lifecycle.boot(set).map(|boot| boot.open(cpus)));
     }
     /// The lifecycle's token.
@@ -290,23 +292,23 @@ impl World {
         if matches!(call, Call::Relax | Call::Wait) {
             match spin.repeats() {
                 Some(history) => self.histories[cpu].set(history),
-                None => spin.last = Some((self.histories[cpu].get(), spin.read, spin.seen)),
+                None => spin.last = Some((self.histories[cpu].get(), spin.seen)),
             }
             self.spins[cpu].set(Spin { last: spin.last, passive: true, ..Spin::default() });
             return;
         }
         match call {
-            Call::Load { table, index } => spin.read = Some((table, index)),
+            Call::Load { table, index } => spin.seen.0 = Some((table, index)),
             Call::CompareExchange { .. } if result == 0 => {}
             Call::ReadLine { .. }
             | Call::Clock
             | Call::IsPowered { .. }
             | Call::BarrierSystem
             | Call::Maintain { maintenance: Maintenance::Invalidate, .. } => {
-                let mut seen = Hash64::from(spin.seen);
+                let mut seen = Hash64::from(spin.seen.1);
                 seen.write_u64(crate::explore::call_hash(&call));
                 seen.write_u64(result);
-                spin.seen = seen.finish();
+                spin.seen.1 = seen.finish();
                 spin.timed |= call == Call::Clock;
             }
             _ => spin.passive = false,
@@ -430,7 +432,7 @@ impl Quiesce for World {
     fn begin(&self, start: u64, size: u64) -> Option<Standing> {
         if self.has_gate() {
             // SAFETY: what is closed is opened before the world is gone: by `Standing`, or with the world.
-            let gate: &'static Gate<InWorld, CPUS> = unsafe { &*(&raw const self.gate) };
+            let gate: &'static Gate<InWorld, CPUS> = unsafe { &*std::ptr::from_ref(&self.gate) };
             let closed = Quiesce::begin(&gate, start, size)?;
             *self.closed.borrow_mut() = Some(closed);
             let cpu = self.current();
