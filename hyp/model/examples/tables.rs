@@ -1,4 +1,5 @@
-//! The tables of `docs/model.md`: `cargo run -p hyp-model --example tables`; with `mistakes` only that of letting CPUs in.
+//! The tables of `docs/model.md`: `cargo run -p hyp-model --example tables`; with `each` only the
+//! first of them, with `mistakes` only that of letting CPUs in.
 
 use std::collections::BTreeMap;
 
@@ -36,6 +37,9 @@ fn main() {
     for (number, row) in tables[0].iter().enumerate() {
         let states = tables.each_ref().map(|table| table[number].states.to_string());
         println!("| {} | {} |", row.names[0], states.join(" | "));
+    }
+    if std::env::args().any(|argument| argument == "each") {
+        return;
     }
     println!("\n| pairs on | states | pairs | most |\n|---|---|---|---|");
     let mut sums: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
