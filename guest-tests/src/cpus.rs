@@ -33,8 +33,13 @@ static MEMORY: Once<Memory> = Once::new();
 /// Makes what each CPU needs; the boot CPU has its own from here on.
 pub fn init(machine: &Machine<'_>, memory: Memory) -> &'static Memory {
     let memory = MEMORY.call_once(|| memory);
+    make(machine, |number| Cpu::new(number, memory.registers, stack_end(number)));
+    memory
+}
+
+/// Makes what each CPU needs by `make`, from its number.
+pub fn make(machine: &Machine<'_>, make: impl Fn(usize) -> Cpu) -> &'static [Cpu] {
     let count = machine.cpus.len().min(MAX_CPUS);
-    let make = |number| Cpu::new(number, memory.registers, stack_end(number));
     let cpus = CPUS.call_once(|| (0..count).map(make).collect());
     for cpu in cpus {
         let start = core::ptr::from_ref(cpu) as u64;
@@ -43,7 +48,7 @@ pub fn init(machine: &Machine<'_>, memory: Memory) -> &'static Memory {
     }
     // SAFETY: the entry code expects exactly this.
     unsafe { write_tpidr_el1(TpidrEl1::from_bits_retain(core::ptr::from_ref(&cpus[0]) as u64)) };
-    memory
+    cpus
 }
 
 /// All CPUs, the boot CPU first: none before [`init`].

@@ -3,7 +3,7 @@
 //! Invariant: `TPIDR_EL1` points to the running CPU's [`Cpu`] once its MMU is on. A fault lands where the running probe
 //! wants it, with the syndrome saved; without a probe it is unexpected and told.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, AtomicUsize};
 
 use arm_sysregs::el1::accessors::read_tpidr_el1;
@@ -23,7 +23,9 @@ pub struct Cpu {
     pub registers: Registers,
     /// The end of its stack.
     pub stack: u64,
-    _own_line: [u64; 3],
+    /// Where it asks to be let in when it is started, or 0: a [`Mailbox`](hyp::caps::mailbox::Mailbox).
+    pub mailbox: u64,
+    _own_line: [u64; 2],
     /// Where a fault lands, 0 if none is expected, and the stack pointer there.
     landing: [AtomicU64; 2],
     /// ESR, FAR, ELR and SPSR of the last fault that landed.
@@ -42,13 +44,19 @@ impl Cpu {
         Self {
             registers,
             stack,
-            _own_line: [0; 3],
+            mailbox: 0,
+            _own_line: [0; 2],
             landing: [const { AtomicU64::new(0) }; 2],
             fault: [const { AtomicU64::new(0) }; 4],
             order: AtomicUsize::new(0),
             done: AtomicUsize::new(0),
             number,
         }
+    }
+
+    /// As it is, but that it asks to be let in at `mailbox` when it is started.
+    pub const fn asking_at(self, mailbox: u64) -> Self {
+        Self { mailbox, ..self }
     }
 
     /// The running CPU's.
@@ -60,6 +68,7 @@ impl Cpu {
 
 global_asm!(
     hyp::start_macros!(),
+    hyp::newcomer_macros!(),
     r#"
     .section .text.head, "ax"
     .global _start
@@ -152,6 +161,10 @@ primary:
 secondary_entry:
     mov     x20, x0
     quiet_el1
+    ldr     x10, [x20, #40]
+    cbz     x10, .Ladmitted
+    ask_admission x10, .Lturn_off
+.Ladmitted:
     ldp     x6, x7, [x20]
     ldp     x5, x8, [x20, #16]
     ldr     x9, [x20, #32]
@@ -160,6 +173,13 @@ secondary_entry:
     mov     sp, x9
     mov     x29, xzr
     bl      payload_secondary
+1:  wfi
+    b       1b
+
+.Lturn_off:
+    movz    x0, #(0x84000002 >> 16), lsl #16    // CPU_OFF
+    movk    x0, #(0x84000002 & 0xffff)
+    smc     #0
 1:  wfi
     b       1b
 
@@ -241,6 +261,18 @@ vectors:
     probe   probe_load, ldr x12, [x0]
     probe   probe_store, str xzr, [x0]
     probe   probe_fetch, blr x0
+    // Loads eight bytes from x0 and stores them at x1.
+    .section .text.probe, "ax"
+    .global probe_copy
+probe_copy:
+    expect_fault
+    ldr     x12, [x0]
+    str     x12, [x1]
+    str     xzr, [x9, #64]
+    mov     x0, #0
+1:  ldp     x29, x30, [sp], #16
+    ret
+
     // To EL0 at the code at x0, with the address in x1. It always comes back by an exception.
     .section .text.probe, "ax"
     .global probe_user
@@ -297,6 +329,18 @@ user_end:
     uart = const UART,
 );
 
+/// Completes this CPU's accesses, as all others see them.
+pub fn settle() {
+    // SAFETY: a barrier changes no state.
+    unsafe { asm!("dsb ish", options(nostack)) };
+}
+
+/// Synchronizes this CPU's context: what follows sees what others have changed.
+pub fn synchronize() {
+    // SAFETY: a barrier changes no state.
+    unsafe { asm!("isb", options(nostack)) };
+}
+
 unsafe extern "C" {
     /// Cleans and invalidates `start` to `end`.
     pub fn clean(start: u64, end: u64);
@@ -304,6 +348,8 @@ unsafe extern "C" {
     pub fn forget_instructions();
     /// Loads eight bytes: 0, or 1 if it faulted.
     pub fn probe_load(address: u64) -> u64;
+    /// Loads eight bytes into `value`: 0, or 1 if that faulted.
+    pub fn probe_copy(address: u64, value: &mut u64) -> u64;
     /// Stores eight zero bytes: 0, or 1 if it faulted.
     pub fn probe_store(address: u64) -> u64;
     /// Calls the address with `value` in x1: 0, or 1 if it faulted.

@@ -48,13 +48,8 @@ pub unsafe fn run(
     code: &'static [Page],
     main: impl FnOnce(&mut Report, &Machine<'_>, &'static Memory),
 ) -> ! {
-    // SAFETY: the boot protocol: the tree is there, and nobody writes it.
-    let tree = unsafe {
-        let first = *(device_tree as *const [u8; 8]);
-        let size = hyp::machine::tree_size(first).unwrap_or_else(|error| panic!("device tree {error}"));
-        core::slice::from_raw_parts(device_tree as *const u8, size)
-    };
-    let fdt = Fdt::new(tree).unwrap_or_else(|error| panic!("device tree: {error}"));
+    // SAFETY: the caller's word.
+    let fdt = unsafe { tree(device_tree) };
     let machine = Machine::read(fdt).unwrap_or_else(|error| panic!("device tree {error}"));
     // SAFETY: the boot CPU, on the boot map, once, before any other runs.
     let memory = cpus::init(&machine, unsafe { memory::enable_mmu(&machine, fdt, code) });
@@ -65,6 +60,25 @@ pub unsafe fn run(
     main(&mut report, &machine, memory);
     report.end();
     memory.dump(&machine, "off");
+    off()
+}
+
+/// The device tree at an address.
+///
+/// # Safety
+/// The boot protocol: it is there, mapped, and nobody writes it.
+pub unsafe fn tree(address: u64) -> Fdt<'static> {
+    // SAFETY: the caller's word.
+    let tree = unsafe {
+        let first = *(address as *const [u8; 8]);
+        let size = hyp::machine::tree_size(first).unwrap_or_else(|error| panic!("device tree {error}"));
+        core::slice::from_raw_parts(address as *const u8, size)
+    };
+    Fdt::new(tree).unwrap_or_else(|error| panic!("device tree: {error}"))
+}
+
+/// Turns the machine off.
+pub fn off() -> ! {
     let _ = smccc::psci::system_off::<smccc::Smc>();
     panic!("SYSTEM_OFF came back");
 }

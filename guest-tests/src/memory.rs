@@ -104,12 +104,13 @@ pub type OwnMap = Map<El1And0, CpuMmu<El1And0>>;
 static POOL: Pool<Linear> = Pool::new(IDENTITY);
 static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 
-fn symbol(address: *const u8) -> u64 {
+/// The address of a symbol of the linker's.
+pub fn symbol(address: *const u8) -> u64 {
     address as u64
 }
 
 /// A range of the payload's own making: one that is none is a mistake here.
-fn range(start: u64, end: u64) -> Range<Pa> {
+pub fn range(start: u64, end: u64) -> Range<Pa> {
     Range::of_granules(start, end - start).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -128,9 +129,11 @@ fn trial_ranges(machine: &Machine<'_>, taken: &[Range<Pa>]) -> Option<[u64; 2]> 
     starts.take(2).collect::<ArrayVec<u64, 2>>().into_inner().ok()
 }
 
-/// How the payload's translations may change: as the hypervisor was told (`cloven.bbm`), or as the CPU says.
+/// How the payload's translations may change: as the hypervisor was told (`cloven.bbm`), or as the CPU says. Other CPUs come later, so what
+/// counts is the least of them all.
 fn capabilities(machine: &Machine<'_>) -> Capabilities {
-    let told = machine.parameter("cloven.bbm").and_then(|text| text.parse().ok());
+    let levels = machine.parameter("cloven.bbm").into_iter().flat_map(|text| text.split(','));
+    let told = levels.filter_map(|level| level.parse().ok()).min();
     let own = arm_sysregs::el1::accessors::read_id_aa64mmfr2_el1().bbm();
     Capabilities::LEAST | Capabilities::bbm(told.unwrap_or(own))
 }

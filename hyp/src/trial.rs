@@ -5,6 +5,10 @@
 //!
 //! There are two ranges. When the leaves of one are used up, split to pages, the others are sent to the other one, and the first is made
 //! of blocks again. For tests; the exception level, the map and the way to change it are the [`Subject`]'s.
+//!
+//! [`requests`] are another: there permissions are what is tried.
+
+pub mod requests;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
@@ -38,8 +42,12 @@ pub const TOUCH_EL2: u32 = 0xc600_0012;
 pub const CHANGE_EL2: u32 = 0xc600_0013;
 /// Prints EL2's maps in a build for dumps whose command line asks for them: the number of one of [`MOMENTS`]. 0 if there is such a moment.
 pub const DUMP: u32 = 0xc600_0014;
-/// Moments of a payload, as dumps name them.
-pub const MOMENTS: [&str; 2] = ["before the trials", "after the trials"];
+/// Moments of a payload, as dumps name them: of the trials, and then [`PHASES`].
+pub const MOMENTS: [&str; 7] =
+    ["before the trials", "after the trials", PHASES[0], PHASES[1], PHASES[2], PHASES[3], PHASES[4]];
+/// Phases in the lifecycle of CPUs.
+pub const PHASES: [&str; 5] =
+    ["boot CPU alone", "others have started", "all are known", "others came late", "one came back"];
 
 /// What is done to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,6 +38,9 @@ pub const STAND_IN: &str = "stand-in";
 /// The feature of a build that prints its maps at some moments, if the command line says so; its payload does too.
 pub const DUMP: &str = "dump";
 
+/// The feature of a test build, with the trials, whose payload goes through the lifecycle of its CPUs.
+pub const LIFECYCLE: &str = "lifecycle";
+
 /// A payload that the hypervisor can embed.
 #[derive(Clone, Copy, Debug)]
 pub enum Payload {
@@ -45,18 +48,28 @@ pub enum Payload {
     Host,
     /// Does at random what a host must not.
     Hostile,
+    /// Changes its own map and EL2's while CPUs come.
+    Lifecycle,
 }
 
 impl Payload {
     /// The one that goes with `features` of the hypervisor.
     fn of(features: &[String]) -> Self {
-        if features.iter().any(|feature| feature == STAND_IN) { Self::Hostile } else { Self::Host }
+        let has = |name| features.iter().any(|feature| feature == name);
+        if has(STAND_IN) {
+            Self::Hostile
+        } else if has(LIFECYCLE) {
+            Self::Lifecycle
+        } else {
+            Self::Host
+        }
     }
 
     fn name(self) -> &'static str {
         match self {
             Self::Host => "host",
             Self::Hostile => "hostile",
+            Self::Lifecycle => "lifecycle",
         }
     }
 }
@@ -182,11 +195,12 @@ mod tests {
     }
 
     #[test]
-    fn the_hostile_payload_goes_with_the_stand_in_only() {
+    fn each_payload_goes_with_a_feature_of_its_own() {
         let of = |features: &[&str]| {
             Payload::of(&features.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).name()
         };
         assert_eq!((of(&[]), of(&["trial"]), of(&["trial", STAND_IN])), ("host", "host", "hostile"));
+        assert_eq!((of(&[LIFECYCLE]), of(&[DUMP, LIFECYCLE, "trial"])), ("lifecycle", "lifecycle"));
     }
 
     #[test]

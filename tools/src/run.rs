@@ -3,9 +3,10 @@
 //! Invariant: what is booted, followed and judged depends on the [`Job`] alone.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{self, IsTerminal},
     path::{Path, PathBuf},
+    str::FromStr,
     time::{Duration, Instant},
 };
 
@@ -78,34 +79,139 @@ impl Log {
 }
 
 /// The level of FEAT_BBM that the hypervisor is to believe its CPUs have.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Bbm {
-    /// What the CPUs say
+    /// What each CPU says of itself.
     Auto,
-    /// Break before make, always
-    #[value(name = "0")]
-    Level0,
-    /// The Contiguous bit may change in place
-    #[value(name = "1")]
-    Level1,
-    /// Sizes too, with TLB conflict aborts
-    #[value(name = "2")]
-    Level2,
-    /// Sizes too, without conflict aborts
-    #[value(name = "3")]
-    Level3,
+    /// That of the boot CPU, and that of the others: 0, break before make, always; 1, the Contiguous bit may change in place; 2, sizes
+    /// too, with TLB conflict aborts; 3, without them.
+    Levels(u8, u8),
 }
 
 impl Bbm {
-    /// The hypervisor's parameter on the command line, if it needs one.
-    pub fn parameter(self) -> Option<&'static str> {
-        match self {
-            Self::Auto => None,
-            Self::Level0 => Some("cloven.bbm=0"),
-            Self::Level1 => Some("cloven.bbm=1"),
-            Self::Level2 => Some("cloven.bbm=2"),
-            Self::Level3 => Some("cloven.bbm=3"),
+    /// All CPUs have `level`.
+    pub const fn all(level: u8) -> Self {
+        Self::Levels(level, level)
+    }
+}
+
+impl FromStr for Bbm {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "auto" {
+            return Ok(Self::Auto);
         }
+        let level = |text: &str| match text.as_bytes() {
+            [digit @ b'0'..=b'3'] => Ok(digit - b'0'),
+            _ => bail!(
+                "'{text}' is no level of FEAT_BBM: 0, 1, 2 and 3 are, or auto alone for what the CPUs have"
+            ),
+        };
+        match text.split_once(',') {
+            None => level(text).map(Self::all),
+            Some((_, others)) if others.contains(',') => {
+                bail!("one level, or two with a comma: the boot CPU's and that of all others")
+            }
+            Some((boot, others)) => Ok(Self::Levels(level(boot)?, level(others)?)),
+        }
+    }
+}
+
+impl fmt::Display for Bbm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Levels(boot, others) if boot == others => write!(f, "{boot}"),
+            Self::Levels(boot, others) => write!(f, "{boot},{others}"),
+        }
+    }
+}
+
+/// What becomes of the blocks of a linear map on CPUs of different levels.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Policy {
+    /// Blocks always; where they cannot be split in place the other CPUs stand still
+    Keep,
+    /// Blocks if the boot CPU has level 3, and pages from the first CPU on that has not
+    Repaint,
+    /// Pages from the start, and blocks once all CPUs are known to have level 3
+    Pages,
+}
+
+/// What is answered to a CPU that comes with less when the set is final.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Late {
+    /// It is admitted as any other
+    Admit,
+    /// It is denied
+    Deny,
+}
+
+/// A value as the command line has it, here and the hypervisor's.
+fn word(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// What CPUs have, who is admitted, and what that does to maps: what only test builds are told, in part because it may be untrue.
+#[derive(Args, Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[command(next_help_heading = "Machine")]
+pub struct Lifecycle {
+    /// The level of FEAT_BBM to believe in (auto, 0 to 3), or the boot CPU's and that of the others (3,0); more than the CPUs have is fine
+    /// in QEMU, which raises no conflict aborts [default: auto]
+    #[arg(long, value_name = "LEVEL[,LEVEL]")]
+    pub bbm: Option<Bbm>,
+    /// What becomes of blocks when CPUs differ [default: keep]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub policy: Option<Policy>,
+    /// What is answered to a CPU that has less and comes after all are known [default: admit]
+    #[arg(long, value_enum, value_name = "ANSWER")]
+    pub late: Option<Late>,
+    /// The number of CPUs with which all are known [default: those of the machine]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub finalize: Option<u32>,
+}
+
+impl Lifecycle {
+    /// Whether anything was given.
+    pub fn is_given(&self) -> bool {
+        *self != Self::default()
+    }
+
+    /// Whether it takes a build that is told of it.
+    pub fn takes_trial(&self) -> bool {
+        Self { bbm: self.bbm.filter(|bbm| *bbm != Bbm::Auto), ..*self }.is_given()
+    }
+
+    /// What was given, and the rest as in `other`.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            bbm: self.bbm.or(other.bbm),
+            policy: self.policy.or(other.policy),
+            late: self.late.or(other.late),
+            finalize: self.finalize.or(other.finalize),
+        }
+    }
+
+    /// The options as they are given, with their values.
+    fn options(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let bbm = self.bbm.map(|bbm| ("bbm", bbm.to_string()));
+        let policy = self.policy.map(|policy| ("policy", word(&policy)));
+        let late = self.late.map(|late| ("late", word(&late)));
+        let finalize = self.finalize.map(|count| ("finalize", count.to_string()));
+        [bbm, policy, late, finalize].into_iter().flatten()
+    }
+
+    /// What the hypervisor is told of it on the command line.
+    pub fn parameters(&self) -> impl Iterator<Item = String> {
+        let told = |(name, value): &(&str, String)| *name != "bbm" || value != "auto";
+        self.options().filter(told).map(|(name, value)| format!("cloven.{name}={value}"))
+    }
+}
+
+impl fmt::Display for Lifecycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.options().try_for_each(|(name, value)| write!(f, ", --{name} {value}"))
     }
 }
 
@@ -133,13 +239,12 @@ pub struct MachineArgs {
     /// The CPU model, as QEMU names it, with its options if any [default: max]
     #[arg(long, value_name = "MODEL", help_heading = "Machine")]
     pub cpu: Option<String>,
-    /// The level of FEAT_BBM to believe in; more than the CPUs have is fine in QEMU, which raises no conflict aborts [default: auto]
-    #[arg(long, value_enum, value_name = "LEVEL", help_heading = "Machine")]
-    pub bbm: Option<Bbm>,
+    #[command(flatten)]
+    pub lifecycle: Lifecycle,
     /// Wait for a debugger before the first instruction
     #[arg(long, help_heading = "Machine")]
     pub gdb: bool,
-    /// End a run after this time [default: 120, with Linux or --bbm 300, with --gdb or a shell none]
+    /// End a run after this time [default: 120, with Linux or trials 300, with --gdb or a shell none]
     #[arg(long, value_name = "SECS", help_heading = "Machine", value_parser = seconds)]
     pub timeout: Option<u64>,
     /// How much the hypervisor logs
@@ -156,7 +261,7 @@ impl MachineArgs {
     /// Whether anything was given that only matters where QEMU runs.
     pub fn is_given(&self) -> bool {
         let given = [self.cpus.is_some(), self.memory.is_some(), self.cpu.is_some(), self.log.is_some()];
-        given.contains(&true) || self.bbm.is_some() || self.gdb || self.timeout.is_some()
+        given.contains(&true) || self.lifecycle.is_given() || self.gdb || self.timeout.is_some()
     }
 
     /// `machine` with what was given in place of what it has.
@@ -173,15 +278,14 @@ impl MachineArgs {
 
     /// What the hypervisor is told on the command line.
     pub fn parameters(&self) -> impl Iterator<Item = String> {
-        let bbm = self.bbm.and_then(Bbm::parameter);
-        self.log.map(Log::parameter).into_iter().chain(bbm).map(str::to_owned)
+        let log = self.log.map(|log| log.parameter().to_owned());
+        log.into_iter().chain(self.lifecycle.parameters())
     }
 
     /// The features that the hypervisor is built with beside `features`.
     pub fn features(&self, features: &[String]) -> Vec<String> {
         let mut features = features.to_vec();
-        let tries = self.bbm.is_some_and(|bbm| bbm != Bbm::Auto);
-        if tries && !features.iter().any(|feature| feature == TRIAL) {
+        if self.lifecycle.takes_trial() && !features.iter().any(|feature| feature == TRIAL) {
             features.push(TRIAL.to_owned());
         }
         features
@@ -219,6 +323,9 @@ pub struct BootArgs {
     /// Boot it by U-Boot, fetched as a distribution package, in place of QEMU's Linux loader; a Linux host then gives no shell
     #[arg(long)]
     u_boot: bool,
+    /// Run the payload that changes its own map and EL2's while CPUs come, in a build with the trials
+    #[arg(long, conflicts_with_all = ["linux", "kernel"])]
+    lifecycle: bool,
     /// Build the hypervisor with these features (for tests)
     #[arg(long, value_name = "LIST", value_delimiter = ',', hide = true)]
     features: Vec<String>,
@@ -233,7 +340,7 @@ pub struct RunArgs {
     #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot", "work"])]
     compare: bool,
     /// Run the payload that attacks the hypervisor at random, in a build with a stand-in for the firmware
-    #[arg(long, conflicts_with_all = ["linux", "kernel", "bbm"])]
+    #[arg(long, conflicts_with_all = ["linux", "kernel", "bbm", "policy", "late", "finalize", "lifecycle"])]
     hostile: bool,
     /// How often it does, all CPUs together [default: 10000000]
     #[arg(long, value_name = "N", requires = "hostile")]
@@ -437,7 +544,8 @@ impl BootArgs {
         let mut built = self.machine.features(&self.features);
         // The host's memory changes below it in test builds.
         let work = self.work.map(|_| TRIAL);
-        for &feature in features.iter().chain(&work) {
+        let lifecycle = self.lifecycle.then_some(images::LIFECYCLE);
+        for &feature in features.iter().chain(&work).chain(&lifecycle) {
             if !built.iter().any(|it| it == feature) {
                 built.push(feature.to_owned());
             }
@@ -455,7 +563,7 @@ impl BootArgs {
 
     /// How long it may take, unless it is followed by a user or a debugger.
     pub fn timeout(&self, least: Duration) -> Option<Duration> {
-        let long = self.is_linux() || self.machine.bbm.is_some();
+        let long = self.is_linux() || self.lifecycle || self.machine.lifecycle.is_given();
         let default = if long { LINUX_TIMEOUT.max(least) } else { least };
         self.machine.timeout_or(default + Duration::from_secs(self.work.unwrap_or(0)))
     }
@@ -544,4 +652,108 @@ fn summary(outcome: &Outcome) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        machine: MachineArgs,
+    }
+
+    #[derive(Parser)]
+    struct Run {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn machine(line: &str) -> MachineArgs {
+        Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}")).machine
+    }
+
+    fn told(line: &str) -> Vec<String> {
+        machine(line).parameters().collect()
+    }
+
+    fn error(line: &str) -> String {
+        Cli::try_parse_from(line.split(' ')).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn levels_are_one_for_all_cpus_or_two() {
+        let level = |text: &str| text.parse::<Bbm>().unwrap();
+        assert_eq!((level("auto"), level("2"), level("3,0")), (Bbm::Auto, Bbm::all(2), Bbm::Levels(3, 0)));
+        for text in ["auto", "0", "3", "3,0", "1,2"] {
+            assert_eq!(level(text).to_string(), text);
+        }
+        assert_eq!(level("3,3").to_string(), "3");
+    }
+
+    #[test]
+    fn what_is_no_level_is_named() {
+        assert!(error("x --bbm 4").contains("'4' is no level of FEAT_BBM"), "{}", error("x --bbm 4"));
+        assert!(error("x --bbm 3,auto").contains("'auto' is no level"));
+        assert!(error("x --bbm 3,").contains("'' is no level"));
+        assert!(error("x --bbm 3,0,1").contains("the boot CPU's and that of all others"));
+        for wrong in ["", "-1", "3 ,0", "é", "03"] {
+            assert!(wrong.parse::<Bbm>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_hypervisor_is_told_what_was_given_and_no_more() {
+        let all = "x --bbm 3,0 --policy repaint --late deny --finalize 2";
+        let words = ["cloven.bbm=3,0", "cloven.policy=repaint", "cloven.late=deny", "cloven.finalize=2"];
+        assert_eq!(told(all), words);
+        assert_eq!(told("x --log debug --bbm 1"), ["cloven.log=debug", "cloven.bbm=1"]);
+        assert!(told("x --bbm auto").is_empty() && told("x").is_empty());
+        assert_eq!(
+            machine(all).lifecycle.to_string(),
+            ", --bbm 3,0, --policy repaint, --late deny, --finalize 2"
+        );
+    }
+
+    #[test]
+    fn what_only_a_test_build_is_told_takes_one() {
+        let features = |line: &str| machine(line).features(&["dump".to_owned()]);
+        for line in ["x --bbm 3", "x --policy keep", "x --late admit", "x --finalize 1"] {
+            assert_eq!(features(line), ["dump", TRIAL], "{line}");
+            assert!(machine(line).is_given());
+        }
+        assert_eq!(
+            (features("x"), features("x --bbm auto")),
+            (vec!["dump".to_owned()], vec!["dump".to_owned()])
+        );
+        assert_eq!(machine("x --bbm 3").features(&[TRIAL.to_owned()]), [TRIAL]);
+    }
+
+    #[test]
+    fn unknown_policies_answers_and_counts_are_refused() {
+        assert!(error("x --policy split").contains("keep, repaint, pages"));
+        assert!(error("x --late never").contains("admit, deny"));
+        assert!(error("x --finalize 0").contains("1..=512"));
+    }
+
+    #[test]
+    fn what_was_given_stands_in_place_of_what_a_test_would_choose() {
+        let chosen =
+            Lifecycle { bbm: Some(Bbm::all(3)), policy: Some(Policy::Pages), ..Lifecycle::default() };
+        let given = machine("x --bbm 0,2").lifecycle.or(chosen);
+        assert_eq!(given.to_string(), ", --bbm 0,2, --policy pages");
+        assert_eq!(Lifecycle::default().or(chosen), chosen);
+    }
+
+    #[test]
+    fn one_payload_runs_at_a_time() {
+        let run = |line: &str| Run::try_parse_from(line.split(' ')).map(|cli| cli.run.boot.lifecycle);
+        assert!(run("x --lifecycle --bbm 3,0 --policy repaint").unwrap());
+        for line in ["x --lifecycle --hostile", "x --lifecycle --linux", "x --hostile --policy keep"] {
+            assert!(run(line).is_err(), "{line}");
+        }
+    }
 }

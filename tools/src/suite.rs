@@ -21,7 +21,7 @@ use crate::{
     linux::{Store, Version},
     qemu::{Ended, Follow, Machine, Qemu, Size},
     report,
-    run::{self, Bbm, Host, Job, MachineArgs, Outcome, Verdict},
+    run::{self, Bbm, Host, Job, Late, Lifecycle, MachineArgs, Outcome, Policy, Verdict},
     tree::Ram,
     workspace,
 };
@@ -64,7 +64,7 @@ pub struct TestArgs {
     #[arg(long)]
     full: bool,
     /// Run only the tests in QEMU whose names contain this
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     only: Option<String>,
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
@@ -454,8 +454,8 @@ struct Scenario {
     features: &'static [&'static str],
     /// Seconds for which the Linux works while its memory changes.
     work: Option<u64>,
-    /// The level of FEAT_BBM that the hypervisor is told, if it is told one.
-    bbm: Option<Bbm>,
+    /// What the hypervisor is told of its CPUs.
+    lifecycle: Lifecycle,
     /// Words on the command line.
     append: &'static [&'static str],
     damage: Option<Damage>,
@@ -473,7 +473,7 @@ impl Scenario {
             linux: None,
             features: &[],
             work: None,
-            bbm: None,
+            lifecycle: Lifecycle::default(),
             append: &[],
             damage: None,
             u_boot: false,
@@ -500,7 +500,7 @@ impl Scenario {
                 true => "a stock Linux works for 30 minutes while its memory is split, protected and joined",
             },
             features: &[run::TRIAL],
-            bbm: Some(bbm),
+            lifecycle: Lifecycle { bbm: Some(bbm), ..Lifecycle::default() },
             work: Some(if full { 30 * 60 } else { 10 }),
             ..Self::linux("7.2", 4, GIB, "max")
         }
@@ -517,7 +517,7 @@ impl Scenario {
             append: if full { &[] } else { &["cloven.changes=2000"] },
             name: "maps change under their users",
             features: &[run::TRIAL],
-            bbm: Some(bbm),
+            lifecycle: Lifecycle { bbm: Some(bbm), ..Lifecycle::default() },
             ..Self::payload(4, GIB, "max")
         }
     }
@@ -530,6 +530,24 @@ impl Scenario {
             append: if full { &[] } else { &["cloven.operations=200000"] },
             ..Self::payload(4, GIB, "max")
         }
+    }
+
+    /// Requests to change the payload's own map and EL2's while the CPUs come.
+    fn lifecycle(cpus: u32, lifecycle: Lifecycle) -> Self {
+        // Many emulated CPUs on few cores take long to stand still.
+        let few: &[&str] = if cpus > 4 { &["cloven.requests=100"] } else { &["cloven.requests=300"] };
+        Self {
+            name: "lifecycle: no request is refused while CPUs come",
+            features: &[images::LIFECYCLE],
+            append: few,
+            lifecycle,
+            ..Self::payload(cpus, GIB, "max")
+        }
+    }
+
+    /// A stock Linux as the host of CPUs that differ.
+    fn linux_on(lifecycle: Lifecycle) -> Self {
+        Self { features: &[run::TRIAL], lifecycle, ..Self::linux("7.2", 4, GIB, "max") }
     }
 
     fn is_hostile(&self) -> bool {
@@ -568,12 +586,11 @@ impl Scenario {
         let Machine { cpus, memory, cpu, .. } = &self.machine;
         let linux = self.linux.map_or_else(String::new, |version| format!("Linux {version}, "));
         let its = if self.machine.its { "" } else { ", no ITS" };
-        let level = self.bbm.and_then(|bbm| bbm.to_possible_value());
-        let bbm = level.map_or_else(String::new, |level| format!(", --bbm {}", level.get_name()));
         format!(
-            "{} ({linux}{cpus} CPU{}, {memory}, {cpu}{its}{bbm})",
+            "{} ({linux}{cpus} CPU{}, {memory}, {cpu}{its}{})",
             self.name,
-            if *cpus == 1 { "" } else { "s" }
+            if *cpus == 1 { "" } else { "s" },
+            self.lifecycle
         )
     }
 }
@@ -581,7 +598,62 @@ impl Scenario {
 const GIB: Size = Size(1 << 30);
 
 /// What a hypervisor may believe of its CPUs.
-const LEVELS: [Bbm; 4] = [Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3];
+const LEVELS: [Bbm; 4] = [Bbm::all(0), Bbm::all(1), Bbm::all(2), Bbm::all(3)];
+
+/// What becomes of blocks.
+const POLICIES: [Policy; 3] = [Policy::Keep, Policy::Repaint, Policy::Pages];
+
+/// The boot CPU's level, that of the others, and a policy.
+fn mixed(boot: u8, others: u8, policy: Policy) -> Lifecycle {
+    Lifecycle { bbm: Some(Bbm::Levels(boot, others)), policy: Some(policy), ..Lifecycle::default() }
+}
+
+/// As [`mixed`], with the set final on the boot CPU alone: all others come late, to this answer.
+fn late(boot: u8, others: u8, policy: Policy, answer: Late) -> Lifecycle {
+    Lifecycle { late: Some(answer), finalize: Some(1), ..mixed(boot, others, policy) }
+}
+
+/// Every pair of levels.
+fn pairs() -> impl Iterator<Item = (u8, u8)> {
+    (0..4).flat_map(|boot| (0..4).map(move |others| (boot, others)))
+}
+
+/// Requests while CPUs come: twelve in which each level stands on each side, each policy on each number of CPUs that it differs for, and who comes
+/// late is admitted and denied; with `full` all of them.
+fn lifecycles(full: bool) -> Vec<Scenario> {
+    use Late::{Admit, Deny};
+    use Policy::{Keep, Pages, Repaint};
+    let one_later =
+        |cpus, lifecycle| Scenario::lifecycle(cpus, Lifecycle { finalize: Some(cpus - 1), ..lifecycle });
+    let mut all = vec![
+        Scenario::lifecycle(1, mixed(0, 0, Keep)),
+        Scenario::lifecycle(4, mixed(3, 3, Keep)),
+        Scenario::lifecycle(4, mixed(3, 0, Keep)),
+        Scenario::lifecycle(2, mixed(0, 3, Keep)),
+        Scenario::lifecycle(8, mixed(1, 2, Keep)),
+        Scenario::lifecycle(4, mixed(3, 0, Repaint)),
+        Scenario::lifecycle(4, mixed(0, 0, Repaint)),
+        Scenario::lifecycle(8, late(3, 1, Repaint, Admit)),
+        Scenario::lifecycle(4, late(3, 0, Repaint, Deny)),
+        one_later(4, mixed(3, 3, Pages)),
+        Scenario::lifecycle(2, mixed(2, 1, Pages)),
+        Scenario::lifecycle(4, late(3, 2, Pages, Admit)),
+    ];
+    if full {
+        for policy in POLICIES {
+            // No others, no difference.
+            all.extend((0..4).map(|level| Scenario::lifecycle(1, mixed(level, level, policy))));
+            for (boot, others) in pairs() {
+                all.extend([2, 4, 8].map(|cpus| Scenario::lifecycle(cpus, mixed(boot, others, policy))));
+                all.push(one_later(4, mixed(boot, others, policy)));
+                all.extend(
+                    [Admit, Deny].map(|answer| Scenario::lifecycle(4, late(boot, others, policy, answer))),
+                );
+            }
+        }
+    }
+    all
+}
 
 /// All scenarios; with `full` every combination that a user may choose from.
 fn scenarios(full: bool) -> Vec<Scenario> {
@@ -655,9 +727,10 @@ fn scenarios(full: bool) -> Vec<Scenario> {
         features: &[run::TRIAL, images::DUMP],
         // So few that they do not end with blocks again.
         append: &[dump::PARAMETER, "cloven.changes=100"],
-        ..Scenario::trials(Bbm::Level3, full)
+        ..Scenario::trials(Bbm::all(3), full)
     });
     all.push(Scenario::hostile(full));
+    all.extend(lifecycles(full));
     let gib = |count: u64| Size(count << 30);
     all.extend([
         Scenario::linux("7.2", 4, GIB, "max"),
@@ -684,8 +757,10 @@ fn scenarios(full: bool) -> Vec<Scenario> {
         },
     ]);
     all.extend(LEVELS.map(|bbm| Scenario::work(bbm, false)));
+    all.extend([mixed(3, 0, Policy::Repaint), mixed(0, 3, Policy::Keep)].map(Scenario::linux_on));
     if full {
         all.extend(LEVELS.map(|bbm| Scenario::work(bbm, true)));
+        all.extend(pairs().map(|(boot, others)| Scenario::linux_on(mixed(boot, others, Policy::Keep))));
         for cpu in ["max", "cortex-a72", "cortex-a76", "cortex-a710", "neoverse-n1", "neoverse-n2"] {
             for memory in [half, GIB, Size(4 << 30), Size(256 << 30)] {
                 all.extend([1, 2, 4, 8].map(|cpus| Scenario::payload(cpus, memory, cpu)));
@@ -819,8 +894,8 @@ impl Lab {
     /// Runs one scenario; returns in what it was not as expected.
     fn problem(&mut self, scenario: &Scenario, args: &TestArgs) -> Result<Option<String>> {
         // The build with the stand-in has no trials, whose calls and pages its payload would have to know.
-        let bbm = args.machine.bbm.filter(|_| !scenario.is_hostile());
-        let told = MachineArgs { bbm, ..args.machine.clone() };
+        let given = if scenario.is_hostile() { Lifecycle::default() } else { args.machine.lifecycle };
+        let told = MachineArgs { lifecycle: given, ..args.machine.clone() };
         let image = self.image(&told, scenario.features)?;
         let host = match scenario.linux {
             Some(version) => {
@@ -846,8 +921,8 @@ impl Lab {
         };
         let u_boot = scenario.u_boot.then(|| self.store.u_boot()).transpose()?;
         let until = if let Expect::Lines(texts) = scenario.expect { texts } else { &[] };
-        let told = MachineArgs { bbm: bbm.or(scenario.bbm), ..told };
-        let timeout = args.machine.timeout_or(scenario.timeout(told.bbm.is_some()));
+        let told = MachineArgs { lifecycle: given.or(scenario.lifecycle), ..told };
+        let timeout = args.machine.timeout_or(scenario.timeout(told.lifecycle.is_given()));
         let follow = Follow { timeout, until, ..Follow::default() };
         let seed = scenario.is_hostile().then_some(args.seed);
         let append = told.parameters().chain(run::hostile_parameters(None, seed));
@@ -966,6 +1041,37 @@ mod tests {
         titles.dedup();
         assert_eq!(titles.len(), all.len());
         assert!(scenarios(false).len() < all.len());
+    }
+
+    #[test]
+    fn every_level_policy_and_answer_is_tried_on_both_sides() {
+        let few = lifecycles(false);
+        assert_eq!(few.len(), 12);
+        let levels = few.iter().filter_map(|scenario| match scenario.lifecycle.bbm {
+            Some(Bbm::Levels(boot, others)) if scenario.machine.cpus > 1 => Some((boot, others)),
+            _ => None,
+        });
+        let (boot, others): (Vec<u8>, Vec<u8>) = levels.unzip();
+        assert!((0..4).all(|level| boot.contains(&level) && others.contains(&level)));
+        let has =
+            |part: Lifecycle| few.iter().any(|scenario| part.or(scenario.lifecycle) == scenario.lifecycle);
+        let answers = [Late::Admit, Late::Deny];
+        assert!(answers.into_iter().all(|late| has(Lifecycle { late: Some(late), ..Lifecycle::default() })));
+        for policy in POLICIES {
+            assert!(has(Lifecycle { policy: Some(policy), ..Lifecycle::default() }));
+        }
+        for cpus in [1, 2, 4, 8] {
+            assert!(few.iter().any(|scenario| scenario.machine.cpus == cpus), "{cpus} CPUs");
+        }
+        let all = lifecycles(true);
+        for (policy, (boot, others)) in
+            POLICIES.into_iter().flat_map(|policy| pairs().map(move |pair| (policy, pair)))
+        {
+            for cpus in [2, 4, 8] {
+                let wanted = Scenario::lifecycle(cpus, mixed(boot, others, policy)).title();
+                assert!(all.iter().any(|scenario| scenario.title() == wanted), "{wanted}");
+            }
+        }
     }
 
     #[test]

@@ -1,16 +1,45 @@
-//! The tables of `docs/model.md`: `cargo run -p hyp-model --example tables`.
+//! The tables of `docs/model.md`: `cargo run -p hyp-model --example tables`; with `each` only the
+//! first of them, with `mistakes` only that of letting CPUs in.
 
 use std::collections::BTreeMap;
 
 use hyp_model::faults::{FAULTS, On};
+use hyp_model::lifecycle::MISTAKES;
 use hyp_model::survey::{PAIRS, each, pairs};
 
+/// What is planted in letting a CPU in.
+fn mistakes() {
+    println!("| | mistake | where | verdict | steps | states |\n|---|---|---|---|---|---|");
+    for (number, mistake) in MISTAKES.iter().enumerate() {
+        let conviction = mistake.scenario.explore(mistake.plan, mistake.fault).expect_err("it is convicted");
+        let scenario = &mistake.scenario;
+        println!(
+            "| {} | {} | {:?}, {} and {}, {:?} | {:?} | {} | {} |",
+            number + 1,
+            mistake.name,
+            scenario.on,
+            scenario.boot.bbm,
+            scenario.new.bbm,
+            scenario.policy,
+            conviction.verdict.kind,
+            conviction.steps,
+            conviction.states
+        );
+    }
+}
+
 fn main() {
+    if std::env::args().any(|argument| argument == "mistakes") {
+        return mistakes();
+    }
     println!("| primitive | EL2 | EL1&0 | stage 2 |\n|---|---|---|---|");
     let tables = [On::El2, On::El1, On::Stage2].map(|on| each(on).expect("it is right"));
     for (number, row) in tables[0].iter().enumerate() {
         let states = tables.each_ref().map(|table| table[number].states.to_string());
         println!("| {} | {} |", row.names[0], states.join(" | "));
+    }
+    if std::env::args().any(|argument| argument == "each") {
+        return;
     }
     println!("\n| pairs on | states | pairs | most |\n|---|---|---|---|");
     let mut sums: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -53,4 +82,6 @@ fn main() {
             conviction.states
         );
     }
+    println!();
+    mistakes();
 }

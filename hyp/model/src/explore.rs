@@ -5,7 +5,8 @@
 //!   on from: it is known by the machine, by the map's own variables ([`hyp::mapping::Map::fingerprint`]) and by all that each
 //!   CPU has been told.
 //! - The engine's own atomics are taken with the step before them: between two steps of a CPU nobody else comes.
-//! - A CPU that waits goes on when something has changed; if all wait, that is a verdict.
+//! - Where a step may go several ways ([`Machine::choices`]), each is tried.
+//! - A CPU that waits goes on when something has changed; if all wait, that is a verdict. Who waits for a time goes on when it is over.
 
 use std::collections::HashSet;
 use std::hash::Hasher;
@@ -71,7 +72,21 @@ pub fn call_hash(call: &Call) -> u64 {
         Call::Tlbi { operand, .. } => operand.hash(&mut hash),
         Call::Give { table } => table.hash(&mut hash),
         Call::Quiesce { start, size } => (start, size).hash(&mut hash),
-        Call::Barrier { .. } | Call::Relax | Call::Wait | Call::Between => {}
+        Call::ReadLine { line, word } => (line, word).hash(&mut hash),
+        Call::WriteLine { line, first, count, values } => (line, first, count, values).hash(&mut hash),
+        Call::SwapLine { line, word, value } => (line, word, value).hash(&mut hash),
+        Call::Maintain { line, maintenance } => (line, maintenance).hash(&mut hash),
+        Call::PowerOn { cpu } | Call::IsPowered { cpu } => cpu.hash(&mut hash),
+        Call::TurnOn { root } => root.hash(&mut hash),
+        Call::Barrier { .. }
+        | Call::BarrierSystem
+        | Call::Clock
+        | Call::Start
+        | Call::PowerOff
+        | Call::TurnOff
+        | Call::Relax
+        | Call::Wait
+        | Call::Between => {}
     }
     hash.finish()
 }
@@ -120,7 +135,7 @@ pub struct Explored {
 pub struct Conviction {
     /// What.
     pub verdict: Verdict,
-    /// Which CPU took each step.
+    /// Which CPU took each step, and which way: three bits, and five.
     pub schedule: Vec<u8>,
     /// Steps of the machine up to then.
     pub steps: u64,
@@ -132,7 +147,12 @@ struct Branch {
     schedule: Vec<u8>,
     log: Vec<u64>,
     machine: Machine,
-    next: Option<usize>,
+    next: Option<u8>,
+}
+
+fn entry(cpu: usize, choice: usize) -> u8 {
+    assert!(choice < 32, "too many ways");
+    (cpu | choice << 3) as u8
 }
 
 /// Most states of one case: more is a mistake of the test.
@@ -180,8 +200,14 @@ impl<R: Regime, S: Shape> Case<'_, R, S> {
                     let nth = (0..run.cpus.len()).filter(|cpu| able & 1 << cpu != 0).nth(number);
                     last = nth.expect("somebody is able");
                 }
-                run.go(last);
-                schedule.push(last as u8);
+                let choice = match run.choices(last) {
+                    1 => 0,
+                    // Time is over now and then only.
+                    _ if run.next[last] == Some(Call::Clock) => usize::from(draw(16) == 0),
+                    choices => draw(choices),
+                };
+                run.go(entry(last, choice));
+                schedule.push(entry(last, choice));
             }
             true
         });
@@ -230,12 +256,12 @@ impl<R: Regime, S: Shape> Case<'_, R, S> {
         let world = World::new(machine, log, self.fault);
         let map = (self.make)(&world);
         let over = self.drive(&world, &map, stacks, |mut run| {
-            for &cpu in &schedule {
-                run.go(usize::from(cpu));
+            for &entry in &schedule {
+                run.go(entry);
             }
-            if let Some(cpu) = next {
-                run.go(cpu);
-                schedule.push(cpu as u8);
+            if let Some(entry) = next {
+                run.go(entry);
+                schedule.push(entry);
             }
             loop {
                 if world.verdict().is_some() {
@@ -253,14 +279,17 @@ impl<R: Regime, S: Shape> Case<'_, R, S> {
                     return false;
                 }
                 explored.states += 1;
-                let last = schedule.last().map_or(0, |&cpu| usize::from(cpu));
+                let last = schedule.last().map_or(0, |&entry| usize::from(entry & 7));
                 let chosen = if able & 1 << last != 0 { last } else { able.trailing_zeros() as usize };
-                for other in (0..run.cpus.len()).filter(|&cpu| cpu != chosen && able & 1 << cpu != 0) {
-                    let (machine, log) = (world.machine().clone(), world.log());
-                    open.push(Branch { schedule: schedule.clone(), log, machine, next: Some(other) });
+                for cpu in (0..run.cpus.len()).filter(|&cpu| able & 1 << cpu != 0) {
+                    for choice in usize::from(cpu == chosen)..run.choices(cpu) {
+                        let (machine, log) = (world.machine().clone(), world.log());
+                        let next = Some(entry(cpu, choice));
+                        open.push(Branch { schedule: schedule.clone(), log, machine, next });
+                    }
                 }
-                run.go(chosen);
-                schedule.push(chosen as u8);
+                run.go(entry(chosen, 0));
+                schedule.push(entry(chosen, 0));
             }
         });
         if over {
@@ -287,12 +316,16 @@ struct Run<'r, 'w, R: Regime, S: Shape> {
     /// Those that wait until something changes.
     blocked: u32,
     internal: u64,
+    /// Steps that have changed something, and how many there were when each CPU waited last.
+    changes: u64,
+    waited: Vec<u64>,
 }
 
 impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
     fn new(world: &'w World, map: &'r Mapped<'w, R, S>, cpus: &'r mut [Cpu]) -> Self {
         let next = cpus.iter_mut().map(|cpu| cpu.resume(world)).collect();
-        let mut run = Self { world, map, cpus, next, blocked: 0, internal: 0 };
+        let waited = vec![u64::MAX; cpus.len()];
+        let mut run = Self { world, map, cpus, next, blocked: 0, internal: 0, changes: 0, waited };
         run.internal = run.fingerprint();
         run
     }
@@ -300,12 +333,15 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
     fn fingerprint(&self) -> u64 {
         let mut hash = Hash64::default();
         self.map.fingerprint(&mut hash);
+        self.world.fingerprint(&mut hash);
         hash.finish()
     }
 
     /// Takes the step that a CPU is about to take, and goes on up to its next one.
-    fn go(&mut self, cpu: usize) {
+    fn go(&mut self, entry: u8) {
+        let cpu = usize::from(entry & 7);
         let call = self.next[cpu].expect("it has a step to take");
+        self.world.choose(usize::from(entry >> 3));
         if matches!(call, Call::Store { .. }) {
             // What it reads of the map's variables after this step may become part of what it knows.
             self.world.remember(cpu, self.map.owed_fingerprint());
@@ -318,23 +354,48 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
         }
         if internal != self.internal || !call.is_passive() {
             self.blocked &= 1 << cpu;
+            self.changes += 1;
         }
         self.internal = internal;
-        if matches!(self.next[cpu], Some(Call::Relax | Call::Wait)) && self.world.repeats(cpu) {
-            // It is to look again only after somebody else has done something.
-            self.blocked |= 1 << cpu;
-        } else {
-            self.blocked &= !(1 << cpu);
+        self.blocked &= !(1 << cpu);
+        if matches!(self.next[cpu], Some(Call::Relax | Call::Wait)) {
+            let before = std::mem::replace(&mut self.waited[cpu], self.changes);
+            // Who looks at several things in turn, or waits for the gate within another wait, looks at all of them once more.
+            let looked = before == self.changes || !self.looks_at_much();
+            if looked && self.world.repeats(cpu) {
+                // It is to look again only after somebody else has done something.
+                self.blocked |= 1 << cpu;
+            }
         }
     }
 
+    /// Whether between what a CPU looks at and its waiting there may be other steps.
+    fn looks_at_much(&self) -> bool {
+        let machine = self.world.machine();
+        machine.config().gate || machine.config().down != 0
+    }
+
+    /// How many ways the next step of a CPU may go.
+    fn choices(&self, cpu: usize) -> usize {
+        self.next[cpu].map_or(1, |call| self.world.machine().choices(cpu, &call))
+    }
+
+    /// All have come to their ends, or have no power.
     fn is_over(&self) -> bool {
-        self.next.iter().all(Option::is_none)
+        let machine = self.world.machine();
+        let is_over = |(cpu, next): (usize, &Option<Call>)| match next {
+            None => true,
+            Some(Call::Start) => !machine.is_powered(cpu),
+            Some(_) => false,
+        };
+        self.next.iter().enumerate().all(is_over)
     }
 
     /// The CPUs that can go on.
     fn able(&self) -> u32 {
-        let held = self.world.machine().held_by();
+        let machine = self.world.machine();
+        let gate = machine.config().gate;
+        let held = machine.held_by().filter(|_| !gate);
         let stands = |cpu: usize| {
             matches!(self.next[cpu], None | Some(Call::Between | Call::Wait | Call::Quiesce { .. }))
         };
@@ -344,7 +405,8 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
                 && self.blocked & 1 << cpu == 0
                 && match self.next[*cpu] {
                     None => false,
-                    Some(Call::Quiesce { .. }) => others_stand,
+                    Some(Call::Start) => machine.is_powered(*cpu),
+                    Some(Call::Quiesce { .. }) => gate || others_stand,
                     Some(_) => true,
                 }
         };
@@ -359,6 +421,9 @@ impl<'r, 'w, R: Regime, S: Shape> Run<'r, 'w, R, S> {
             hash.write_u64(next.as_ref().map_or(0, call_hash));
         }
         hash.write_u32(self.blocked);
+        if self.looks_at_much() {
+            self.waited.iter().for_each(|&waited| hash.write_u8(u8::from(waited == self.changes)));
+        }
         hash.finish()
     }
 }

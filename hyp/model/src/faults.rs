@@ -126,8 +126,8 @@ fn pass(_: &Planted, world: &World, call: Call) -> u64 {
 
 fn truth(_: &mut Options, _: &mut Config) {}
 
-/// Of a mistake, all that is not said.
-const SOME: Fault = Fault {
+/// No mistake: the rest of what one says.
+pub const NONE: Fault = Fault {
     name: "",
     ask: pass,
     lie: truth,
@@ -188,7 +188,7 @@ const UNMAP_ALL: &[&str] = &["unmap all"];
 const BOTH: &[&str] = &["protect whole leaves", "protect whole leaves"];
 
 const fn on_stage_2(bbm: u8, ground: Ground) -> Fault {
-    Fault { on: On::Stage2, trial: Trial::new(bbm, ground), ..SOME }
+    Fault { on: On::Stage2, trial: Trial::new(bbm, ground), ..NONE }
 }
 
 fn break_is_skipped(_: &Planted, world: &World, call: Call) -> u64 {
@@ -232,9 +232,9 @@ pub static FAULTS: &[Fault] = &[
         name: "no DSB between the stores and the TLBI",
         ask: without_barrier!(Barrier::StoresVisible),
         calls: WHOLE,
-        ..SOME
+        ..NONE
     },
-    Fault { name: "no DSB after the TLBI", ask: without_barrier!(Barrier::Complete), calls: WHOLE, ..SOME },
+    Fault { name: "no DSB after the TLBI", ask: without_barrier!(Barrier::Complete), calls: WHOLE, ..NONE },
     Fault {
         name: "DSB ISHST after the TLBI, where ISH is needed",
         ask: |_, world, call| match call {
@@ -244,7 +244,7 @@ pub static FAULTS: &[Fault] = &[
             _ => world.step(call),
         },
         calls: WHOLE,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "the DSB before the TLBI that it is to wait for",
@@ -257,28 +257,28 @@ pub static FAULTS: &[Fault] = &[
             _ => world.step(call),
         },
         calls: WHOLE,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "no ISB after a flush",
         ask: without_barrier!(Barrier::Synchronize),
         calls: WHOLE,
         kind: Kind::NotSynchronized,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "no ISB after a map",
         ask: without_barrier!(Barrier::Synchronize),
         calls: &["map"],
         kind: Kind::NotSynchronized,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "no DSB after a map",
         ask: without_barrier!(Barrier::StoresVisible),
         calls: &["map"],
         kind: Kind::TransientFault,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "no DSB between IPAS2E1 and VMALLE1",
@@ -314,7 +314,7 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: EDGE,
         kind: Kind::UnfilledTable,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a table linked before it is filled",
@@ -334,7 +334,7 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: EDGE,
         kind: Kind::UnfilledTable,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a table filled up to the last word but one",
@@ -346,14 +346,14 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: EDGE,
         kind: Kind::UnfilledTable,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a load and a store for the compare-and-swap",
         ask: swap_is_no_swap,
         calls: BOTH,
         kind: Kind::BlindStore,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a lock that is not taken",
@@ -363,7 +363,7 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: BOTH,
         kind: Kind::BlindStore,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a lock that is not given back",
@@ -373,7 +373,7 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: BOTH,
         kind: Kind::Deadlock,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a fill of a table that is linked",
@@ -386,7 +386,7 @@ pub static FAULTS: &[Fault] = &[
         calls: &["protect, memory type"],
         kind: Kind::FillOfLinked,
         trial: Trial::new(3, Ground::Pages),
-        ..SOME
+        ..NONE
     },
     // Breaks.
     Fault {
@@ -409,7 +409,7 @@ pub static FAULTS: &[Fault] = &[
         calls: EDGE,
         kind: Kind::SizeConflict,
         trial: Trial::new(0, Ground::Block),
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a break skipped for a collapse",
@@ -424,7 +424,7 @@ pub static FAULTS: &[Fault] = &[
         calls: &["protect, memory type"],
         kind: Kind::TwoTranslations,
         trial: Trial::new(3, Ground::Pages),
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a broken entry that is empty: the guest's fault is believed",
@@ -454,7 +454,7 @@ pub static FAULTS: &[Fault] = &[
         calls: EDGE,
         kind: Kind::TransientFault,
         trial: Trial::new(0, Ground::Block),
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "half of what is broken is quiet",
@@ -465,7 +465,7 @@ pub static FAULTS: &[Fault] = &[
         calls: EDGE,
         kind: Kind::TransientFault,
         trial: Trial::new(0, Ground::Block),
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "level 2 taken for level 3",
@@ -473,7 +473,7 @@ pub static FAULTS: &[Fault] = &[
         calls: EDGE,
         kind: Kind::SizeConflict,
         trial: Trial::new(2, Ground::Block),
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "level 0 taken for level 3",
@@ -481,7 +481,7 @@ pub static FAULTS: &[Fault] = &[
         calls: EDGE,
         kind: Kind::SizeConflict,
         trial: Trial::new(0, Ground::Block),
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "level 2 taken for level 3: no invalidation of everything",
@@ -508,13 +508,13 @@ pub static FAULTS: &[Fault] = &[
         name: "no TLBI",
         ask: tlbi!(|_planted, _world, _operation, _scope, _operand| 0),
         calls: WHOLE,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "no TLBI after an unmap",
         ask: tlbi!(|_planted, _world, _operation, _scope, _operand| 0),
         calls: &["unmap"],
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "one TLBI for a run: its last leaf stays",
@@ -524,7 +524,7 @@ pub static FAULTS: &[Fault] = &[
         }),
         calls: WHOLE,
         trial: Trial::new(0, Ground::Pages),
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a range of pages for which the first is taken",
@@ -540,7 +540,7 @@ pub static FAULTS: &[Fault] = &[
         }),
         calls: WHOLE,
         trial: Trial::new(3, Ground::Pages),
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a TLBI of the page after",
@@ -551,7 +551,7 @@ pub static FAULTS: &[Fault] = &[
         })),
         calls: WHOLE,
         trial: Trial::new(2, Ground::Block),
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "the hint of level 3 for a block",
@@ -561,7 +561,7 @@ pub static FAULTS: &[Fault] = &[
             operand: with_level(operand, 3)
         })),
         calls: WHOLE,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a level hint after a change of size",
@@ -570,14 +570,14 @@ pub static FAULTS: &[Fault] = &[
             _ => world.step(Call::Tlbi { operation, scope, operand: with_level(operand, 3) }),
         }),
         calls: EDGE,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "the last-level form for an unlinked table",
         ask: last_level_only,
         calls: UNMAP_ALL,
         kind: Kind::ReusedWhileHeld,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "the last-level form for a collapsed table",
@@ -585,7 +585,7 @@ pub static FAULTS: &[Fault] = &[
         calls: &["collapse"],
         kind: Kind::TransientFault,
         trial: Trial::new(3, Ground::Pages),
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "no invalidation of what combines both stages",
@@ -642,13 +642,13 @@ pub static FAULTS: &[Fault] = &[
             operand
         })),
         calls: WHOLE,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a map of one CPU that two use",
         lie: |options, _| options.scope = Scope::Local,
         calls: WHOLE,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a TLBI of another ASID",
@@ -659,14 +659,14 @@ pub static FAULTS: &[Fault] = &[
         })),
         calls: WHOLE,
         on: On::El1,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a map of another ASID",
         lie: |options, _| options.tag = Tag::Asid(6),
         calls: WHOLE,
         on: On::El1,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "one ASID's entries of a map of all",
@@ -676,28 +676,28 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: WHOLE,
         on: On::El1,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "the lower half's addresses for a map of the upper",
         lie: |_, config| config.layout.upper_half = true,
         calls: WHOLE,
         on: On::El1,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a range form on CPUs without FEAT_TLBIRANGE",
-        lie: |_, config| config.has_range = false,
+        lie: |_, config| config.each(|can| can.range = false),
         calls: WHOLE,
         trial: Trial::new(3, Ground::Pages),
         kind: Kind::Undefined,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a TLBI that is not repeated where it must be",
-        lie: |_, config| config.once = false,
+        lie: |_, config| config.each(|can| can.once = false),
         calls: WHOLE,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a repeated TLBI without the DSB between",
@@ -707,7 +707,7 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: WHOLE,
         trial: Trial { once: false, ..Trial::new(3, Ground::Block) },
-        ..SOME
+        ..NONE
     },
     // What is written.
     Fault {
@@ -715,21 +715,21 @@ pub static FAULTS: &[Fault] = &[
         ask: fill!(|raw, step| (raw & !0x1c, step)),
         calls: EDGE,
         kind: Kind::WrongTranslation,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "the shareability is not inherited by a split",
         ask: fill!(|raw, step| (raw & !0x300, step)),
         calls: EDGE,
         kind: Kind::WrongTranslation,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a permission is not inherited by a split",
         ask: fill!(|raw, step| (raw & !(1 << 54), step)),
         calls: EDGE,
         kind: Kind::WrongTranslation,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "nG is not inherited by a split",
@@ -737,21 +737,21 @@ pub static FAULTS: &[Fault] = &[
         calls: EDGE,
         kind: Kind::WrongTranslation,
         on: On::El1,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "all pages of a split have one output",
         ask: fill!(|raw, _step| (raw, 0)),
         calls: EDGE,
         kind: Kind::WrongTranslation,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a split that starts a page too far",
         ask: fill!(|raw, step| (raw + 0x1000, step)),
         calls: EDGE,
         kind: Kind::WrongTranslation,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a run that lacks its last leaf",
@@ -777,7 +777,7 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: WHOLE,
         kind: Kind::WrongTranslation,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a change that is not stored",
@@ -787,7 +787,7 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: WHOLE,
         kind: Kind::LostChange,
-        ..SOME
+        ..NONE
     },
     // Tables.
     Fault {
@@ -801,14 +801,14 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: UNMAP_ALL,
         kind: Kind::ReusedWhileHeld,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a table given back without a TLBI",
         ask: tlbi!(|_planted, _world, _operation, _scope, _operand| 0),
         calls: UNMAP_ALL,
         kind: Kind::ReusedWhileHeld,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a table given back that is linked still",
@@ -819,7 +819,7 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: UNMAP_ALL,
         kind: Kind::LostChange,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a table given back twice",
@@ -832,7 +832,7 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: UNMAP_ALL,
         kind: Kind::SoftwareUseAfterFree,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a table that is not given back",
@@ -842,14 +842,14 @@ pub static FAULTS: &[Fault] = &[
         },
         calls: UNMAP_ALL,
         kind: Kind::TableLeak,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a table unmapped and given back under a reader",
         forgets_readers: true,
         calls: &["unmap all", "translate, walk"],
         kind: Kind::SoftwareUseAfterFree,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a table collapsed and given back under a reader",
@@ -857,7 +857,7 @@ pub static FAULTS: &[Fault] = &[
         calls: &["collapse", "translate, walk"],
         kind: Kind::SoftwareUseAfterFree,
         trial: Trial::new(3, Ground::Pages),
-        ..SOME
+        ..NONE
     },
     // Flags that hardware sets.
     Fault {
@@ -866,7 +866,7 @@ pub static FAULTS: &[Fault] = &[
         marks: (40, false),
         trial: Trial::new(3, Ground::Marked),
         kind: Kind::LostFlag,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "a dirty flag lost by a split: nobody said that hardware sets them",
@@ -874,7 +874,7 @@ pub static FAULTS: &[Fault] = &[
         marks: (40, true),
         trial: Trial::new(3, Ground::Marked),
         kind: Kind::LostFlag,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "an access flag lost by a plain store",
@@ -882,7 +882,7 @@ pub static FAULTS: &[Fault] = &[
         marks: (40, false),
         trial: Trial::new(3, Ground::Marked),
         kind: Kind::LostFlag,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "an access flag lost by a load and a store for the compare-and-swap",
@@ -892,7 +892,7 @@ pub static FAULTS: &[Fault] = &[
         marks: (40, false),
         trial: Trial::new(3, Ground::Marked),
         kind: Kind::LostFlag,
-        ..SOME
+        ..NONE
     },
     Fault {
         name: "access flags clear in what a split leaves",
@@ -902,7 +902,7 @@ pub static FAULTS: &[Fault] = &[
         marks: (40, false),
         trial: Trial::new(3, Ground::Marked),
         kind: Kind::LostFlag,
-        ..SOME
+        ..NONE
     },
     // A CPU with its MMU off.
     Fault {
@@ -910,7 +910,7 @@ pub static FAULTS: &[Fault] = &[
         lie: |_, config| config.off = 1,
         calls: WHOLE,
         kind: Kind::ExclusiveWithMmuOff,
-        ..SOME
+        ..NONE
     },
 ];
 

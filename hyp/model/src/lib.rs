@@ -21,6 +21,7 @@
 //! | [`memory`] | the seam: the engine's traits, fulfilled; the only place with `unsafe` |
 //! | [`explore`] | every schedule of two CPUs |
 //! | [`primitive`] | what the engine offers, one line each, in every regime |
+//! | [`lifecycle`] | CPUs that come with their MMU off, and are let in |
 //! | [`survey`] | what is explored of the right engine |
 //! | [`faults`] | mistakes, each of which must be convicted |
 
@@ -29,6 +30,7 @@ pub mod decode;
 pub mod expect;
 pub mod explore;
 pub mod faults;
+pub mod lifecycle;
 pub mod machine;
 pub mod memory;
 pub mod primitive;

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use hyp::mapping::{Barrier, Scope, Tlbi};
 
 use crate::CPUS;
+use crate::cache::{Caches, LINE, Maintenance};
 use crate::decode::{Descriptor, Layout, Regime, Target, is_changing, is_non_global};
 use crate::expect::{Begun, Effect, Expect};
 use crate::store::{Memory, Observed};
@@ -27,6 +28,26 @@ pub struct Mark {
     pub dirty: bool,
 }
 
+/// What one CPU can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Can {
+    /// Level of FEAT_BBM: 0, 1, 2, or 3 for level 2 without conflict aborts.
+    pub bbm: u8,
+    /// FEAT_TLBIRANGE.
+    pub range: bool,
+    /// FEAT_TTL.
+    pub ttl: bool,
+    /// One invalidation suffices; otherwise only what is repeated after a DSB is sure to work.
+    pub once: bool,
+}
+
+impl Can {
+    /// This level of FEAT_BBM, and all else.
+    pub const fn of(bbm: u8) -> Self {
+        Self { bbm, range: true, ttl: true, once: true }
+    }
+}
+
 /// What the machine is.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -38,14 +59,8 @@ pub struct Config {
     pub cpus: usize,
     /// Tables in the pool.
     pub tables: usize,
-    /// Level of FEAT_BBM: 0, 1, 2, or 3 for level 2 without conflict aborts.
-    pub bbm: u8,
-    /// FEAT_TLBIRANGE.
-    pub has_range: bool,
-    /// FEAT_TTL.
-    pub has_ttl: bool,
-    /// One invalidation suffices; otherwise only what is repeated after a DSB is sure to work.
-    pub once: bool,
+    /// What each CPU can do.
+    pub can: [Can; CPUS],
     /// Hardware sets access flags and dirty state.
     pub hardware: bool,
     /// And does so at this moment.
@@ -54,8 +69,19 @@ pub struct Config {
     pub asids: [u16; CPUS],
     /// Others can be made to stand still.
     pub quiesce: bool,
-    /// CPUs whose MMU stays off, a bit each.
+    /// CPUs whose MMU is off at first, a bit each.
     pub off: u32,
+    /// Those of them that have no power.
+    pub down: u32,
+    /// How others are made to stand still is software's: they may go on, and are convicted if they do.
+    pub gate: bool,
+}
+
+impl Config {
+    /// All CPUs alike in something.
+    pub fn each(&mut self, change: impl FnMut(&mut Can)) {
+        self.can.iter_mut().for_each(change);
+    }
 }
 
 /// What software asks of the machine.
@@ -137,6 +163,65 @@ pub enum Call {
         /// Bytes.
         size: u64,
     },
+    /// Reads a word of a line that CPUs with their MMU off use too.
+    ReadLine {
+        /// Which line.
+        line: u64,
+        /// Which of its words.
+        word: usize,
+    },
+    /// Writes words of such a line.
+    WriteLine {
+        /// Which line.
+        line: u64,
+        /// The first word.
+        first: usize,
+        /// How many.
+        count: usize,
+        /// Their values.
+        values: [u64; LINE],
+    },
+    /// An exclusive or an atomic of a word of such a line.
+    SwapLine {
+        /// Which line.
+        line: u64,
+        /// Which of its words.
+        word: usize,
+        /// The value.
+        value: u64,
+    },
+    /// Issues maintenance of a line.
+    Maintain {
+        /// Which line.
+        line: u64,
+        /// Which.
+        maintenance: Maintenance,
+    },
+    /// `DSB SY`.
+    BarrierSystem,
+    /// Whether the time is over that somebody waits: at any moment it may be.
+    Clock,
+    /// Gives a CPU power (firmware's part of CPU_ON).
+    PowerOn {
+        /// Which.
+        cpu: usize,
+    },
+    /// Whether a CPU has power (AFFINITY_INFO).
+    IsPowered {
+        /// Which.
+        cpu: usize,
+    },
+    /// Waits for power.
+    Start,
+    /// Gives it up, and all that the CPU knows: CPU_OFF, or a suspend that loses context.
+    PowerOff,
+    /// Turns the MMU on.
+    TurnOn {
+        /// The root that it translates through.
+        root: u64,
+    },
+    /// Turns it off.
+    TurnOff,
 }
 
 impl Call {
@@ -146,14 +231,25 @@ impl Call {
     }
     /// Whether it changes nothing.
     pub fn is_passive(&self) -> bool {
-        matches!(self, Self::Load { .. } | Self::Relax | Self::Wait | Self::Between)
+        matches!(
+            self,
+            Self::Load { .. }
+                | Self::Relax
+                | Self::Wait
+                | Self::Between
+                | Self::ReadLine { .. }
+                | Self::Clock
+                | Self::IsPowered { .. }
+                | Self::Start
+        )
     }
 }
 
 #[derive(Clone, Debug)]
 struct Outstanding {
     issuer: usize,
-    target: Target,
+    /// What it is to each CPU: one that has no such operation, or no power, it does not reach.
+    targets: [Target; CPUS],
     scope: Scope,
     /// What walks could have brought back since, by CPU.
     refilled: Vec<Set>,
@@ -192,6 +288,15 @@ pub struct Machine {
     primed: Vec<Vec<(Target, Scope)>>,
     unsynchronized: Vec<bool>,
     mmu: Vec<bool>,
+    powered: Vec<bool>,
+    /// TLBs that may hold anything: nobody has invalidated them since their CPU lost its context.
+    unknown: Vec<bool>,
+    /// CPUs that access what they like, and those of them that stand still for now.
+    roaming: Vec<bool>,
+    standing: Vec<bool>,
+    /// Memory that CPUs with their MMU off use too.
+    pub caches: Caches,
+    choice: usize,
     /// Who stands alone, and what is broken meanwhile.
     held: Option<(usize, u64, u64)>,
     root: Option<usize>,
@@ -214,6 +319,16 @@ impl Machine {
             primed: vec![Vec::new(); cpus],
             unsynchronized: vec![false; cpus],
             mmu: vec![false; cpus],
+            powered: (0..cpus).map(|cpu| config.down & 1 << cpu == 0).collect(),
+            unknown: (0..cpus).map(|cpu| (config.down | config.off) & 1 << cpu != 0).collect(),
+            roaming: vec![false; cpus],
+            standing: vec![false; cpus],
+            caches: {
+                let mut caches = Caches::new();
+                (0..cpus).for_each(|cpu| caches.set_mmu(cpu, (config.down | config.off) & 1 << cpu == 0));
+                caches
+            },
+            choice: 0,
             held: None,
             root: None,
             expect: Expect::new(layout.reach(), config.regime, config.hardware),
@@ -256,18 +371,98 @@ impl Machine {
         self.config.layout
     }
 
+    fn can(&self, cpu: usize) -> Can {
+        self.config.can[cpu]
+    }
+
     // CPUs.
 
-    /// Turns the MMU of a CPU on, with this root.
+    /// Turns the MMU of a CPU on, with this root. Whoever begins so has a TLB that was invalidated.
     pub fn turn_on(&mut self, cpu: usize, root: u64) {
+        self.unknown[cpu] = false;
+        self.start_walking(cpu, root);
+    }
+    fn start_walking(&mut self, cpu: usize, root: u64) {
         self.root = self.memory.table(root);
         self.mmu[cpu] = true;
+        self.caches.set_mmu(cpu, true);
         let found = self.walk_all((0, self.layout().reach()));
         self.absorb(cpu, None, &found);
     }
-    /// Turns it off. What its TLB holds it holds.
+    /// Turns it off. What its TLB holds it holds (R_NDCMB).
     pub fn turn_off(&mut self, cpu: usize) {
         self.mmu[cpu] = false;
+        self.caches.set_mmu(cpu, false);
+    }
+    /// The step that turns an MMU on.
+    fn go_on(&mut self, cpu: usize, root: u64) {
+        if self.unknown[cpu] {
+            let text =
+                format!("CPU {cpu} turns its MMU on, and its TLB may hold what it held in an earlier life");
+            return self.convict(Kind::Stale, text);
+        }
+        if self.unsynchronized[cpu] {
+            let text = format!("CPU {cpu} turns its MMU on");
+            return self.convict(Kind::NotSynchronized, text);
+        }
+        self.start_walking(cpu, root);
+    }
+    /// Power is gone: so is all that the CPU has issued, and what its TLB holds when it comes back is anything (I_GWZWM, R_BQCDZ).
+    fn power_off(&mut self, cpu: usize) {
+        self.turn_off(cpu);
+        self.settle(cpu);
+        self.caches.barrier(cpu);
+        self.powered[cpu] = false;
+        self.unknown[cpu] = true;
+        self.tlbs[cpu] = Set::default();
+        self.streams[cpu] = Set::default();
+        self.outstanding.retain(|operation| operation.issuer != cpu);
+        self.primed[cpu].clear();
+        self.unsynchronized[cpu] = false;
+        self.roams(cpu, false);
+    }
+    /// Whether a CPU has power.
+    pub fn is_powered(&self, cpu: usize) -> bool {
+        self.powered[cpu]
+    }
+    /// Whether its MMU is on.
+    pub fn is_on(&self, cpu: usize) -> bool {
+        self.mmu[cpu]
+    }
+
+    /// A CPU begins, or ceases, to access what it likes through the map.
+    pub fn roams(&mut self, cpu: usize, roams: bool) {
+        self.roaming[cpu] = roams;
+        self.judge_standing();
+    }
+    /// It stands still where it is, or goes on.
+    pub fn stands(&mut self, cpu: usize, stands: bool) {
+        self.standing[cpu] = stands;
+        self.judge_standing();
+    }
+    /// While something is broken nobody else is where it could meet that.
+    fn judge_standing(&mut self) {
+        let Some((holder, start, end)) = self.held.filter(|_| self.config.gate) else { return };
+        let goes = |cpu: &usize| *cpu != holder && self.roaming[*cpu] && !self.standing[*cpu];
+        if let Some(cpu) = (0..self.config.cpus).find(goes) {
+            let text = format!("CPU {cpu} may access {start:#x} to {end:#x}, which CPU {holder} is breaking");
+            self.convict(Kind::TransientFault, text);
+        }
+    }
+
+    /// How many ways a step may go that is about to be taken.
+    pub fn choices(&self, cpu: usize, call: &Call) -> usize {
+        match *call {
+            Call::Clock => 2,
+            Call::ReadLine { line, word } if self.caches.races(cpu, line) => {
+                self.caches.values(cpu, line, word).len()
+            }
+            _ => 1,
+        }
+    }
+    /// The way that the next step goes.
+    pub fn choose(&mut self, choice: usize) {
+        self.choice = choice;
     }
 
     // Walks.
@@ -434,14 +629,13 @@ impl Machine {
         let layout = self.layout();
         for operation in &mut self.outstanding {
             let Some(refilled) = operation.refilled.get_mut(cpu) else { continue };
-            if !reaches(operation.scope, operation.issuer, cpu)
-                || !tlb::names(&operation.target, &entry, &layout)
-            {
+            let target = operation.targets[cpu];
+            if !tlb::names(&target, &entry, &layout) {
                 continue;
             }
             // The walk began somewhere that the operation has left, or that came back.
             let survives = via.is_none_or(|via| {
-                !tlb::names(&operation.target, &Entry::Table(via), &layout) || refilled.has_table(&via)
+                !tlb::names(&target, &Entry::Table(via), &layout) || refilled.has_table(&via)
             });
             if survives {
                 refilled.insert(entry);
@@ -458,11 +652,11 @@ impl Machine {
     // Judgement.
 
     /// Whether entries of two sizes may be held for one address: without abort, or where EL2 answers it (R_KFLJB, R_FWRMB).
-    fn may_resize(&self) -> bool {
-        self.config.bbm >= if self.config.regime.is_stage_2() { 2 } else { 3 }
+    fn may_resize(&self, cpu: usize) -> bool {
+        self.can(cpu).bbm >= if self.config.regime.is_stage_2() { 2 } else { 3 }
     }
-    fn may_join(&self) -> bool {
-        self.config.bbm >= if self.config.regime.is_stage_2() { 1 } else { 3 }
+    fn may_join(&self, cpu: usize) -> bool {
+        self.can(cpu).bbm >= if self.config.regime.is_stage_2() { 1 } else { 3 }
     }
 
     fn judge_leaf(&mut self, cpu: usize, leaf: Leaf) {
@@ -488,9 +682,11 @@ impl Machine {
                     Kind::TwoTranslations
                 } else if other_cpu != cpu || other.combined != leaf.combined {
                     return None;
-                } else if other.level != leaf.level && !self.may_resize() {
+                } else if other.level != leaf.level && !self.may_resize(cpu) {
                     Kind::SizeConflict
-                } else if other.level == leaf.level && other.contiguous != leaf.contiguous && !self.may_join()
+                } else if other.level == leaf.level
+                    && other.contiguous != leaf.contiguous
+                    && !self.may_join(cpu)
                 {
                     Kind::ContiguousConflict
                 } else {
@@ -503,7 +699,7 @@ impl Machine {
                 return self.convict(kind, text);
             }
         }
-        if !self.may_resize() && !leaf.combined {
+        if !self.may_resize(cpu) && !leaf.combined {
             let above = |t: &&Table| {
                 t.level >= leaf.level
                     && leaf.start <= t.start
@@ -526,7 +722,7 @@ impl Machine {
             leaf.level <= table.level && !leaf.combined && leaf.asid.is_none_or(|asid| asid == table.asid)
         };
         let block = self.tlbs[cpu].overlapping(&layout, table.start, end).find(is_block).copied();
-        if let Some(leaf) = block.filter(|_| !self.may_resize()) {
+        if let Some(leaf) = block.filter(|_| !self.may_resize(cpu)) {
             self.convict(
                 Kind::SizeConflict,
                 format!("CPU {cpu} may hold {leaf:x?}, and below it {table:x?}"),
@@ -730,6 +926,7 @@ impl Machine {
     /// One step of a CPU; what the call gives.
     pub fn execute(&mut self, cpu: usize, call: Call) -> u64 {
         self.steps += 1;
+        let choice = std::mem::take(&mut self.choice);
         if let Some(mark) = self.config.mark
             && mark.step == self.steps
         {
@@ -804,7 +1001,55 @@ impl Machine {
                 (0..self.config.cpus).for_each(|cpu| self.memory.settle_all(cpu));
                 self.forget_observed();
                 self.held = Some((cpu, start, start + size));
+                self.judge_standing();
                 1
+            }
+            Call::ReadLine { line, word } => match self.caches.read_nth(cpu, line, word, choice) {
+                Ok(value) => value,
+                Err(verdict) => {
+                    self.verdict.get_or_insert(verdict);
+                    0
+                }
+            },
+            Call::WriteLine { line, first, count, values } => {
+                self.caches.write_words(cpu, line, first, count, values);
+                0
+            }
+            Call::SwapLine { line, word, value } => match self.caches.swap(cpu, line, word, value) {
+                Ok(old) => old,
+                Err(verdict) => {
+                    self.verdict.get_or_insert(verdict);
+                    0
+                }
+            },
+            Call::Maintain { line, maintenance } => {
+                self.caches.maintain(cpu, line, maintenance);
+                0
+            }
+            Call::BarrierSystem => {
+                self.caches.barrier(cpu);
+                self.complete(cpu);
+                self.settle(cpu);
+                0
+            }
+            Call::Clock => choice as u64,
+            Call::PowerOn { cpu } => {
+                self.powered[cpu] = true;
+                0
+            }
+            Call::IsPowered { cpu } => u64::from(self.powered[cpu]),
+            Call::Start => 0,
+            Call::PowerOff => {
+                self.power_off(cpu);
+                0
+            }
+            Call::TurnOn { root } => {
+                self.go_on(cpu, root);
+                0
+            }
+            Call::TurnOff => {
+                self.turn_off(cpu);
+                0
             }
         }
     }
@@ -815,11 +1060,22 @@ impl Machine {
     }
     /// The CPU may have acquired what others have released so.
     pub fn acquire(&mut self, cpu: usize) {
-        if self.memory.acquire(cpu) {
+        // With the MMU off it reads past all that.
+        if (self.mmu[cpu] || !self.mmu.contains(&true)) && self.memory.acquire(cpu) {
             self.forget_observed();
         }
     }
 
+    /// What the CPU has stored is seen by everybody, by a DSB that is nobody's part of a change: what has to follow that follows its own.
+    pub fn settle(&mut self, cpu: usize) {
+        self.memory.settle_all(cpu);
+        self.forget_observed();
+    }
+    /// The others stand still, by whatever means of software's: whoever does not is convicted.
+    pub fn hold(&mut self, cpu: usize, start: u64, end: u64) {
+        self.held = Some((cpu, start, end));
+        self.judge_standing();
+    }
     /// The others may go on.
     pub fn release(&mut self) {
         if let Some((_, start, end)) = self.held.take() {
@@ -870,19 +1126,34 @@ impl Machine {
 
     fn issue(&mut self, cpu: usize, operation: Tlbi, scope: Scope, operand: u64) {
         let (regime, layout) = (self.config.regime, self.layout());
-        let has = (self.config.has_range, self.config.has_ttl);
-        let Ok(target) = Target::decode(operation, operand, regime, &layout, has) else {
-            let text = format!("CPU {cpu} has no {operation:?}");
-            return self.convict(Kind::Undefined, text);
-        };
-        let range = match target {
+        let own = self.can(cpu);
+        let mut targets = [Target::Nothing; CPUS];
+        for (other, target) in targets.iter_mut().enumerate().take(self.config.cpus) {
+            if other != cpu && (scope == Scope::Local || !self.powered[other]) {
+                continue;
+            }
+            let theirs = self.can(other);
+            // A hint that either of the two knows may restrict the operation.
+            let has = (theirs.range, own.ttl || theirs.ttl);
+            match Target::decode(operation, operand, regime, &layout, has) {
+                Ok(reached) => *target = reached,
+                Err(_) if other == cpu => {
+                    let text = format!("CPU {cpu} has no {operation:?}");
+                    return self.convict(Kind::Undefined, text);
+                }
+                // Who does not know the operation does nothing for it.
+                Err(_) => {}
+            }
+        }
+        let range = match targets[cpu] {
             Target::Addresses { start, end, .. } => (start, end),
             _ => (0, layout.reach()),
         };
         let from_root = self.walk_all(range);
         let mut refilled = vec![Set::default(); self.config.cpus];
         for (other, refilled) in refilled.iter_mut().enumerate() {
-            if !self.mmu[other] || !reaches(scope, cpu, other) {
+            let target = targets[other];
+            if !self.mmu[other] || target == Target::Nothing {
                 continue;
             }
             let mut found = from_root.clone();
@@ -915,7 +1186,7 @@ impl Machine {
                 }
             }
         }
-        self.outstanding.push(Outstanding { issuer: cpu, target, scope, refilled });
+        self.outstanding.push(Outstanding { issuer: cpu, targets, scope, refilled });
     }
 
     fn barrier(&mut self, cpu: usize, barrier: Barrier) {
@@ -961,26 +1232,33 @@ impl Machine {
         self.outstanding = others;
         let mut primed = Vec::new();
         for operation in own {
-            let key = (operation.target, operation.scope);
+            let key = (operation.targets[cpu], operation.scope);
             primed.push(key);
             self.unsynchronized[cpu] = true;
-            if !self.config.once && !self.primed[cpu].contains(&key) {
-                continue;
-            }
-            for other in (0..self.config.cpus).filter(|&other| reaches(operation.scope, cpu, other)) {
+            let again = self.primed[cpu].contains(&key);
+            for other in 0..self.config.cpus {
+                let (target, theirs) = (operation.targets[other], self.can(other));
+                // What must be repeated is what others are using meanwhile.
+                let once = operation.scope == Scope::Local || self.can(cpu).once && theirs.once;
+                if target == Target::Nothing || !again && !once {
+                    continue;
+                }
+                if other == cpu && target == Target::All {
+                    self.unknown[cpu] = false;
+                }
                 let set = &self.tlbs[other];
                 // By address one of several for one address need not go.
-                let by_address = !matches!(operation.target, Target::All | Target::Nothing);
+                let by_address = target != Target::All;
                 let goes = |entry: Entry| {
                     let is_back = match entry {
                         Entry::Leaf(leaf) => operation.refilled[other].leaves.contains(&leaf),
                         Entry::Table(table) => operation.refilled[other].tables.contains(&table),
                     };
-                    tlb::names(&operation.target, &entry, &layout)
+                    tlb::names(&target, &entry, &layout)
                         && !is_back
-                        && !(by_address && self.config.bbm != 3 && tlb::has_rival(set, &entry, &layout))
+                        && !(by_address && theirs.bbm != 3 && tlb::has_rival(set, &entry, &layout))
                 };
-                let range = match operation.target {
+                let range = match target {
                     Target::Addresses { start, end, .. } => (start, end),
                     _ => (0, layout.reach()),
                 };
@@ -999,7 +1277,7 @@ impl Machine {
                     set.tables.remove(table);
                 });
                 // A DSB here waits for the accesses of the others (R_DCJQM, I_BBMSB).
-                let is_named = |leaf: &Leaf| tlb::names(&operation.target, &Entry::Leaf(*leaf), &layout);
+                let is_named = |leaf: &Leaf| tlb::names(&target, &Entry::Leaf(*leaf), &layout);
                 if other != cpu {
                     self.streams[other].leaves.retain(|leaf| !is_named(leaf));
                 }
@@ -1038,7 +1316,7 @@ impl Machine {
             stream.fingerprint(into);
         }
         for operation in &self.outstanding {
-            (operation.issuer, operation.target).hash(into);
+            (operation.issuer, operation.targets).hash(into);
             operation.refilled.iter().for_each(|set| set.fingerprint(into));
         }
         self.expect.hash(into);
@@ -1046,14 +1324,12 @@ impl Machine {
         self.primed.iter().flatten().for_each(|(target, _)| target.hash(into));
         self.unsynchronized.hash(into);
         self.mmu.hash(into);
+        (&self.powered, &self.unknown, &self.roaming, &self.standing).hash(into);
+        self.caches.fingerprint(into);
         self.marked.hash(into);
         // When the mark is yet to come, the step counts.
         if let Some(mark) = self.config.mark {
             into.write_u64(self.steps.min(mark.step));
         }
     }
-}
-
-fn reaches(scope: Scope, issuer: usize, cpu: usize) -> bool {
-    scope == Scope::Broadcast || issuer == cpu
 }

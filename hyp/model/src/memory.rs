@@ -13,12 +13,15 @@ use std::hash::Hasher;
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
+use hyp::caps::gate::{Closed, Gate, Here};
+use hyp::caps::lifecycle::{Lifecycle, Starting};
 use hyp::mapping::{
-    Address, Barrier, Debt, Geometry, Map, MapError, Mmu, Options, Pa, Quiesce, Regime, Scope, Shape, Slot,
-    TableMemory, TablePool, Tlbi, Writer,
+    Address, Barrier, Capabilities, Debt, Geometry, Map, MapError, Mmu, Options, Pa, Quiesce, Regime, Scope,
+    Shape, Slot, TableMemory, TablePool, Tlbi, Writer,
 };
 
 use crate::CPUS;
+use crate::cache::Maintenance;
 use crate::expect::{Begun, Effect};
 use crate::explore::Hash64;
 use crate::faults::{Fault, Planted};
@@ -36,14 +39,26 @@ enum Mode {
     Over,
 }
 
+/// What a CPU looks at while it waits: a word of a table, and all that it has seen of lines.
+type Seen = (Option<(u64, usize)>, u64);
+
 /// What a CPU has done since it began to wait.
 #[derive(Clone, Copy, Debug, Default)]
 struct Spin {
-    /// The history when it waited last, and the word it had read before.
-    last: Option<(u64, Option<(u64, usize)>)>,
+    /// The history when it waited last, and what it had seen before.
+    last: Option<(u64, Seen)>,
     /// It has only read since.
     passive: bool,
-    read: Option<(u64, usize)>,
+    seen: Seen,
+    /// It has looked at the clock, so it goes on by itself.
+    timed: bool,
+}
+
+impl Spin {
+    fn repeats(&self) -> Option<u64> {
+        let (history, seen) = self.last?;
+        (self.passive && seen == self.seen).then_some(history)
+    }
 }
 
 /// A machine, as the engine sees it.
@@ -63,6 +78,46 @@ pub struct World {
     /// Times that each CPU has set tables aside in this call.
     reserves: [Cell<u64>; CPUS],
     planted: Option<Planted>,
+    /// The way that the next step goes.
+    choice: Cell<usize>,
+    /// Of the lifecycle, once the boot CPU has spoken.
+    starting: Cell<Option<Starting<'static>>>,
+    lifecycle: Lifecycle,
+    /// Of the gate, while it is closed.
+    closed: RefCell<Option<Closed<'static>>>,
+    gate: Gate<InWorld, CPUS>,
+}
+
+thread_local! {
+    /// The world whose CPUs run on this thread.
+    static WORLD: Cell<*const World> = const { Cell::new(std::ptr::null()) };
+}
+
+/// Where the gate stands: in the world of this thread.
+#[derive(Debug)]
+struct InWorld;
+
+fn here() -> &'static World {
+    // SAFETY: who resumes a CPU has set it to its world, which the CPU's script refers to too; nobody keeps the reference.
+    unsafe { &*WORLD.get() }
+}
+
+impl Here for InWorld {
+    fn number(&self) -> usize {
+        here().current()
+    }
+    fn is_pinned(&self, _: u64, _: u64) -> bool {
+        false
+    }
+    fn settle(&self) {
+        let world = here();
+        world.with_machine(|machine| machine.settle(world.current()));
+    }
+    fn relax(&self) {
+        let world = here();
+        world.with_machine(|machine| machine.stands(world.current(), true));
+        world.ask(Call::Wait);
+    }
 }
 
 impl World {
@@ -80,6 +135,11 @@ impl World {
             spins: Default::default(),
             reserves: Default::default(),
             planted: fault.map(Planted::new),
+            choice: Cell::new(0),
+            starting: Cell::new(None),
+            lifecycle: Lifecycle::new(),
+            closed: RefCell::default(),
+            gate: Gate::new(InWorld),
         }
     }
 
@@ -108,7 +168,64 @@ impl World {
     /// Whether a CPU that is about to wait has looked again at what it waited for, and at nothing else.
     pub fn repeats(&self, cpu: usize) -> bool {
         let spin = self.spins[cpu].get();
-        spin.passive && spin.last.is_some_and(|(_, read)| read == spin.read)
+        !spin.timed && spin.repeats().is_some()
+    }
+    /// The way that the next step goes, of [`Machine::choices`].
+    pub fn choose(&self, choice: usize) {
+        self.choice.set(choice);
+    }
+    /// What software knows beside the map.
+    pub fn fingerprint(&self, into: &mut impl Hasher) {
+        self.lifecycle.fingerprint(into);
+        self.gate.fingerprint(into);
+    }
+
+    /// The boot CPU says what it has, and how many CPUs there are to come with it.
+    pub fn boot(&self, set: Capabilities, cpus: usize) {
+        // SAFETY: the token stays within the world, which has the lifecycle too.
+        let lifecycle: &'static Lifecycle = unsafe { &*std::ptr::from_ref(&self.lifecycle) };
+        self.starting.set(lifecycle.boot(set).map(|boot| boot.open(cpus)));
+    }
+    /// The lifecycle's token.
+    pub fn starting(&self) -> Starting<'_> {
+        self.starting.get().expect("the boot CPU has spoken once")
+    }
+
+    // The gate, if it is what makes others stand still.
+
+    fn has_gate(&self) -> bool {
+        self.machine().config().gate
+    }
+    /// The CPU that runs comes in: from here on it accesses what it likes.
+    pub fn enter(&self) {
+        if self.has_gate() {
+            self.gate.enter();
+            let cpu = self.current();
+            self.with_machine(|machine| {
+                machine.stands(cpu, false);
+                machine.roams(cpu, true);
+            });
+        }
+    }
+    /// It goes out.
+    pub fn leave(&self) {
+        if self.has_gate() {
+            let cpu = self.current();
+            self.with_machine(|machine| machine.roams(cpu, false));
+            self.gate.leave();
+        }
+    }
+    /// It stands still if it is asked to, between two calls or where it waits to be the writer.
+    pub fn pass(&self) {
+        if self.has_gate() {
+            self.gate.pass();
+            let cpu = self.current();
+            self.with_machine(|machine| machine.stands(cpu, false));
+        }
+    }
+    /// Opens the gate, whoever has closed it.
+    pub fn open_gate(&self) {
+        self.closed.take();
     }
     /// The CPU is between two calls and has kept nothing of the last ones.
     pub fn forget(&self) {
@@ -119,6 +236,7 @@ impl World {
     }
     /// Steps are taken at once, by this CPU.
     pub fn go_direct(&self, cpu: usize) {
+        WORLD.set(self);
         self.mode.set(Mode::Direct);
         self.cpu.set(cpu);
     }
@@ -135,8 +253,8 @@ impl World {
         result
     }
 
-    /// What the engine asks for.
-    fn ask(&self, call: Call) -> u64 {
+    /// What software asks for: the engine, or who starts a CPU.
+    pub fn ask(&self, call: Call) -> u64 {
         match &self.planted {
             Some(planted) if self.mode.get() == Mode::Scheduled => planted.ask(self, call),
             _ => self.step(call),
@@ -157,7 +275,9 @@ impl World {
         if self.mode.get() == Mode::Over {
             return 0;
         }
+        let choice = self.choice.take();
         let result = self.logged(|machine| {
+            machine.choose(choice);
             let result = machine.execute(cpu, call);
             machine.acquire(cpu);
             result
@@ -170,18 +290,27 @@ impl World {
     fn tell(&self, cpu: usize, call: Call, result: u64) {
         let mut spin = self.spins[cpu].get();
         if matches!(call, Call::Relax | Call::Wait) {
-            match spin.last {
-                Some((history, read)) if spin.passive && read == spin.read => {
-                    self.histories[cpu].set(history)
-                }
-                _ => spin.last = Some((self.histories[cpu].get(), spin.read)),
+            match spin.repeats() {
+                Some(history) => self.histories[cpu].set(history),
+                None => spin.last = Some((self.histories[cpu].get(), spin.seen)),
             }
-            self.spins[cpu].set(Spin { passive: true, read: None, ..spin });
+            self.spins[cpu].set(Spin { last: spin.last, passive: true, ..Spin::default() });
             return;
         }
         match call {
-            Call::Load { table, index } => spin.read = Some((table, index)),
+            Call::Load { table, index } => spin.seen.0 = Some((table, index)),
             Call::CompareExchange { .. } if result == 0 => {}
+            Call::ReadLine { .. }
+            | Call::Clock
+            | Call::IsPowered { .. }
+            | Call::BarrierSystem
+            | Call::Maintain { maintenance: Maintenance::Invalidate, .. } => {
+                let mut seen = Hash64::from(spin.seen.1);
+                seen.write_u64(crate::explore::call_hash(&call));
+                seen.write_u64(result);
+                spin.seen.1 = seen.finish();
+                spin.timed |= call == Call::Clock;
+            }
             _ => spin.passive = false,
         }
         self.spins[cpu].set(spin);
@@ -294,12 +423,25 @@ impl Drop for Standing {
         // SAFETY: it is dropped by a call of the engine for a map, which refers to this world.
         let world = unsafe { &*self.0 };
         world.with_machine(Machine::release);
+        world.open_gate();
     }
 }
 
 impl Quiesce for World {
     type Held = Standing;
     fn begin(&self, start: u64, size: u64) -> Option<Standing> {
+        if self.has_gate() {
+            // SAFETY: what is closed is opened before the world is gone: by `Standing`, or with the world.
+            let gate: &'static Gate<InWorld, CPUS> = unsafe { &*std::ptr::from_ref(&self.gate) };
+            let closed = Quiesce::begin(&gate, start, size)?;
+            *self.closed.borrow_mut() = Some(closed);
+            let cpu = self.current();
+            self.with_machine(|machine| {
+                machine.stands(cpu, false);
+                machine.hold(cpu, start, start + size);
+            });
+            return Some(Standing(self));
+        }
         (self.ask(Call::Quiesce { start, size }) != 0).then_some(Standing(self))
     }
 }
@@ -332,6 +474,8 @@ unsafe impl Mmu for World {
         self.ask(Call::Relax);
     }
     fn wait(&self) {
+        // All that it waits for it has looked at when it waits.
+        World::pass(self);
         self.ask(Call::Wait);
     }
 }
@@ -428,6 +572,7 @@ impl Cpu {
 
     /// Goes on up to the next step, which it returns; `None` at the end.
     pub fn resume(&mut self, world: &World) -> Option<Call> {
+        WORLD.set(world);
         world.cpu.set(self.number);
         world.mode.set(Mode::Scheduled);
         let coroutine = self.coroutine.as_mut().expect("it is not over");

@@ -15,7 +15,7 @@ use crate::decode::{self, Layout};
 use crate::expect::{Effect, Value};
 use crate::explore::{Case, Context, Conviction, Explored, Make, Script};
 use crate::faults::Fault;
-use crate::machine::{Call, Config, Machine};
+use crate::machine::{Call, Can, Config, Machine};
 use crate::memory::{self, Mapped, World};
 use crate::verdict::{Kind, Verdict};
 
@@ -85,9 +85,13 @@ impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
     fn range(&self, (start, end): (u64, u64)) -> Range<R::Input> {
         Range::new(start * PAGE, (end - start) * PAGE).expect("it is within the map")
     }
+    fn between(&self) {
+        self.world.step(Call::Between);
+        self.world.pass();
+    }
     fn begin(&self, (start, end): (u64, u64), effect: Effect) -> crate::expect::Begun {
         // Between two calls a CPU stands still, if it is asked to.
-        self.world.step(crate::machine::Call::Between);
+        self.between();
         self.world.begin((start * PAGE, end * PAGE), effect)
     }
     /// A call that owes something, and its flush.
@@ -110,7 +114,8 @@ impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
         self.world.forget();
         made
     }
-    fn map(&self, pages: (u64, u64), leaves: Leaves) -> bool {
+    /// Maps pages.
+    pub fn map(&self, pages: (u64, u64), leaves: Leaves) -> bool {
         let value = Value::Leaf { shift: SHIFT, bits: R::DATA.bits(), valid: true };
         let begun = self.begin(pages, Effect::Set(value));
         let output = Pa::new(pages.0 * PAGE + SHIFT).expect("outputs lie low");
@@ -130,7 +135,7 @@ impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
         })
     }
     /// A call of the writer that owes nothing.
-    fn writes(
+    pub fn writes(
         &self,
         pages: (u64, u64),
         effect: Effect,
@@ -157,7 +162,7 @@ impl<'a, 'w, R: Tried, S: Shape> Context<'a, 'w, R, S> {
     }
     /// Software reads: what it finds is what is right.
     fn read(&self, page: u64, pages: (u64, u64)) -> bool {
-        self.world.step(crate::machine::Call::Between);
+        self.between();
         let mut cpu = self.map.cpu(self.cpu).expect("each CPU has its slot");
         self.world.with_machine(|machine| machine.reads(self.cpu, true));
         let reader = cpu.read();
@@ -398,15 +403,14 @@ impl Trial {
             layout: Layout::of(geometry, false),
             cpus,
             tables: 14,
-            bbm: self.bbm,
-            has_range: self.more,
-            has_ttl: self.more,
-            once: self.once,
+            can: [Can { bbm: self.bbm, range: self.more, ttl: self.more, once: self.once }; CPUS],
             hardware: false,
             mark: None,
             asids: [5; CPUS],
             quiesce: self.quiesce,
             off: 0,
+            down: 0,
+            gate: false,
         }
     }
 
@@ -472,7 +476,7 @@ fn make<'w, R: Tried, S: Shape>(
     }
     let root = map.root().get();
     world.with_machine(|machine: &mut Machine| {
-        let off = machine.config().off;
+        let off = machine.config().off | machine.config().down;
         (0..machine.config().cpus)
             .filter(|cpu| off & 1 << cpu == 0)
             .for_each(|cpu| machine.turn_on(cpu, root));

@@ -161,3 +161,20 @@ fn a_map_is_given_up_when_no_cpu_translates_through_it() {
         }
     }
 }
+
+#[test]
+fn who_changes_a_table_in_a_run_as_soon_as_it_is_linked_is_not_undone_by_the_rest_of_the_run() {
+    fn is_right<R: Tried>(bbm: u8) {
+        let all = primitives::<R, Tiny>();
+        let named = |name: &str| all.iter().find(|one| one.name == name).unwrap();
+        // Two blocks that are a run; one of the two becomes a table, or both.
+        for first in ["protect, one edge", "split_to_pages", "split_at"] {
+            let trial = Trial::new(bbm, Ground::Blocks);
+            let calls = [named(first), named("protect, two edges")];
+            let result = trial.explore(&calls, None, |_, _| {});
+            assert!(result.is_ok(), "{first} on {trial:?}: {}", result.unwrap_err().verdict);
+        }
+    }
+    is_right::<El2>(3);
+    is_right::<Stage2>(2);
+}

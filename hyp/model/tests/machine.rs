@@ -2,9 +2,10 @@
 
 use hyp::mapping::mmu::Reach;
 use hyp::mapping::{Barrier, Scope, Tlbi};
+use hyp_model::cache::Maintenance;
 use hyp_model::decode::{Layout, Regime};
 use hyp_model::expect::{Effect, Value};
-use hyp_model::machine::{Call, Config, Machine};
+use hyp_model::machine::{Call, Can, Config, Machine};
 use hyp_model::verdict::Kind;
 
 const PAGE: u64 = 4096;
@@ -22,6 +23,7 @@ const TABLES: Reach = Reach { last_level: false, one_asid: false };
 /// Tables of 4, three levels; a table below the root, and below that one more; nothing is mapped.
 struct Hand {
     machine: Machine,
+    root: u64,
     middle: u64,
     last: u64,
     leaf: u64,
@@ -35,15 +37,14 @@ impl Hand {
             layout,
             cpus: 2,
             tables: 6,
-            bbm,
-            has_range: true,
-            has_ttl: true,
-            once: true,
+            can: [Can::of(bbm); 4],
             hardware: false,
             mark: None,
             asids: [5; 4],
             quiesce: true,
             off: 0,
+            down: 0,
+            gate: false,
         };
         change(&mut config);
         let mut machine = Machine::new(config);
@@ -56,7 +57,7 @@ impl Hand {
             Regime::El1And0 => EL1,
             Regime::Stage2 => S2,
         };
-        let mut hand = Self { machine, middle, last, leaf };
+        let mut hand = Self { machine, root, middle, last, leaf };
         hand.store(root, 0, middle | 3);
         hand.store(middle, 1, last | 3);
         hand.barrier(Barrier::StoresVisible);
@@ -297,7 +298,7 @@ fn of_two_entries_for_an_address_only_all_is_sure_to_remove_both() {
 #[test]
 fn where_an_invalidation_must_be_repeated_the_second_after_a_dsb_counts() {
     for (times, dsb, kind) in [(1, true, Some(Kind::Stale)), (2, false, Some(Kind::Stale)), (2, true, None)] {
-        let mut hand = Hand::new(Regime::El2, 3, |config| config.once = false);
+        let mut hand = Hand::new(Regime::El2, 3, |config| config.each(|can| can.once = false));
         hand.block();
         let middle = hand.middle;
         hand.becomes(0, None, |hand| {
@@ -327,4 +328,171 @@ fn a_cpu_with_its_mmu_off_holds_nothing_and_has_no_exclusives() {
     assert_eq!(hand.verdict(), None);
     hand.machine.execute(0, Call::CompareExchange { table, index: 2, old: 0, new });
     assert_eq!(hand.verdict(), Some(Kind::ExclusiveWithMmuOff));
+}
+
+fn of_levels(bbm: [u8; 2]) -> impl FnOnce(&mut Config) {
+    move |config| (0..2).for_each(|cpu| config.can[cpu] = Can::of(bbm[cpu]))
+}
+
+#[test]
+fn what_a_cpu_may_hold_is_judged_by_its_own_level() {
+    for (bbm, off, kind) in [
+        ([3, 3], None, None),
+        ([3, 0], None, Some(Kind::SizeConflict)),
+        ([0, 3], None, Some(Kind::SizeConflict)),
+        // Whose MMU is off holds nothing.
+        ([3, 0], Some(1), None),
+        ([0, 3], Some(0), None),
+    ] {
+        let mut hand = Hand::new(Regime::El2, 3, of_levels(bbm));
+        off.into_iter().for_each(|cpu| hand.machine.turn_off(cpu));
+        hand.block();
+        hand.split();
+        assert_eq!(hand.verdict(), kind, "{bbm:?}, off: {off:?}");
+    }
+    for (bbm, kind) in [([1, 1], None), ([1, 0], Some(Kind::ContiguousConflict))] {
+        let mut hand = Hand::new(Regime::Stage2, 3, of_levels(bbm));
+        hand.pages(true);
+        let (last, leaf) = (hand.last, hand.leaf);
+        hand.store(last, 0, (OUT + 4 * PAGE) | leaf | 3);
+        assert_eq!(hand.verdict(), kind, "{bbm:?}");
+    }
+}
+
+#[test]
+fn an_address_form_is_sure_to_remove_two_entries_on_cpus_without_conflicts_only() {
+    for (bbm, kind) in [([3, 3], None), ([3, 2], Some(Kind::Stale)), ([2, 3], Some(Kind::Stale))] {
+        let mut hand = Hand::new(Regime::Stage2, 3, of_levels(bbm));
+        hand.block();
+        hand.split();
+        let middle = hand.middle;
+        hand.becomes(0, None, |hand| {
+            hand.store(middle, 0, 0);
+            hand.barrier(Barrier::StoresVisible);
+            (0..4).for_each(|page| hand.tlbi(Tlbi::Address(TABLES), page));
+            hand.barrier(Barrier::Complete);
+            hand.invalidate(Tlbi::Combined, 0);
+        });
+        assert_eq!(hand.verdict(), kind, "{bbm:?}");
+    }
+}
+
+/// Takes pages 4 to 7 away by these operations of CPU 0.
+fn taken_away(operations: &[(Tlbi, u64)], times: usize, change: impl FnOnce(&mut Config)) -> Option<Kind> {
+    let mut hand = Hand::new(Regime::El2, 3, change);
+    hand.pages(false);
+    let last = hand.last;
+    hand.becomes(4, None, |hand| {
+        (0..4).for_each(|index| hand.store(last, index, 0));
+        hand.barrier(Barrier::StoresVisible);
+        for _ in 0..times {
+            operations.iter().for_each(|&(operation, operand)| hand.tlbi(operation, operand));
+            hand.barrier(Barrier::Complete);
+        }
+        hand.barrier(Barrier::Synchronize);
+    });
+    hand.verdict()
+}
+
+#[test]
+fn an_operation_reaches_each_cpu_as_that_cpu_knows_it() {
+    let range = [(Tlbi::Range(LEAVES), 0b01 << 46 | 1 << 39 | 4)];
+    assert_eq!(taken_away(&range, 1, |_| {}), None);
+    assert_eq!(taken_away(&range, 1, |config| config.can[1].range = false), Some(Kind::Stale));
+    assert_eq!(taken_away(&range, 1, |config| config.can[0].range = false), Some(Kind::Undefined));
+    // The wrong level is a hint as long as one of them knows hints.
+    let wrong = [4, 5, 6, 7].map(|page| (Tlbi::Address(LEAVES), 0b0110 << 44 | page));
+    assert_eq!(taken_away(&wrong, 1, |config| config.can[1].ttl = false), Some(Kind::Stale));
+    assert_eq!(taken_away(&wrong, 1, |config| config.each(|can| can.ttl = false)), None);
+    for (times, kind) in [(1, Some(Kind::Stale)), (2, None)] {
+        for cpu in 0..2 {
+            let found = taken_away(&[(Tlbi::All, 0)], times, |config| config.can[cpu].once = false);
+            assert_eq!(found, kind, "{times} times, because of CPU {cpu}");
+        }
+    }
+}
+
+#[test]
+fn a_cpu_that_has_lost_its_context_invalidates_before_its_mmu_is_on() {
+    let local = |barrier| Call::Barrier { barrier, scope: Scope::Local };
+    let tlbi = |scope| Call::Tlbi { operation: Tlbi::All, scope, operand: 0 };
+    let (dsb, isb) = (local(Barrier::Complete), local(Barrier::Synchronize));
+    let (all, theirs) = (tlbi(Scope::Local), vec![tlbi(Scope::Broadcast), dsb]);
+    // What CPU 0 does before CPU 1 has power, and with that; what CPU 1 does.
+    for (before, with, own, kind) in [
+        (vec![], vec![], vec![all, dsb, isb], None),
+        (vec![], vec![], vec![], Some(Kind::Stale)),
+        (vec![], vec![], vec![all, isb], Some(Kind::Stale)),
+        (vec![], vec![], vec![all, dsb], Some(Kind::NotSynchronized)),
+        // Somebody else's reaches it for certain only when its MMU is on.
+        (theirs.clone(), vec![], vec![isb], Some(Kind::Stale)),
+        (vec![], theirs, vec![isb], Some(Kind::Stale)),
+    ] {
+        let mut hand = Hand::new(Regime::El2, 3, |_| {});
+        hand.block();
+        let root = hand.root;
+        let run = |hand: &mut Hand, cpu, calls: &[Call]| {
+            calls.iter().for_each(|&call| {
+                hand.machine.execute(cpu, call);
+            });
+        };
+        run(&mut hand, 1, &[Call::PowerOff]);
+        assert!(hand.machine.may_hold(1).leaves.is_empty() && !hand.machine.is_powered(1));
+        run(&mut hand, 0, &before);
+        run(&mut hand, 0, &[Call::PowerOn { cpu: 1 }]);
+        run(&mut hand, 0, &with);
+        run(&mut hand, 1, &own);
+        run(&mut hand, 1, &[Call::TurnOn { root }]);
+        assert_eq!(hand.verdict(), kind, "{before:?}, {with:?}, {own:?}");
+        assert_eq!(!hand.machine.may_hold(1).leaves.is_empty(), kind.is_none());
+    }
+}
+
+#[test]
+fn an_mmu_that_was_off_and_on_again_has_the_tlb_that_it_had() {
+    let mut hand = Hand::new(Regime::El2, 3, |_| {});
+    hand.block();
+    let (root, held) = (hand.root, hand.machine.may_hold(1).clone());
+    hand.machine.execute(1, Call::TurnOff);
+    hand.machine.execute(1, Call::TurnOn { root });
+    assert_eq!((hand.verdict(), hand.machine.may_hold(1)), (None, &held));
+}
+
+#[test]
+fn lines_are_read_and_written_as_the_mmu_of_the_cpu_is() {
+    let mut hand = Hand::new(Regime::El2, 3, |_| {});
+    hand.machine.execute(1, Call::TurnOff);
+    let write = |value| Call::WriteLine { line: 1, first: 0, count: 1, values: [value; 8] };
+    hand.machine.execute(0, write(7));
+    hand.machine.execute(0, Call::Maintain { line: 1, maintenance: Maintenance::Clean });
+    hand.machine.execute(0, Call::BarrierSystem);
+    assert_eq!(hand.machine.execute(1, Call::ReadLine { line: 1, word: 0 }), 7);
+    hand.machine.execute(0, write(8));
+    let mut late = hand.machine.clone();
+    hand.machine.execute(1, Call::ReadLine { line: 1, word: 0 });
+    assert_eq!(hand.verdict(), Some(Kind::StaleMemory));
+    late.execute(1, Call::SwapLine { line: 1, word: 0, value: 9 });
+    assert_eq!(late.verdict().map(|verdict| verdict.kind), Some(Kind::ExclusiveWithMmuOff));
+}
+
+#[test]
+fn who_goes_on_while_another_breaks_is_convicted() {
+    for (roams, stands, goes_on, kind) in [
+        (false, false, false, None),
+        (true, true, false, None),
+        (true, false, false, Some(Kind::TransientFault)),
+        (true, true, true, Some(Kind::TransientFault)),
+    ] {
+        let mut hand = Hand::new(Regime::El2, 0, |config| config.gate = true);
+        hand.machine.roams(1, roams);
+        hand.machine.stands(1, stands);
+        hand.machine.hold(0, 0, 4 * PAGE);
+        if goes_on {
+            hand.machine.stands(1, false);
+        }
+        assert_eq!(hand.verdict(), kind, "{roams}, {stands}, {goes_on}");
+        hand.machine.release();
+        hand.machine.stands(1, false);
+        assert_eq!(hand.verdict(), kind);
+    }
 }

@@ -120,6 +120,13 @@ impl<H: Here, const N: usize> Gate<H, N> {
         result
     }
 
+    /// All that it knows, for who explores what can happen: equal states feed `into` alike.
+    #[doc(hidden)]
+    pub fn fingerprint(&self, into: &mut impl core::hash::Hasher) {
+        let flags = self.inside.iter().map(|inside| &inside.0).chain([&self.closed]);
+        flags.for_each(|flag| into.write_u8(u8::from(flag.load(SeqCst))));
+    }
+
     /// How often it was closed, and how often somebody waited to come in.
     pub fn counts(&self) -> (u32, u32) {
         (self.closings.load(Relaxed), self.waits.load(Relaxed))
@@ -147,7 +154,7 @@ impl<'g, H: Here, const N: usize> Quiesce for &'g Gate<H, N> {
         let own = self.own();
         self.here.settle();
         // Others may be closing it: they need not wait for this CPU.
-        own.store(false, SeqCst);
+        let was_inside = own.swap(false, SeqCst);
         while self.closed.swap(true, SeqCst) {
             while self.closed.load(SeqCst) {
                 self.here.relax();
@@ -159,7 +166,8 @@ impl<'g, H: Here, const N: usize> Quiesce for &'g Gate<H, N> {
             }
         }
         self.closings.fetch_add(1, Relaxed);
-        own.store(true, SeqCst);
+        // Who closes it from outside is outside when it is open again.
+        own.store(was_inside, SeqCst);
         // Another one may have broken something before.
         self.here.synchronize();
         Some(Closed(&self.closed))
@@ -218,6 +226,21 @@ mod tests {
         assert!(gate.begin(0x1000, 0x2000).is_none() && gate.begin(0, u64::MAX).is_none());
         assert!(gate.begin(0x1000, 0x1000).is_some() && gate.begin(0x3000, 0x1000).is_some());
         assert_eq!(gate.counts(), (2, 0));
+    }
+
+    #[test]
+    fn who_closes_it_from_outside_is_not_waited_for_afterwards() {
+        let gate = ThreadGate::new(Threads);
+        for number in 0..2 {
+            let gate = &gate;
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    NUMBER.set(number);
+                    drop(gate.begin(0x8000, 0x1000));
+                });
+            });
+        }
+        assert_eq!(gate.counts().0, 2);
     }
 
     #[test]

@@ -127,6 +127,15 @@ impl Lifecycle {
         Capabilities::from_bits_truncate(self.set.load(SeqCst))
     }
 
+    /// All that it knows, for who explores what can happen: equal states feed `into` alike.
+    #[doc(hidden)]
+    pub fn fingerprint(&self, into: &mut impl core::hash::Hasher) {
+        into.write_u32(self.set.load(SeqCst));
+        into.write_u8(self.phase.load(SeqCst));
+        self.seen.iter().for_each(|seen| into.write_u64(seen.load(SeqCst)));
+        into.write_usize(self.missing.load(SeqCst));
+    }
+
     /// How much is known.
     pub fn phase(&self) -> Phase {
         match self.phase.load(SeqCst) {

@@ -165,6 +165,11 @@ static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 /// What all CPUs have.
 static LIFECYCLE: Lifecycle = Lifecycle::new();
 
+/// Bytes of the tables of both maps.
+pub fn table_bytes() -> u64 {
+    (POOL.used() + EL2_POOL.used()) as u64 * GRANULE
+}
+
 /// The map that EL2 runs on.
 pub type El2Map = LinearMap<El2, CpuMmu<El2, &'static Gate<Here, MAX_CPUS>>>;
 /// The host's stage 2.
@@ -257,7 +262,7 @@ pub unsafe fn enable_mmu(
     };
 
     let memory = image::table_memory(&layout, cpus.len())?;
-    let half = memory.size() / 2 & !(GRANULE - 1);
+    let half = (memory.size() / 2) & !(GRANULE - 1);
     let (for_el2, pool) = if tables.is_some() { (half, &EL2_POOL) } else { (0, &POOL) };
     // SAFETY: the arena behind the CPUs' blocks, each part of it once, by the caller's word: used for nothing else, and at its own address
     // in the boot map and in the one that is made here.
@@ -509,7 +514,7 @@ impl Booted {
         figure("memory.image", whole.size() - arena.size());
         figure("memory.stacks", self.cpus.len() as u64 * percpu::BLOCK_SIZE);
         figure("memory.tables_reserved", (POOL.capacity() + EL2_POOL.capacity()) as u64 * GRANULE);
-        figure("memory.tables_used", (POOL.used() + EL2_POOL.used()) as u64 * GRANULE);
+        figure("memory.tables_used", table_bytes());
     }
 }
 

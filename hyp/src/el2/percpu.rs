@@ -6,7 +6,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 4096 | guard: not mapped, so an overflow faults |
-//! | 16384 | stack |
+//! | 20480 | stack |
 //! | 8192 | [`PerCpu`], and above it the stack on which a fault of our own is told |
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -4,20 +4,34 @@
 //! Invariant: only RAM of the host can be changed, and what the host can do with it, but for writes that it asks to lose. EL2 runs code
 //! and keeps data in what is lent to its trial, where the host can write: these builds trust their host.
 
+use core::arch::asm;
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arm_sysregs::el0::accessors::read_cntpct_el0;
+use arm_sysregs::el1::accessors::{read_par_el1, write_par_el1};
+use arm_sysregs::el1::registers::ParEl1;
 use log::{debug, info};
 
+use super::boot::{self, El2Map};
 use super::cache;
 use super::host::{Host, REPAINTED};
 use super::percpu::PerCpu;
 use super::quiet::ENTRY;
-use crate::mapping::{Attributes, Change as MapChange, Counts, El2, Mmu, Pa, Range, Regime, Stage2};
+use crate::caps::lifecycle::Phase;
+use crate::caps::policy::Policy;
+use crate::mapping::{
+    Address, Attributes, Capabilities, Change as MapChange, Counts, El2, Entry, GRANULE, Leaves, Mmu, Pa,
+    Range, Regime, Stage2, Va,
+};
+use crate::trial::requests::{
+    self, Asked, BLOCK_PAGES, LASTING, PAGES, REGION, Request, Requests, Timed, Use,
+};
 use crate::trial::{CHANGE_EL2, CHANGE_HOST, DUMP, MOMENTS, PREPARE_EL2, TOUCH_EL2};
-use crate::trial::{Change, Linear, MOST_CPUS, Outcome, SIZE, Subject, Trial};
+use crate::trial::{Change, Linear, MOST_CPUS, Outcome, Random, SIZE, Subject, Trial};
 
 static TRIAL: Trial = Trial::new();
+static REQUESTS: Requests = Requests::new();
 
 /// Ticks of the counter that all CPUs were in exits, from the first line of Rust to the last.
 static TICKS: AtomicU64 = AtomicU64::new(0);
@@ -114,8 +128,191 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
             }
             None => REFUSED,
         },
+        _ => return request_call(host, me, function, args),
+    })
+}
+
+/// The answer to `function` if it is one of [`requests`]'.
+fn request_call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[u64; 4]> {
+    const REFUSED: [u64; 4] = [1, 0, 0, 0];
+    let pages = Pages { host, map: host.el2_map, me };
+    // Where leaves change their size in place nobody needs to stand still, and readers do not.
+    let pass_if_asked = || {
+        if !host.el2_map.map().capabilities().contains(Capabilities::BBM) {
+            ENTRY.pass();
+        }
+    };
+    Some(match function {
+        requests::PREPARE if is_lent(host.own, host.ram, args[0], REGION) => {
+            // SAFETY: RAM of the host, which EL2's map has as data. That nothing else uses it is the host's word, which a build for tests
+            // takes.
+            (args[0]..args[0] + REGION).step_by(GRANULE as usize).for_each(|page| unsafe { fill(page) });
+            cache::clean_and_invalidate(args[0] as usize, REGION as usize);
+            cache::forget_instructions();
+            REQUESTS.prepare(args[0]);
+            [0; 4]
+        }
+        // What follows takes a region.
+        _ if REQUESTS.start() == 0 && requests::CALLS.contains(&function) => REFUSED,
+        requests::ASK => {
+            let Asked { made, refused } =
+                REQUESTS.ask(&pages, &mut Random::new(args[1]), args[0], LASTING, || ENTRY.pass());
+            [0, made, refused, 0]
+        }
+        requests::ASK_ONE => {
+            let request = Request::ALL.get(args[0] as usize)?;
+            let timed = Timed::new(&pages, || read_cntpct_el0().bits());
+            match REQUESTS.ask_one(&timed, *request, args[1] as usize, args[2] as usize) {
+                Some(true) => [0, timed.ticks(), 0, 0],
+                _ => REFUSED,
+            }
+        }
+        requests::READ => {
+            let (rounds, wrong) = REQUESTS.read(&pages, LASTING, pass_if_asked);
+            [0, rounds, wrong, 0]
+        }
+        requests::STOP => {
+            REQUESTS.stop(args[0] != 0);
+            [0; 4]
+        }
+        requests::LOOK => [0, REQUESTS.look(&pages), PAGES as u64, 0],
+        requests::CENSUS => {
+            let range = Range::<Va>::of_granules(args[0], args[1]).ok()?;
+            let mut cpu = host.el2_map.map().cpu(me)?;
+            let mut leaves = [0; 4];
+            let _ = cpu.read().walk(range, |visited| {
+                if let Entry::Leaf { .. } = visited.entry {
+                    leaves[usize::from(visited.level)] += 1;
+                }
+                ControlFlow::<()>::Continue(())
+            });
+            leaves
+        }
+        requests::KNOWN => {
+            let phase = match host.admission.starting.phase() {
+                Phase::Boot => 0,
+                Phase::Starting => 1,
+                Phase::Finalized => 2,
+            };
+            [0, phase, host.el2_map.map().capabilities().bbm_level().into(), boot::table_bytes()]
+        }
         _ => return None,
     })
+}
+
+/// Fills a page of [`REQUESTS`].
+///
+/// # Safety
+/// It is memory that nothing else uses, mapped for writing.
+unsafe fn fill(page: u64) {
+    let words = requests::PATTERNS.map(|offset| (page + offset, requests::pattern(page + offset)));
+    for (at, word) in [(page, requests::code(page))].into_iter().chain(words) {
+        // SAFETY: a word of the page.
+        unsafe { (at as *mut u64).write_volatile(word) };
+    }
+}
+
+/// Whether the running CPU translates `at` at EL2 for loads, or for stores.
+fn translates(at: u64, for_stores: bool) -> bool {
+    const FAILED: u64 = 1;
+    let kept = read_par_el1().bits();
+    // SAFETY: writes PAR_EL1 only, which the host gets back.
+    unsafe {
+        if for_stores {
+            asm!("at s1e2w, {}", "isb", in(reg) at, options(nostack));
+        } else {
+            asm!("at s1e2r, {}", "isb", in(reg) at, options(nostack));
+        }
+        let par = read_par_el1().bits();
+        write_par_el1(ParEl1::from_bits_retain(kept));
+        par & FAILED == 0
+    }
+}
+
+/// The pages of [`REQUESTS`] as CPU number `me` sees them.
+struct Pages<'a> {
+    host: &'a Host,
+    map: &'a El2Map,
+    me: usize,
+}
+
+impl Pages<'_> {
+    /// Whether the page holds what it was filled with.
+    ///
+    /// # Safety
+    /// It is one of the region, and translates for as long as this looks.
+    unsafe fn holds(at: u64) -> bool {
+        requests::PATTERNS.into_iter().map(|offset| at + offset).all(|word| {
+            // SAFETY: the caller's word.
+            unsafe { (word as *const u64).read_volatile() == requests::pattern(word) }
+        })
+    }
+
+    fn translates_as(at: u64, usage: Use) -> bool {
+        translates(at, false) == usage.is_valid() && translates(at, true) == usage.is_writable()
+    }
+}
+
+impl requests::Subject for Pages<'_> {
+    fn set(&self, request: Request, start: u64, size: u64) -> bool {
+        let Ok(range) = Range::of_granules(start, size) else { return false };
+        let made = request.make(self.map, range);
+        if let Err(error) = made {
+            debug!("trial: {request:?} of {range}: {error}");
+        }
+        made.is_ok()
+    }
+
+    fn join(&self, start: u64) -> bool {
+        let is_in_place = self.map.map().capabilities().contains(Capabilities::BBM);
+        if !is_in_place && self.host.admission.policy != Policy::KeepBlocks {
+            return true;
+        }
+        let range = Range::<Va>::of_granules(start, BLOCK_PAGES as u64 * GRANULE);
+        let Some((range, mut cpu)) = range.ok().zip(self.map.map().cpu(self.me)) else { return false };
+        let joined = cpu.write().collapse(range, Leaves::LARGEST);
+        if let Err(error) = joined {
+            debug!("trial: {range} is not joined: {error}");
+        }
+        joined.is_ok()
+    }
+
+    fn glance(&self, at: u64, usage: Use, lasting: bool) -> bool {
+        // SAFETY: no request makes it invalid.
+        let holds = !lasting || unsafe { Self::holds(at) };
+        holds && Self::translates_as(at, usage)
+    }
+
+    fn look(&self, at: u64, usage: Use) -> bool {
+        if !Self::translates_as(at, usage) {
+            return false;
+        }
+        if usage.is_writable() {
+            let own = requests::own_word(at, self.me) as *mut u64;
+            // SAFETY: it translates for stores, by the look before, and is this CPU's.
+            let kept = unsafe {
+                own.write_volatile(at);
+                own.read_volatile() == at
+            };
+            if !kept {
+                return false;
+            }
+        }
+        let executes = if usage.is_executable() {
+            // SAFETY: it is code that returns a number, and translates, if the map is right; if not, the fault tells.
+            let code = unsafe { core::mem::transmute::<usize, extern "C" fn() -> u32>(at as usize) };
+            u64::from(code()) == requests::number(at)
+        } else {
+            // Nothing tells but a fault, which EL2 does not take: what the map says (Arm ARM D8.3.1, XN).
+            const XN: u64 = 1 << 54;
+            let Some((input, mut cpu)) = Va::new(at).ok().zip(self.map.map().cpu(self.me)) else {
+                return false;
+            };
+            cpu.read().translate(input).is_none_or(|found| found.attributes().bits() & XN != 0)
+        };
+        // SAFETY: it translates, by the look before.
+        executes && (!usage.is_valid() || unsafe { Self::holds(at) })
+    }
 }
 
 /// Whether all of a range is RAM of the host.

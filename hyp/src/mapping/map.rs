@@ -413,6 +413,7 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     #[doc(hidden)]
     pub fn fingerprint(&self, into: &mut impl core::hash::Hasher) {
         into.write_u64(self.gate.bits());
+        into.write_u32(self.capabilities().bits());
         let flags = [&self.root_lock, &self.writer, &self.owed.whole];
         flags.into_iter().for_each(|flag| into.write_u8(u8::from(flag.load(SeqCst))));
         into.write_u64(self.epoch());

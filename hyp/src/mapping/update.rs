@@ -375,8 +375,20 @@ pub(super) fn replace<R: Regime, M: Mmu, S: Shape>(
         }
     }
     let broken = matches!(strategy, Strategy::BreakBeforeMake | Strategy::BreakQuiescently);
+    // What hangs from a table is anybody's to change, and to invalidate, as soon as the table is linked. Walks that read another leaf of
+    // its run as it was would bring back the run, with what it says of the table's addresses (R_LQLSD): so tables of a run come last.
+    let parts = |index: usize| is_table(group.new[index], group.level) && group.old[index] & CONTIGUOUS != 0;
+    let last = !broken && (0..group.new.len()).any(parts);
+    if last {
+        for (i, (&old, &new)) in group.old.iter().zip(group.new).enumerate() {
+            let leaf = if parts(i) { old & !CONTIGUOUS } else { new };
+            if leaf != old {
+                words.link(group.table, group.index + i, leaf);
+            }
+        }
+    }
     for (i, (&old, &new)) in group.old.iter().zip(group.new).enumerate() {
-        if old != new || broken {
+        if (old != new || broken) && (!last || parts(i)) {
             words.link(group.table, group.index + i, new);
         }
     }
