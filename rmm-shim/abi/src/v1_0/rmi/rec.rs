@@ -136,7 +136,7 @@ impl RmiRecParams {
 /// EOIcount is told too.
 pub const ICH_HCR_HOST: u64 = 0b111_1111 << 1 | 1 << 14;
 
-/// ICH_LR<n>_EL2.HW.
+/// `ICH_LR<n>_EL2.HW`.
 const ICH_LR_HW: u64 = 1 << 61;
 
 /// From the host, on REC entry (B4.4.14).
@@ -151,7 +151,7 @@ pub struct RmiRecEnter {
     _unused1: [u8; 8],
     /// ICH_HCR_EL2.
     pub gicv3_hcr: u64,
-    /// ICH_LR<n>_EL2.
+    /// `ICH_LR<n>_EL2`.
     pub gicv3_lrs: [u64; 16],
     _unused2: [u8; 0x800 - 0x388],
 }
@@ -196,7 +196,7 @@ pub struct RmiRecExit {
     _unused2: [u8; 8],
     /// ICH_HCR_EL2.
     pub gicv3_hcr: u64,
-    /// ICH_LR<n>_EL2.
+    /// `ICH_LR<n>_EL2`.
     pub gicv3_lrs: [u64; 16],
     /// ICH_MISR_EL2.
     pub gicv3_misr: u64,

@@ -1,6 +1,6 @@
 //! The descriptor by which the host maps its own memory into a realm (DEN0137 A5.5.11, B3.56, B4.3.19).
 //!
-//! Invariant: the host controls the output address, MemAttr[2:0] and S2AP; whatever else it sets makes the descriptor invalid.
+//! Invariant: the host controls the output address, `MemAttr[2:0]` and S2AP; whatever else it sets makes the descriptor invalid.
 //!
 //! Compared: A5.5.11, B3.56; TF-RMM `s2tt.c` (`host_ns_s2tte_is_valid`), whose earlier versions let the host also control the
 //! shareability without LPA2: 1.0-rel0 does not; DDI 0487, stage 2 memory attributes with FEAT_S2FWB, for MemAttr.
@@ -13,11 +13,11 @@ use crate::v1_0::address::is_level_aligned;
 pub struct UnprotectedDescriptor(pub u64);
 
 impl UnprotectedDescriptor {
-    /// MemAttr[2:0], bits 4:2.
+    /// `MemAttr[2:0]`, bits 4:2.
     pub const MEM_ATTR: u64 = 0b111 << 2;
     /// S2AP, bits 7:6.
     pub const S2AP: u64 = 0b11 << 6;
-    /// The one value of MemAttr[2:0] that is reserved with FEAT_S2FWB.
+    /// The one value of `MemAttr[2:0]` that is reserved with FEAT_S2FWB.
     const MEM_ATTR_RESERVED: u64 = 0b100 << 2;
     /// Bits 47:12.
     const ADDRESS: u64 = (1 << 48) - (1 << 12);
