@@ -175,15 +175,10 @@ impl Power for Host {
         match self.let_in(cpu, &reported.registers) {
             Ok(set) => {
                 reported.release();
-                let line = || {
+                // Of who comes again there is nothing to say, and the host may be writing to the console by then.
+                if !self.admission.starting.has_come(cpu) {
                     let all = InWords(self.admission.starting.set());
                     info!("cpu {mpidr:#x} is let in: {}; all: {all}", InWords(set));
-                };
-                // Off and on again, as often as the host likes.
-                if self.admission.starting.has_come(cpu) {
-                    limited(line)
-                } else {
-                    line()
                 }
                 SUCCESS
             }
