@@ -55,7 +55,8 @@
 //!
 //! # What a call does to the maps, in order
 //!
-//! Checked: the host's map for every page of the range, then the EL2 map and the realm's where the call changes them. Then come steps
+//! Checked: the host's map for every page of the range, then the EL2 map where the page's use there changes hands or ends, and the realm's. Then
+//! come steps
 //! that change no translation (splits at the range's ends, tables set aside), the one step that changes something and may still fail, which
 //! the engine makes whole or not at all, and steps that cannot fail.
 //!
@@ -80,8 +81,8 @@
 //!
 //! Each call holds writers ([`Map::try_write`](crate::mapping::Map::try_write)), taken in this order and given back at its end:
 //! 1. the host's map's: the lock of ownership itself, in every call;
-//! 2. the EL2 map's, if the call changes that map;
-//! 3. one realm's map's, if the call changes that map.
+//! 2. the EL2 map's, if the call changes it or looks at it;
+//! 3. one realm's map's, if the call changes it.
 //!
 //! All are waited for with the EL2 map's [`Mmu::wait`](crate::mapping::Mmu::wait), whichever it is: a split of an EL2 block may ask every CPU
 //! to stand still while the writers are held, and a CPU that waits for one of them must count as standing still. What the engine locks inside

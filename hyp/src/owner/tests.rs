@@ -45,7 +45,7 @@ impl Machine for Tiny {
 
 impl Machine for Granule4K {
     const PLAN: Plan = Plan { first: 0x3fe00, pages: 2560, io: 512, own: (1100, 1164), bits: 40 };
-    const CALLS: usize = if cfg!(miri) { 2 } else { 250 };
+    const CALLS: usize = if cfg!(miri) { 2 } else { 600 };
 }
 
 /// What a page is.
@@ -136,6 +136,26 @@ impl Call {
             12 => ShareWithRealm(realm, at),
             13 => UnshareWithRealm(realm, at, then),
             _ => Tidy,
+        }
+    }
+
+    fn kind(self) -> usize {
+        match self {
+            Share => 0,
+            Unshare => 1,
+            Donate => 2,
+            GiveBack => 3,
+            Delegate => 4,
+            Undelegate => 5,
+            Keep(..) => 6,
+            Unkeep(..) => 7,
+            Assign(..) => 8,
+            Release(..) => 9,
+            DonateToRealm(..) => 10,
+            Reclaim(..) => 11,
+            ShareWithRealm(..) => 12,
+            UnshareWithRealm(..) => 13,
+            Tidy => 14,
         }
     }
 
@@ -273,6 +293,8 @@ impl Oracle {
                 self.realms[n].iter().position(|&has| [Has::Owned(page), Has::Borrowed(page)].contains(&has))
             };
             (*n, *at) = (0..REALMS).find_map(|n| of(n).map(|at| (n, at))).unwrap_or((*n, *at));
+            // And now and then not what it is.
+            *at = if random.random_ratio(1, 10) { random.random_range(0..self.pages.len()) } else { *at };
         }
         let most = match random.random_range(0..4) {
             0 => 1,
@@ -644,10 +666,13 @@ fn random_calls<S: Machine>(seed: u64, level: u8, more: usize, refuses: bool) {
     let world = World::<S>::new(&mmu, level);
     let mut oracle = Oracle::new(&plan);
     world.check(&oracle);
-    let (mut done, mut short) = (0, 0);
+    let (mut done, mut short, mut kinds) = (0, 0, [0; 15]);
     for number in 0..S::CALLS {
         mmu.quiesce.refuses.store(refuses && random.random_bool(0.3), Relaxed);
-        let (call, from, count) = if random.random_bool(0.85) {
+        let (call, from, count) = if random.random_ratio(1, 20) {
+            let from = random.random_range(0..plan.pages - entries);
+            (Tidy, from, entries)
+        } else if random.random_bool(0.85) {
             oracle.likely(random, entries)
         } else {
             let from = random.random_range(0..plan.pages);
@@ -660,7 +685,10 @@ fn random_calls<S: Machine>(seed: u64, level: u8, more: usize, refuses: bool) {
         let used = mmu.pool().used();
         let result = world.both(&mut oracle, call, from, count, true);
         match result {
-            Ok(()) => done += 1,
+            Ok(()) => {
+                done += 1;
+                kinds[call.kind()] += usize::from(count > 1);
+            }
             Err(error) => {
                 world.settle();
                 assert!(mmu.pool().used() <= used || call == Tidy, "{call:?} leaves tables: {error}");
@@ -676,6 +704,7 @@ fn random_calls<S: Machine>(seed: u64, level: u8, more: usize, refuses: bool) {
     world.check(&oracle);
     if !cfg!(miri) {
         assert!(done > if more > 100 { S::CALLS / 4 } else { 10 }, "{done} of {} calls", S::CALLS);
+        assert!(more <= 100 || kinds.iter().all(|&count| count > 1), "{kinds:?}");
         assert!(short == 0 || more <= 100, "{short} calls were short of something");
         assert!(short > 0 || more > 100 || S::ENTRIES > 16, "no call was short of anything");
     }
@@ -709,9 +738,12 @@ fn a_call_without_tables_or_quiet_changes_nothing() {
     }
 }
 
+/// A call, its first page and how many.
+type On = (Call, usize, usize);
+
 /// Calls that lead to one which needs tables in each map that it changes, on the small shape: pages 128 to 191 are blocks
 /// of 16, in runs of two.
-const TIGHT: &[(&[(Call, usize, usize)], (Call, usize, usize))] = &[
+const TIGHT: &[(&[On], On)] = &[
     (&[], (Share, 130, 9)),
     (&[(Share, 128, 64)], (Unshare, 130, 9)),
     (&[], (Donate, 130, 9)),
@@ -878,4 +910,224 @@ fn threads_that_ask_for_the_same_pages_leave_each_with_one_owner() {
         world.check(&oracle);
         world.undo_all(&mut oracle);
     }
+}
+
+/// Maps of 4 GiB of RAM from 1 GiB on, and of a realm, each with tables and TLBs of its own.
+struct Large<'w> {
+    host: Map<Stage2, &'w FakeMmu>,
+    el2: Map<El2, &'w FakeMmu>,
+    realm: Map<Stage2, &'w FakeMmu>,
+}
+
+const PAGES_OF_2_MIB: u64 = 512;
+const GIB: u64 = 1 << 30;
+
+/// What is done to memory, and how many invalidations each MMU had seen by then: the host's, EL2's, the realm's.
+struct Log<'w>([&'w FakeMmu; 3], Mutex<Vec<(&'static str, [usize; 3])>>);
+
+impl Log<'_> {
+    fn note(&self, what: &'static str) {
+        self.1.lock().unwrap().push((what, self.0.map(|mmu| mmu.tlbis.lock().unwrap().len())));
+    }
+    fn take(&self) -> Vec<(&'static str, [usize; 3])> {
+        self.note("end");
+        self.0.iter().for_each(|mmu| drop(mmu.take_tlbis()));
+        std::mem::take(&mut self.1.lock().unwrap())
+    }
+}
+
+impl Granules for &Log<'_> {
+    fn zero(&self, _: &Held) {
+        self.note("zero");
+    }
+    fn clean_and_invalidate(&self, _: &Held) {
+        self.note("clean");
+    }
+}
+
+impl<'w> Large<'w> {
+    fn new(mmus: [&'w FakeMmu; 3]) -> Self {
+        let stage2 = |mmu| Map::new(mmu, Geometry::stage2(40).unwrap(), bbm(3)).unwrap();
+        let (mut host, realm) = (stage2(mmus[0]), stage2(mmus[2]));
+        let mut el2 = Map::new(mmus[1], Geometry::stage1(40).unwrap(), bbm(3)).unwrap();
+        let (start, pages) = (GIB / GRANULE, (4 * GIB / GRANULE) as usize);
+        let pa = Pa::new(GIB).unwrap();
+        let ram = Attributes::<Stage2>::RAM;
+        host.get_mut().map(range(start, pages), pa, ram, Leaves::LARGEST).unwrap();
+        let data = Attributes::<El2>::DATA;
+        el2.get_mut().map(range(start, pages), pa, data, Leaves::LARGEST).unwrap();
+        Self { host, el2, realm }
+    }
+    fn realm(&self) -> Realm<'_, &'w FakeMmu> {
+        Realm { number: 1, map: &self.realm }
+    }
+}
+
+fn placed(page: u64) -> Placement {
+    Placement {
+        ipa: Ipa::new(page * GRANULE).unwrap(),
+        vacant: None,
+        attributes: Attributes::<Stage2>::RAM,
+        leaves: Leaves::LARGEST,
+    }
+}
+
+#[test]
+fn who_loses_a_page_has_lost_it_on_every_cpu_before_the_next_one_has_it() {
+    let mmus = [FakeMmu::new(20), FakeMmu::new(20), FakeMmu::new(20)];
+    let mmus = [&mmus[0], &mmus[1], &mmus[2]];
+    let large = Large::new(mmus);
+    let log = Log(mmus, Mutex::default());
+    let owner = Ownership::new(&large.host, &large.el2, &log);
+    let (realm, page) = (large.realm(), GIB / GRANULE + 7);
+    // In pages, so that what is invalidated is so for what is taken away.
+    for _ in 0..2 {
+        log.take();
+        owner.delegate(range(page, 1)).unwrap();
+        let steps = log.take();
+        assert!(matches!(steps[..], [("end", [host, 0, 0])] if host > 0), "{steps:?}");
+        owner.assign(range(page, 1), &realm, &placed(page), |_| log.note("fill")).unwrap();
+        let steps = log.take();
+        let [("fill", [_, before, 0]), ("clean", [_, cleaned, 0]), ("end", [_, after, 0])] = steps[..] else {
+            panic!("{steps:?}")
+        };
+        assert!(before == cleaned && cleaned < after, "{steps:?}");
+        owner.release(range(page, 1), &realm, placed(page).ipa, None).unwrap();
+        let steps = log.take();
+        let [("zero", [0, _, at_zero]), ("clean", ..), ("end", [_, _, at_end])] = steps[..] else {
+            panic!("{steps:?}")
+        };
+        assert!(at_zero > 0 && at_zero == at_end, "{steps:?}");
+        owner.undelegate(range(page, 1)).unwrap();
+        owner.share_with_realm(range(page, 1), &realm, &placed(page)).unwrap();
+        log.take();
+        owner.unshare_with_realm(range(page, 1), &realm, placed(page).ipa, None).unwrap();
+        assert!(matches!(log.take()[..], [("end", [0, 0, realm])] if realm > 0));
+        // A mark says nothing to hardware.
+        owner.share(range(page, 1)).unwrap();
+        owner.unshare(range(page, 1)).unwrap();
+        assert_eq!(log.take(), [("end", [0; 3])]);
+    }
+}
+
+#[test]
+fn what_is_of_one_state_throughout_costs_no_table() {
+    let mmus = [FakeMmu::new(20), FakeMmu::new(20), FakeMmu::new(20)];
+    let large = Large::new([&mmus[0], &mmus[1], &mmus[2]]);
+    let log = Log([&mmus[0], &mmus[1], &mmus[2]], Mutex::default());
+    let owner = Ownership::new(&large.host, &large.el2, &log);
+    let used = || [mmus[0].pool().used(), mmus[1].pool().used()];
+    let (realm, first, before) = (large.realm(), 2 * GIB / GRANULE, used());
+    // A whole block of 1 GiB.
+    let all = || range(first, (GIB / GRANULE) as usize);
+    owner.share(all()).unwrap();
+    owner.unshare(all()).unwrap();
+    owner.give_back(owner.donate(all()).unwrap()).unwrap();
+    owner.delegate(all()).unwrap();
+    owner.keep(all(), 1, Purpose::Rec).unwrap();
+    owner.unkeep(all(), 1, Purpose::Rec).unwrap();
+    owner.assign(all(), &realm, &placed(0), |_| ()).unwrap();
+    owner.reclaim(all(), &realm, placed(0).ipa, None).unwrap();
+    assert_eq!(used(), before);
+    // One of 2 MiB in it: the table of 2 MiB blocks in each map.
+    owner.donate_to_realm(range(first + PAGES_OF_2_MIB, 512), &realm, &placed(0)).unwrap();
+    assert_eq!(used(), [before[0] + 1, before[1] + 1]);
+    owner.reclaim(range(first + PAGES_OF_2_MIB, 512), &realm, placed(0).ipa, None).unwrap();
+    owner.tidy(range(first, 1), Leaves::LARGEST).unwrap();
+    assert_eq!(used(), before);
+}
+
+#[test]
+fn pages_cost_a_table_for_each_2_mib_and_each_gib_they_lie_in_and_no_more() {
+    let mmus = [FakeMmu::new(1100), FakeMmu::new(1100), FakeMmu::new(1100)];
+    let large = Large::new([&mmus[0], &mmus[1], &mmus[2]]);
+    let log = Log([&mmus[0], &mmus[1], &mmus[2]], Mutex::default());
+    let owner = Ownership::new(&large.host, &large.el2, &log);
+    let realm = large.realm();
+    let (begun_host, begun_el2) = (mmus[0].pool().used(), mmus[1].pool().used());
+    let costs = || [mmus[0].pool().used() - begun_host, mmus[1].pool().used() - begun_el2];
+    let first = GIB / GRANULE;
+    owner.donate_to_realm(range(first + 5, 1), &realm, &placed(first + 5)).unwrap();
+    assert_eq!(costs(), [2, 2]);
+    owner.donate_to_realm(range(first + 8, 3), &realm, &placed(first + 8)).unwrap();
+    assert_eq!(costs(), [2, 2]);
+    // The EL2 map has no part in a share.
+    owner.share(range(first + PAGES_OF_2_MIB - 1, 2)).unwrap();
+    assert_eq!(costs(), [3, 2]);
+    // One page in each 2 MiB of a GiB: as much as there can be.
+    for block in 0..512 {
+        let page = first + block * PAGES_OF_2_MIB + 100;
+        owner.donate_to_realm(range(page, 1), &realm, &placed(page)).unwrap();
+    }
+    assert_eq!(costs(), [513, 513]);
+    let random = &mut SmallRng::seed_from_u64(7);
+    for _ in 0..2000 {
+        let page = first + random.random_range(0..GIB / GRANULE);
+        let _ = match random.random_range(0..3) {
+            0 => owner.delegate(range(page, 1)),
+            1 => owner.share(range(page, 1)),
+            _ => owner.donate_to_realm(range(page, 1), &realm, &placed(page)),
+        };
+    }
+    assert_eq!(costs(), [513, 513]);
+}
+
+#[test]
+fn whatever_is_named_that_cannot_change_hands_is_refused_by_what_it_is() {
+    let mmus = [FakeMmu::new(20), FakeMmu::new(20), FakeMmu::new(20)];
+    let large = Large::new([&mmus[0], &mmus[1], &mmus[2]]);
+    let log = Log([&mmus[0], &mmus[1], &mmus[2]], Mutex::default());
+    let owner = Ownership::new(&large.host, &large.el2, &log);
+    let (realm, first) = (large.realm(), GIB / GRANULE);
+    let odd = Range::new(GIB + 1, GRANULE).unwrap();
+    assert_eq!(owner.share(odd), Err(OwnerError::Range { start: GIB + 1, size: GRANULE }));
+    let at = |page: u64, found| Err(OwnerError::Host { page: page * GRANULE, found });
+    // Below RAM, above it, above what the map reaches, at the end of everything.
+    for page in [0, first - 1, 5 * first, 1 << 28, (1 << 36) - 1] {
+        assert_eq!(owner.share(range(page, 1)), at(page, HostPage::Fixed));
+        assert_eq!(owner.delegate(range(page, 1)), at(page, HostPage::Fixed));
+        assert_eq!(owner.undelegate(range(page, 1)), at(page, HostPage::Fixed));
+        assert_eq!(owner.page(Pa::new(page * GRANULE).unwrap()), HostPage::Fixed);
+    }
+    assert_eq!(owner.share(range(5 * first - 1, 2)), at(5 * first, HostPage::Fixed));
+    let data = HostPage::Kept(Keeper::Realm(1, Purpose::Data));
+    assert_eq!(owner.keep(range(first, 1), 1, Purpose::Data), at(first, data));
+    // A realm's address that there is none of.
+    let end = owner.donate_to_realm(range(first, 2), &realm, &placed((1 << 36) - 1));
+    assert!(matches!(end, Err(OwnerError::Range { .. })), "{end:?}");
+    let high = owner.donate_to_realm(range(first, 1), &realm, &placed(1 << 28));
+    assert_eq!(high, Err(OwnerError::Realm { ipa: 1 << 40, found: RealmPage::Fixed }));
+    // Another realm's.
+    owner.donate_to_realm(range(first, 1), &realm, &placed(3)).unwrap();
+    let other = Realm { number: 2, map: &large.realm };
+    assert_eq!(owner.reclaim(range(first, 1), &other, placed(3).ipa, None), at(first, data));
+    let elsewhere = owner.reclaim(range(first, 1), &realm, placed(4).ipa, None);
+    let nothing = RealmPage::Vacant(None);
+    assert_eq!(elsewhere, Err(OwnerError::Realm { ipa: 4 * GRANULE, found: nothing }));
+    // What EL2 no longer has as data, for reasons of its own.
+    let own = range::<crate::mapping::Va>(first + 9, 1);
+    large.el2.protect(own, crate::mapping::Change::<El2>::READ_ONLY).unwrap().flush();
+    let found = HypervisorPage::Fixed;
+    let refused = Err(OwnerError::Hypervisor { page: (first + 9) * GRANULE, found });
+    assert_eq!(owner.delegate(range(first + 8, 2)), refused);
+    // Nothing at all changes nothing, wherever.
+    assert_eq!(owner.unshare(range(0, 0)), Ok(()));
+}
+
+#[test]
+fn what_was_donated_comes_back_in_parts_and_in_no_others() {
+    let mmus = [FakeMmu::new(20), FakeMmu::new(20), FakeMmu::new(20)];
+    let large = Large::new([&mmus[0], &mmus[1], &mmus[2]]);
+    let log = Log([&mmus[0], &mmus[1], &mmus[2]], Mutex::default());
+    let owner = Ownership::new(&large.host, &large.el2, &log);
+    let first = GIB / GRANULE;
+    let held = owner.donate(range(first, 512)).unwrap();
+    let held = held.split(512 * GRANULE + 1).unwrap_err().split(513 * GRANULE).unwrap_err();
+    let (a, b) = held.split(3 * GRANULE).unwrap();
+    assert_eq!((a.range(), b.range()), (range(first, 3), range(first + 3, 509)));
+    owner.give_back(a).unwrap();
+    let page = |page| owner.page(Pa::new((first + page) * GRANULE).unwrap());
+    assert_eq!((page(2), page(3)), (HostPage::Owned, HostPage::Kept(Keeper::Hypervisor)));
+    owner.give_back(b).unwrap();
+    assert_eq!(page(3), HostPage::Owned);
 }
