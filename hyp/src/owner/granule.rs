@@ -5,7 +5,8 @@
 
 use crate::mapping::{Pa, Range};
 
-/// Memory that is the hypervisor's alone: mapped at EL2 as data, at its own address, and translated for nobody else. There is one for each part of it.
+/// Memory that is the hypervisor's alone: mapped at EL2 as data, at its own address, and translated for nobody else. There is one at a time for each
+/// part of it.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "memory whose value is dropped stays the hypervisor's for good"]
 pub struct Held(Range<Pa>);

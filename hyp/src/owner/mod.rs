@@ -41,7 +41,7 @@
 //! | [`give_back`](Ownership::give_back) | hypervisor | hypervisor's | host's; wiped |
 //! | [`delegate`](Ownership::delegate) | host | host's | delegated |
 //! | [`undelegate`](Ownership::undelegate) | host | delegated | host's |
-//! | [`keep`](Ownership::keep) | host, for a realm | delegated | the realm's descriptor, REC or table |
+//! | [`keep`](Ownership::keep) | host, for a realm | delegated | the realm's descriptor, REC or table; filled |
 //! | [`unkeep`](Ownership::unkeep) | host, for a realm | the realm's descriptor, REC or table | delegated; wiped |
 //! | [`assign`](Ownership::assign) | host, for a realm | delegated; the realm has nothing at the IPA | the realm's data, filled, cleaned |
 //! | [`release`](Ownership::release) | host, for a realm | the realm's data, at the IPA | delegated; wiped |
@@ -49,6 +49,8 @@
 //! | [`reclaim`](Ownership::reclaim) | host, for a realm | the realm's data, at the IPA | host's; wiped |
 //! | [`share_with_realm`](Ownership::share_with_realm) | host, for a realm | host's; the realm has nothing at the IPA | shared with the realm |
 //! | [`unshare_with_realm`](Ownership::unshare_with_realm) | host, for a realm | shared with the realm, at the IPA | host's |
+//!
+//! [`access`](Ownership::access) changes nothing: with it the hypervisor reaches what it keeps for a realm.
 //!
 //! Whether the realm agrees is the caller's to know: of a command that takes a running realm's memory away the RMM specification says so.
 //! Everything else is refused, by the name of the first page that is not what it should be, and what it is ([`OwnerError`]).
@@ -63,7 +65,8 @@
 //! | call | changes nothing | may fail, whole | cannot fail |
 //! |---|---|---|---|
 //! | share, unshare | | host: mark | |
-//! | donate, delegate, keep | | host: state, flush | |
+//! | donate, delegate | | host: state, flush | |
+//! | keep | | host: state | fill |
 //! | give_back | host: prepare | | wipe; host: map |
 //! | undelegate | host: prepare | | host: map |
 //! | unkeep | | host: state | wipe |

@@ -1,20 +1,22 @@
 //! Every party's view of every page, against a flat list of what each page is: after every call, on the small shape and the real one, at each
 //! level of FEAT_BBM, with as few tables as one likes and CPUs that do not stand still; and from several threads at once.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::caps::gate::{Gate, Here};
 use crate::mapping::fake::FakeMmu;
 use crate::mapping::geometry::level_size;
 use crate::mapping::{
-    Address, Attributes, Capabilities, El2, Entry, GRANULE, Geometry, Granule4K, Ipa, Leaves, Map, MapError,
-    Options, Pa, Range, Regime, Shape, Stage2, State, Tiny,
+    Address, Attributes, Capabilities, Change, El2, Entry, GRANULE, Geometry, Granule4K, Ipa, Leaves, Map,
+    MapError, Options, Pa, Range, Regime, Shape, Stage2, State, Tiny,
 };
 
 const SECRET: u64 = 0x5ec2e7;
@@ -539,7 +541,9 @@ impl<'w, S: Machine> World<'w, S> {
             }),
             Delegate => owner.delegate(pages),
             Undelegate => owner.undelegate(pages),
-            Keep(n, purpose) => owner.keep(pages, NUMBERS[n], purpose),
+            Keep(n, purpose) => owner.keep(pages, NUMBERS[n], purpose, |held| {
+                Memory(self, looks).each(held, |page| *page = (FILLED, true));
+            }),
             Unkeep(n, purpose) => owner.unkeep(pages, NUMBERS[n], purpose),
             Assign(n, at) => owner.assign(pages, &realm(n), &placement(at), |held| {
                 Memory(self, looks).each(held, |page| *page = (FILLED, true));
@@ -591,8 +595,10 @@ impl<'w, S: Machine> World<'w, S> {
         if call.wipes() {
             assert_eq!(memory(from), vec![(0, false); count], "{call:?} leaves something");
         }
-        if let Assign(..) = call {
-            assert_eq!(memory(from), vec![(FILLED, false); count]);
+        match call {
+            Assign(..) => assert_eq!(memory(from), vec![(FILLED, false); count]),
+            Keep(..) => assert_eq!(memory(from), vec![(FILLED, true); count]),
+            _ => {}
         }
         // Who has it now uses it.
         let mut memory = self.memory.lock().unwrap();
@@ -1024,7 +1030,7 @@ fn what_is_of_one_state_throughout_costs_no_table() {
     owner.unshare(all()).unwrap();
     owner.give_back(owner.donate(all()).unwrap()).unwrap();
     owner.delegate(all()).unwrap();
-    owner.keep(all(), 1, Purpose::Rec).unwrap();
+    owner.keep(all(), 1, Purpose::Rec, |_| ()).unwrap();
     owner.unkeep(all(), 1, Purpose::Rec).unwrap();
     owner.assign(all(), &realm, &placed(0), |_| ()).unwrap();
     owner.reclaim(all(), &realm, placed(0).ipa, None).unwrap();
@@ -1091,7 +1097,8 @@ fn whatever_is_named_that_cannot_change_hands_is_refused_by_what_it_is() {
     }
     assert_eq!(owner.share(range(5 * first - 1, 2)), at(5 * first, HostPage::Fixed));
     let data = HostPage::Kept(Keeper::Realm(1, Purpose::Data));
-    assert_eq!(owner.keep(range(first, 1), 1, Purpose::Data), at(first, data));
+    assert_eq!(owner.keep(range(first, 1), 1, Purpose::Data, |_| ()), at(first, data));
+    assert_eq!(owner.access(range(first, 1), 1, Purpose::Data, |_| ()), at(first, data));
     // A realm's address that there is none of.
     let end = owner.donate_to_realm(range(first, 2), &realm, &placed((1 << 36) - 1));
     assert!(matches!(end, Err(OwnerError::Range { .. })), "{end:?}");
@@ -1130,4 +1137,97 @@ fn what_was_donated_comes_back_in_parts_and_in_no_others() {
     assert_eq!((page(2), page(3)), (HostPage::Owned, HostPage::Kept(Keeper::Hypervisor)));
     owner.give_back(b).unwrap();
     assert_eq!(page(3), HostPage::Owned);
+}
+
+thread_local! {
+    static NUMBER: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Threads;
+
+impl Here for Threads {
+    fn number(&self) -> usize {
+        NUMBER.get()
+    }
+    fn is_pinned(&self, _: u64, _: u64) -> bool {
+        false
+    }
+    fn relax(&self) {
+        thread::yield_now();
+    }
+}
+
+struct Nothing;
+
+impl Granules for Nothing {
+    fn zero(&self, _: &Held) {}
+    fn clean_and_invalidate(&self, _: &Held) {}
+}
+
+/// Below level 3 a split at EL2 makes all CPUs that are there stand still, while the writers of the maps are held. So who waits for one of them must
+/// count as standing still, or neither ever goes on: this test would not end.
+#[test]
+fn who_waits_for_a_call_that_needs_quiet_stands_still() {
+    const THREADS: usize = 4;
+    let gate = Gate::<Threads, THREADS>::new(Threads);
+    let mmus = [FakeMmu::of_entries(400, Tiny::ENTRIES), FakeMmu::of_entries(400, Tiny::ENTRIES)];
+    let el2_mmu = FakeMmu::with_quiesce(400, Tiny::ENTRIES, &gate);
+    let stage2 =
+        |mmu| Map::<Stage2, &FakeMmu, Tiny>::new(mmu, Geometry::stage2(20).unwrap(), bbm(0)).unwrap();
+    let (mut host, realm) = (stage2(&mmus[0]), stage2(&mmus[1]));
+    let mut el2 = Map::<El2, _, Tiny>::new(&el2_mmu, Geometry::stage1(20).unwrap(), bbm(0)).unwrap();
+    let pa = Pa::new(0).unwrap();
+    host.get_mut().map(range(0, 256), pa, Attributes::<Stage2>::RAM, Leaves::LARGEST).unwrap();
+    el2.get_mut().map(range(0, 256), pa, Attributes::<El2>::DATA, Leaves::LARGEST).unwrap();
+    let owner = &Ownership::new(&host, &el2, Nothing);
+    let (el2, gate) = (&el2, &gate);
+    let realm = &Realm { number: 1, map: &realm };
+    let start = &Barrier::new(THREADS);
+    thread::scope(|scope| {
+        for number in 0..THREADS {
+            scope.spawn(move || {
+                NUMBER.set(number);
+                let page = 130 + number as u64;
+                let inside = |call: &dyn Fn()| {
+                    gate.enter();
+                    call();
+                    gate.leave();
+                };
+                start.wait();
+                for _ in 0..if cfg!(miri) { 3 } else { 3000 } {
+                    if number == 0 {
+                        // And somebody who holds nothing, and changes something else.
+                        inside(&|| el2.protect(range(20, 1), Change::<El2>::READ_ONLY).unwrap().flush());
+                        inside(&|| el2.protect(range(20, 1), Change::<El2>::WRITABLE).unwrap().flush());
+                        inside(&|| owner.tidy(range(0, 256), Leaves::LARGEST).unwrap());
+                        continue;
+                    }
+                    let placement = placed(page);
+                    inside(&|| owner.donate_to_realm(range(page, 1), realm, &placement).unwrap());
+                    inside(&|| owner.reclaim(range(page, 1), realm, placement.ipa, None).unwrap());
+                    inside(&|| owner.share(range(page, 1)).unwrap());
+                    inside(&|| owner.unshare(range(page, 1)).unwrap());
+                }
+            });
+        }
+    });
+    assert!(gate.counts().0 > 0, "nobody had to stand still");
+    assert!((0..256).all(|page| owner.page(Pa::new(page * GRANULE).unwrap()) == HostPage::Owned));
+}
+
+#[test]
+fn what_is_kept_for_a_realm_can_be_worked_on_and_nothing_else_can() {
+    let mmus = [FakeMmu::new(20), FakeMmu::new(20), FakeMmu::new(20)];
+    let large = Large::new([&mmus[0], &mmus[1], &mmus[2]]);
+    let owner = Ownership::new(&large.host, &large.el2, Nothing);
+    let (first, rec) = (GIB / GRANULE, Purpose::Rec);
+    let access = |page, realm, purpose| owner.access(range(page, 1), realm, purpose, |held| held.range());
+    let refused = |found| Err(OwnerError::Host { page: first * GRANULE, found });
+    assert_eq!(access(first, 1, rec), refused(HostPage::Owned));
+    owner.delegate(range(first, 2)).unwrap();
+    assert_eq!(access(first, 1, rec), refused(HostPage::Kept(Keeper::Delegated)));
+    owner.keep(range(first, 2), 1, rec, |held| assert_eq!(held.range(), range(first, 2))).unwrap();
+    assert_eq!(access(first + 1, 1, rec), Ok(range(first + 1, 1)));
+    assert_eq!(access(first, 2, rec), refused(HostPage::Kept(Keeper::Realm(1, rec))));
+    assert_eq!(access(first, 1, Purpose::Table), refused(HostPage::Kept(Keeper::Realm(1, rec))));
 }

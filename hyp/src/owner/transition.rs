@@ -332,7 +332,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     /// # Errors
     /// As [`Ownership::share`], and [`OwnerError::Hypervisor`] if the hypervisor has no use of them as data.
     pub fn donate(&self, range: Range<Pa>) -> Result<Held, OwnerError> {
-        self.hand(range, HostPage::Owned, Keeper::Hypervisor)?;
+        self.hand(range, HostPage::Owned, Keeper::Hypervisor, |_| ())?;
         Ok(Held::new(range))
     }
 
@@ -341,16 +341,41 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     /// # Errors
     /// As [`Ownership::donate`].
     pub fn delegate(&self, range: Range<Pa>) -> Result<(), OwnerError> {
-        self.hand(range, HostPage::Owned, Keeper::Delegated)
+        self.hand(range, HostPage::Owned, Keeper::Delegated, |_| ())
     }
 
-    /// Delegated pages become something of a realm's that the hypervisor keeps for it: not [`Purpose::Data`].
+    /// Delegated pages become something of a realm's that the hypervisor keeps for it: not [`Purpose::Data`]. `fill` is called once nothing can
+    /// fail any more, and before anybody else can ask for them.
     ///
     /// # Errors
     /// As [`Ownership::donate`]; [`OwnerError::Host`] for data.
-    pub fn keep(&self, range: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError> {
+    pub fn keep(
+        &self,
+        range: Range<Pa>,
+        realm: u16,
+        purpose: Purpose,
+        fill: impl FnOnce(&Held),
+    ) -> Result<(), OwnerError> {
         let to = Self::kept(range, realm, purpose)?;
-        self.hand(range, HostPage::Kept(Keeper::Delegated), to)
+        self.hand(range, HostPage::Kept(Keeper::Delegated), to, fill)
+    }
+
+    /// Does something with what the hypervisor keeps for a realm, while nobody else can ask for it: so it should not take long.
+    ///
+    /// # Errors
+    /// [`OwnerError::Range`], [`OwnerError::Host`], also for [`Purpose::Data`], which the hypervisor has not.
+    pub fn access<T>(
+        &self,
+        range: Range<Pa>,
+        realm: u16,
+        purpose: Purpose,
+        work: impl FnOnce(&Held) -> T,
+    ) -> Result<T, OwnerError> {
+        let keeper = Self::kept(range, realm, purpose)?;
+        let part = Part::new(range)?;
+        let host = self.write(self.host);
+        look_host(&host, &part, HostPage::Kept(keeper))?;
+        Ok(work(&Held::new(range)))
     }
 
     /// What the hypervisor has kept for a realm is delegated again, wiped.
@@ -383,7 +408,13 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     }
 
     /// Pages become a keeper's who leaves the EL2 map as it is.
-    fn hand(&self, range: Range<Pa>, from: HostPage, to: Keeper) -> Result<(), OwnerError> {
+    fn hand(
+        &self,
+        range: Range<Pa>,
+        from: HostPage,
+        to: Keeper,
+        fill: impl FnOnce(&Held),
+    ) -> Result<(), OwnerError> {
         let part = Part::new(range)?;
         if range.is_empty() {
             return Ok(());
@@ -394,7 +425,9 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             let el2 = self.write(self.hypervisor);
             look_el2(&el2, &part, HypervisorPage::Mapped)?;
         }
-        host.set_state(part.ipa, to.state()).map_err(of(Party::Host))
+        host.set_state(part.ipa, to.state()).map_err(of(Party::Host))?;
+        fill(&Held::new(range));
+        Ok(())
     }
 
     /// The hypervisor gives pages to the host, wiped.
