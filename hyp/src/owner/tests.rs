@@ -312,7 +312,7 @@ impl Oracle {
             *at = *at / unit * unit + page % unit;
         }
         let mut count = 1;
-        while count < most && self.clone().can(call, page, count + 1) {
+        while count < most && self.can(call, page, count + 1) {
             count += 1;
         }
         (call, page, count)
@@ -813,6 +813,7 @@ fn with_every_number_of_tables_a_call_is_done_or_undone() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)]
 fn threads_that_change_pages_of_the_same_tables_do_not_disturb_each_other() {
     const THREADS: usize = 4;
     for level in 0..4 {
@@ -827,7 +828,7 @@ fn threads_that_change_pages_of_the_same_tables_do_not_disturb_each_other() {
                     let random =
                         &mut SmallRng::seed_from_u64(seed() << 16 | (thread as u64) << 4 | u64::from(level));
                     let mut oracle = Oracle::new(&plan);
-                    for _ in 0..if cfg!(miri) { 60 } else { 4000 } {
+                    for _ in 0..4000 {
                         let (call, page, _) = oracle.likely(random, 1);
                         if !of(thread, page) {
                             continue;
@@ -858,7 +859,7 @@ fn threads_that_change_pages_of_the_same_tables_do_not_disturb_each_other() {
             (0..REALMS).for_each(|n| all.realms[n][page] = oracle.realms[n][page]);
         }
         world.check(&all);
-        assert!(all.pages.iter().filter(|is| is.is_data()).count() > if cfg!(miri) { 0 } else { 10 });
+        assert!(all.pages.iter().filter(|is| is.is_data()).count() > 10);
         world.undo_all(&mut all);
     }
 }
