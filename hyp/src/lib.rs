@@ -7,6 +7,8 @@ pub mod el2;
 #[cfg(feature = "machine")]
 pub mod machine;
 pub mod mapping;
+#[cfg(feature = "owner")]
+pub mod owner;
 pub mod stage1;
 pub mod stage2;
 pub mod start;

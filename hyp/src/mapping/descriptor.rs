@@ -271,6 +271,10 @@ impl<R> Attributes<R> {
     pub const fn marked(self, value: u8) -> Self {
         Self(self.0 & !SOFTWARE | ((value & 7) as u64) << SOFTWARE_SHIFT, PhantomData)
     }
+    /// The embedder's three bits.
+    pub const fn mark(self) -> u8 {
+        (self.0 >> SOFTWARE_SHIFT & 7) as u8
+    }
     /// Whether leaves of it are of one address space (nG); never at stage 2 and EL2.
     pub(super) const fn non_global(self) -> bool {
         self.0 & NG != 0

@@ -67,6 +67,8 @@ pub enum MapError {
     Mapped(u64),
     /// This input address has a software state.
     HasState(u64),
+    /// This input address has no software state, and was to have one.
+    NoState(u64),
     /// The pool has fewer tables than the call needs.
     OutOfTables {
         /// Tables needed.
@@ -118,6 +120,7 @@ impl fmt::Display for MapError {
             }
             Self::Mapped(address) => write!(f, "address {address:#x} is mapped already"),
             Self::HasState(address) => write!(f, "address {address:#x} has a software state"),
+            Self::NoState(address) => write!(f, "address {address:#x} has no software state"),
             Self::OutOfTables { needed, free } => write!(f, "{needed} tables are needed and {free} are left"),
             Self::WouldSplit { address, level } => {
                 write!(f, "the leaf of level {level} at {address:#x} would have to be split")
@@ -284,7 +287,7 @@ impl<R: Regime, M: Mmu, S: Shape> fmt::Debug for Map<R, M, S> {
 // What the rooms beside this one need of a map.
 impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     #[inline(always)]
-    pub(super) fn mmu(&self) -> &M {
+    pub(crate) fn mmu(&self) -> &M {
         &self.mmu
     }
     pub(super) fn gate(&self) -> &Gate {
@@ -437,6 +440,12 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// The one writer, of a map that nobody else uses yet.
     pub fn get_mut(&mut self) -> Writer<'_, '_, R, M, S> {
         Writer::new(self)
+    }
+
+    /// The one writer, if there is none. For who needs the writers of several maps, and so waits in its own way: with [`Mmu::wait`] of the
+    /// map whose changes may ask for quiet. The CPU is not to have a [`Reader`](super::Reader) of it: tables are reused once that ends.
+    pub fn try_write(&self) -> Option<Writer<'_, '_, R, M, S>> {
+        (!self.writer.swap(true, SeqCst)).then(|| Writer { map: self, cpu: PhantomData })
     }
 
     /// Gives all tables back to the pool, after invalidating everything.
@@ -916,6 +925,25 @@ struct Request {
     shift: u64,
     leaf: u64,
     leaves: Leaves,
+    /// The word that is there, at every level.
+    vacant: u64,
+}
+
+/// A mapping for which everything is found possible and set aside: tables, and the writer.
+#[must_use = "nothing is mapped until it is committed"]
+pub struct PreparedMap<'w, 'c, 'm, R: Regime, M: Mmu, S: Shape = Granule4K> {
+    writer: &'w mut Writer<'c, 'm, R, M, S>,
+    /// But for an empty range.
+    request: Option<(Request, Reservation<'m, M::Pool>)>,
+}
+
+impl<R: Regime, M: Mmu, S: Shape> PreparedMap<'_, '_, '_, R, M, S> {
+    /// Maps it.
+    pub fn commit(self) {
+        let Some((request, mut tables)) = self.request else { return };
+        let _gate = self.writer.map.exclude_settled(request.start, request.end);
+        self.writer.make(&request, &mut tables);
+    }
 }
 
 impl Request {
@@ -931,7 +959,7 @@ impl Request {
     }
 }
 
-impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
+impl<'c, 'm, R: Regime, M: Mmu, S: Shape> Writer<'c, 'm, R, M, S> {
     pub(super) fn new(map: &'m Map<R, M, S>) -> Self {
         while map.writer.swap(true, SeqCst) {
             map.mmu.wait();
@@ -964,6 +992,43 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         attributes: Attributes<R>,
         leaves: Leaves,
     ) -> Result<(), MapError> {
+        if let Some(request) = self.request(input, output, attributes, leaves, None)? {
+            let (_gate, mut tables) = self.reserve(&request)?;
+            self.make(&request, &mut tables);
+        }
+        Ok(())
+    }
+
+    /// As [`Writer::map`], in two steps, of which only this one can fail: so several maps change together or not at all. With a `state`, what
+    /// is mapped takes the place of that state in all of `input`, and of nothing else.
+    ///
+    /// # Errors
+    /// As [`Writer::map`], where any of `input` is anything but `state`, if there is one.
+    pub fn prepare_map(
+        &mut self,
+        input: Range<R::Input>,
+        state: Option<State>,
+        output: Pa,
+        attributes: Attributes<R>,
+        leaves: Leaves,
+    ) -> Result<PreparedMap<'_, 'c, 'm, R, M, S>, MapError> {
+        let request = match self.request(input, output, attributes, leaves, state)? {
+            // Only a writer changes what translates nothing, but for splitting it: then fewer tables are needed.
+            Some(request) => Some((request, self.reserve(&request)?.1)),
+            None => None,
+        };
+        Ok(PreparedMap { writer: self, request })
+    }
+
+    /// What is asked for, if it is anything.
+    fn request(
+        &self,
+        input: Range<R::Input>,
+        output: Pa,
+        attributes: Attributes<R>,
+        leaves: Leaves,
+        state: Option<State>,
+    ) -> Result<Option<Request>, MapError> {
         let map = self.map;
         let (start, size) = (input.start().get(), input.size());
         if !(start | size | output.get()).is_multiple_of(GRANULE) {
@@ -976,9 +1041,6 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         if map.tag() != Tag::All && !attributes.non_global() {
             return Err(MapError::Global);
         }
-        if start == end {
-            return Ok(());
-        }
         let runs = leaves.runs && map.capabilities().contains(Capabilities::CONTIGUOUS);
         let request = Request {
             start,
@@ -986,13 +1048,20 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             shift: output.get().wrapping_sub(start),
             leaf: attributes.bits(),
             leaves: Leaves { runs, ..leaves },
+            vacant: state.map_or(Entry::<R>::Empty, Entry::State).encode(LAST_LEVEL),
         };
+        Ok((start < end).then_some(request))
+    }
+
+    /// Sets aside the tables that a request needs, with the gate closed.
+    fn reserve(&self, request: &Request) -> Result<(Entered<'m>, Reservation<'m, M::Pool>), MapError> {
+        let map = self.map;
         let mut settled = false;
-        let (_gate, mut tables) = loop {
-            let gate = map.exclude_settled(start, end);
-            let needed = self.prepare(map.root, map.geometry.start_level(), 0, &request)?;
+        loop {
+            let gate = map.exclude_settled(request.start, request.end);
+            let needed = self.prepare(map.root, map.geometry.start_level(), 0, request)?;
             match Reservation::new(map.mmu.pool(), needed) {
-                Ok(tables) => break (gate, tables),
+                Ok(tables) => return Ok((gate, tables)),
                 Err(error) if settled => return Err(error),
                 // Some may only wait for being given back.
                 Err(_) => {
@@ -1001,10 +1070,14 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
                     settled = true;
                 }
             }
-        };
-        self.commit(map.root, map.geometry.start_level(), 0, &request, &mut tables);
+        }
+    }
+
+    /// Makes what was found possible, in the gate.
+    fn make(&self, request: &Request, tables: &mut Reservation<'_, M::Pool>) {
+        let map = self.map;
+        self.commit(map.root, map.geometry.start_level(), 0, request, tables);
         tlb::publish(map);
-        Ok(())
     }
 
     /// The entries of a table that the request touches: first, after the last.
@@ -1026,10 +1099,11 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             let raw = words.load(table, index);
             if is_table(raw, level) {
                 needed += self.prepare(pa(raw), level + 1, at, request)?;
-            } else if raw != 0 {
+            } else if raw != request.vacant {
                 let found = at.max(request.start);
                 return Err(match Entry::<R>::decode::<S>(raw, level) {
                     Entry::State(_) => MapError::HasState(found),
+                    Entry::Empty => MapError::NoState(found),
                     _ => MapError::Mapped(found),
                 });
             } else {
@@ -1134,7 +1208,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         let (first, last) = (((start - base) >> shift) as usize, ((end - 1 - base) >> shift) as usize + 1);
         // Those that the request has whole.
         let (from, to) = ((start - base).div_ceil(size) as usize, ((end - base) >> shift) as usize);
-        words.fill(table, 0, first, 0, 0);
+        words.fill(table, 0, first, request.vacant, 0);
         let at = |index: usize| base + ((index as u64) << shift);
         let mut below = |index: usize| {
             let built = self.build(level + 1, at(index), request, tables);
@@ -1150,7 +1224,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         } else {
             (first..last).for_each(&mut below);
         }
-        words.fill(table, last, S::ENTRIES, 0, 0);
+        words.fill(table, last, S::ENTRIES, request.vacant, 0);
         Entry::<R>::Table(table).encode(level - 1)
     }
 
@@ -1162,6 +1236,16 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         let ends = self.map.checked(range)?;
         let map = self.map;
         map.edit(Clear(None), ends, Way::CLEAR).map(|done| map.owe(done))
+    }
+
+    /// Splits so that nothing, be it a leaf, a run or a software state, lies across either end of `range`: whatever else is done to the range
+    /// then, while this is the writer, needs no table and no quiet.
+    ///
+    /// # Errors
+    /// As [`Map::split_edges`].
+    pub fn split_edges_of_all(&mut self, range: Range<R::Input>) -> Result<Debt<'m, R, M, S>, MapError> {
+        let (map, ends) = (self.map, self.map.checked(range)?);
+        map.edit(CutAll, ends, Way { alone: true, ..Way::SHARED }).map(|done| map.owe(done))
     }
 
     /// Makes `state` all that is known of `range`, whatever was there. Nothing is owed afterwards: what translated there

@@ -207,45 +207,7 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
         range: Range<R::Input>,
         mut visit: impl FnMut(Visited<R>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        let geometry = self.map.geometry();
-        let (mut start, end) = (range.start().get(), range.end().min(1 << geometry.input_bits()));
-        while start < end {
-            let part = (start, end);
-            match self.walk_table(self.map.root(), geometry.start_level(), 0, part, &mut visit) {
-                ControlFlow::Continue(()) => break,
-                ControlFlow::Break(Stop::Visitor(found)) => return ControlFlow::Break(found),
-                // From the root, for a table that fell out of the map changes no more.
-                ControlFlow::Break(Stop::Changing(at)) => start = at,
-            }
-            self.map.mmu().relax();
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn walk_table<B>(
-        &self,
-        table: Pa,
-        level: u8,
-        base: u64,
-        (start, end): (u64, u64),
-        visit: &mut impl FnMut(Visited<R>) -> ControlFlow<B>,
-    ) -> ControlFlow<Stop<B>> {
-        let shift = level_shift::<S>(level);
-        for index in ((start - base) >> shift)..=((end - 1 - base) >> shift) {
-            let at = base + (index << shift);
-            let raw = Words::new(self.map.mmu()).load(table, index as usize);
-            if is_table(raw, level) {
-                let part = (start.max(at), end.min(at + level_size::<S>(level)));
-                self.walk_table(pa(raw), level + 1, at, part, visit)?;
-            } else if is_changing(raw) {
-                return ControlFlow::Break(Stop::Changing(start.max(at)));
-            } else if let ControlFlow::Break(found) =
-                visit(Visited { start: at, level, entry: Entry::decode::<S>(raw, level) })
-            {
-                return ControlFlow::Break(Stop::Visitor(found));
-            }
-        }
-        ControlFlow::Continue(())
+        walk(self.map, range, &mut visit)
     }
 
     /// What [`Reader::walk`] visits, each with the bits of the tables above it. Between two entries it keeps where it is, so it takes three times
@@ -308,6 +270,63 @@ impl<R: Regime, M: Mmu, S: Shape> Reader<'_, R, M, S> {
             index = (address >> level_shift::<S>(level)) as usize & (S::ENTRIES - 1);
         }
     }
+}
+
+impl<R: Regime, M: Mmu, S: Shape> Writer<'_, '_, R, M, S> {
+    /// As [`Reader::walk`]. It needs no slot: tables leave the map by its writer only.
+    pub fn walk<B>(
+        &self,
+        range: Range<R::Input>,
+        mut visit: impl FnMut(Visited<R>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        walk(self.target(), range, &mut visit)
+    }
+}
+
+/// Of a caller who keeps the tables that it may see from being reused.
+fn walk<R: Regime, M: Mmu, S: Shape, B>(
+    map: &Map<R, M, S>,
+    range: Range<R::Input>,
+    visit: &mut impl FnMut(Visited<R>) -> ControlFlow<B>,
+) -> ControlFlow<B> {
+    let geometry = map.geometry();
+    let (mut start, end) = (range.start().get(), range.end().min(1 << geometry.input_bits()));
+    while start < end {
+        match walk_table(map, map.root(), geometry.start_level(), 0, (start, end), visit) {
+            ControlFlow::Continue(()) => break,
+            ControlFlow::Break(Stop::Visitor(found)) => return ControlFlow::Break(found),
+            // From the root, for a table that fell out of the map changes no more.
+            ControlFlow::Break(Stop::Changing(at)) => start = at,
+        }
+        map.mmu().relax();
+    }
+    ControlFlow::Continue(())
+}
+
+fn walk_table<R: Regime, M: Mmu, S: Shape, B>(
+    map: &Map<R, M, S>,
+    table: Pa,
+    level: u8,
+    base: u64,
+    (start, end): (u64, u64),
+    visit: &mut impl FnMut(Visited<R>) -> ControlFlow<B>,
+) -> ControlFlow<Stop<B>> {
+    let shift = level_shift::<S>(level);
+    for index in ((start - base) >> shift)..=((end - 1 - base) >> shift) {
+        let at = base + (index << shift);
+        let raw = Words::new(map.mmu()).load(table, index as usize);
+        if is_table(raw, level) {
+            let part = (start.max(at), end.min(at + level_size::<S>(level)));
+            walk_table(map, pa(raw), level + 1, at, part, visit)?;
+        } else if is_changing(raw) {
+            return ControlFlow::Break(Stop::Changing(start.max(at)));
+        } else if let ControlFlow::Break(found) =
+            visit(Visited { start: at, level, entry: Entry::decode::<S>(raw, level) })
+        {
+            return ControlFlow::Break(Stop::Visitor(found));
+        }
+    }
+    ControlFlow::Continue(())
 }
 
 /// See [`Reader::entries`].
