@@ -174,9 +174,11 @@ impl Power for Host {
         };
         match self.let_in(cpu, &reported.registers) {
             Ok(set) => {
+                // Asked before it can have arrived.
+                let has_come = self.admission.starting.has_come(cpu);
                 reported.release();
                 // Of who comes again there is nothing to say, and the host may be writing to the console by then.
-                if !self.admission.starting.has_come(cpu) {
+                if !has_come {
                     let all = InWords(self.admission.starting.set());
                     info!("cpu {mpidr:#x} is let in: {}; all: {all}", InWords(set));
                 }
