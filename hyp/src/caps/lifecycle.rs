@@ -64,6 +64,9 @@ pub enum Phase {
     Finalized,
 }
 
+/// Beside a set: the boot CPU has spoken. It is no capability.
+const SAID: u32 = 1 << 31;
+
 /// CPUs that are told apart; one of a higher number counts each time it comes.
 const CPUS: usize = 128;
 
@@ -116,8 +119,6 @@ impl Lifecycle {
 
     /// The boot CPU has `set`. `None` if it was said before.
     pub fn boot(&self, set: Capabilities) -> Option<Boot<'_>> {
-        // A set is never empty until it was said: this bit is of none.
-        const SAID: u32 = 1 << 31;
         let said = self.set.compare_exchange(0, set.bits() | SAID, SeqCst, SeqCst);
         said.is_ok().then_some(Boot { lifecycle: self })
     }
@@ -173,8 +174,7 @@ impl<'l> Starting<'l> {
 
     /// A CPU that has `set` is to be let in: the set from here on. Maps that are made from now on begin with it.
     pub fn weaken(&self, set: Capabilities) -> Capabilities {
-        // The highest bit says that the boot CPU has spoken.
-        let before = self.lifecycle.set.fetch_and(set.bits() | 1 << 31, SeqCst);
+        let before = self.lifecycle.set.fetch_and(set.bits() | SAID, SeqCst);
         Capabilities::from_bits_truncate(before) & set
     }
 

@@ -195,6 +195,17 @@ fn tables_of_pages(ram: &[Range<Pa>]) -> u64 {
     (tables * GRANULE).next_multiple_of(PLACEMENT)
 }
 
+/// Memory that is in use: what the device tree reserves, the hypervisor's `own`, the `tree` itself, the initramfs.
+#[unsafe(link_section = ".init.text")]
+fn taken(
+    machine: &Machine<'_>,
+    own: &[Range<Pa>],
+    tree: Range<Pa>,
+) -> ArrayVec<Range<Pa>, { 3 * machine::MAX_RANGES }> {
+    let reserved = machine.no_map.iter().chain(&machine.reserved);
+    reserved.chain(own).copied().chain([tree]).chain(machine.initrd).collect()
+}
+
 /// Makes the EL2 map and runs the boot CPU on it: RAM in blocks or in pages as the policy of `settings` has it, the hypervisor's own memory by
 /// page with the least permissions, the page of the console, and nothing else.
 ///
@@ -252,9 +263,7 @@ pub unsafe fn enable_mmu(
     let tables = match settings.policy {
         Policy::KeepBlocks => None,
         Policy::Repaint | Policy::PagesFirst => {
-            let mut taken: ArrayVec<Range<Pa>, { 3 * machine::MAX_RANGES }> = ArrayVec::new();
-            taken.extend(machine.no_map.iter().chain(&machine.reserved).copied());
-            taken.extend([layout.whole, tree].into_iter().chain(machine.initrd));
+            let mut taken = taken(machine, &[layout.whole], tree);
             taken.extend(machine.kernel.map(|kernel| kernel.range));
             let what = "the tables of pages";
             Some(layout::find_free_high(ram, &taken, what, tables_of_pages(ram), PLACEMENT)?)
@@ -280,13 +289,13 @@ pub unsafe fn enable_mmu(
         machine.no_map.iter().copied().collect();
     holes.extend([layout.whole].into_iter().chain(tables));
     // The first tables of the region are enough for those that map the rest of it.
-    let (first, rest) = match tables {
+    let parts = match tables {
         Some(tables) => {
             let (start, size) = (tables.start().get(), tables.size());
             let first = PLACEMENT.min(size);
-            (Some(Range::new(start, first)?), Some(Range::new(start + first, size - first)?))
+            Some((Range::new(start, first)?, Range::new(start + first, size - first)?))
         }
-        None => (None, None),
+        None => None,
     };
     // Marked, so that no leaf of it is joined with what is around it.
     let own = [
@@ -298,7 +307,7 @@ pub unsafe fn enable_mmu(
         (layout.data, DATA),
         (memory, DATA),
     ];
-    for (range, attributes) in own.into_iter().chain(first.map(|first| (first, DATA))) {
+    for (range, attributes) in own.into_iter().chain(parts.map(|(first, _)| (first, DATA))) {
         stage1::add(&mut writer, range, attributes.marked(MARK), Leaves::PAGES)?;
     }
     for number in 0..cpus.len() {
@@ -331,25 +340,22 @@ pub unsafe fn enable_mmu(
     unsafe { stage1::install::el2(&registers) };
     quiet::pin(pinned);
     ENTRY.enter();
-    for part in first.into_iter().chain(rest) {
-        if Some(part) == rest {
-            let mut cpu = map.map().cpu(0).ok_or(Error::Twice)?;
-            stage1::add(&mut cpu.write(), part, DATA.marked(MARK), Leaves::PAGES)?;
-        }
+    let mut cpu = map.map().cpu(0).ok_or(Error::Twice)?;
+    if let Some((first, rest)) = parts {
         // SAFETY: free RAM, reserved above for this and nothing else, at its own address in this map.
-        unsafe { EL2_POOL.refill(part)? };
+        unsafe { EL2_POOL.refill(first)? };
+        stage1::add(&mut cpu.write(), rest, DATA.marked(MARK), Leaves::PAGES)?;
+        // SAFETY: as for the first part.
+        unsafe { EL2_POOL.refill(rest)? };
     }
-    if !leaves.blocks {
-        let mut cpu = map.map().cpu(0).ok_or(Error::Twice)?;
+    if leaves.blocks {
+        info!("EL2 map: {}", cpu.read().census());
+    } else {
         stage1::add_ram(&mut cpu.write(), ram, &holes, DATA, leaves)?;
-    }
-
-    if !leaves.blocks {
         // To count them takes longer than to map them.
         info!("EL2 map: all in pages, {} tables", EL2_POOL.used());
-    } else if let Some(mut cpu) = map.map().cpu(0) {
-        info!("EL2 map: {}", cpu.read().census());
     }
+    drop(cpu);
     info!("boot CPU: {}; policy: {:?}", InWords(boot.set()), settings.policy);
     let starting = boot.open(settings.finalize.unwrap_or(usize::MAX).min(cpus.len()));
     Ok(Booted { layout, map, cpus, ram, features, settings, starting, own, tables })
@@ -402,9 +408,7 @@ impl Booted {
         expose: bool,
     ) -> Result<ReadyHost, Error> {
         let tree_range = Range::new(tree.as_ptr() as u64, tree.len() as u64)?;
-        let mut taken: ArrayVec<Range<Pa>, { 3 * machine::MAX_RANGES }> = ArrayVec::new();
-        taken.extend(machine.no_map.iter().chain(&machine.reserved).copied());
-        taken.extend(self.own.iter().copied().chain([tree_range]).chain(machine.initrd));
+        let mut taken = taken(machine, self.own, tree_range);
 
         let (place, bootargs) = self.place_kernel(machine, &kernel, &taken)?;
         cache::forget_instructions();

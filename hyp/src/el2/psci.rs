@@ -291,6 +291,8 @@ mod tests {
         /// What the fake firmware was asked, and what it answers.
         static ASKED: RefCell<Vec<(u32, [u64; 3])>> = const { RefCell::new(Vec::new()) };
         static ANSWERS: RefCell<Vec<i64>> = const { RefCell::new(Vec::new()) };
+        /// What others do while it has the next call.
+        static MEANWHILE: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
     }
 
     struct Smc;
@@ -300,6 +302,9 @@ mod tests {
         }
         fn call64(function: u32, args: [u64; 17]) -> [u64; 18] {
             ASKED.with_borrow_mut(|asked| asked.push((function, [args[0], args[1], args[2]])));
+            if let Some(others) = MEANWHILE.take() {
+                others();
+            }
             let mut result = [0; 18];
             result[0] = ANSWERS
                 .with_borrow_mut(|answers| if answers.is_empty() { 0 } else { answers.remove(0) })
@@ -414,15 +419,19 @@ mod tests {
     #[test]
     fn who_is_refused_its_cpu_off_waits_for_who_has_won_it_meanwhile() {
         static CPUS: [CpuPower; 1] = [CpuPower::new(1)];
+        let psci = Psci::<Smc>::new(&CPUS);
         CPUS[0].arrived();
-        CPUS[0].left();
-        let won = CPUS[0].win().unwrap();
-        assert!(!CPUS[0].stays());
-        let board = Board(Default::default(), Default::default(), Default::default(), RefCell::default());
-        board.3.replace(Some(Box::new(move || CPUS[0].lose(won))));
-        while !CPUS[0].stays() {
-            board.wait();
-        }
+        let board = std::rc::Rc::new(Board::default());
+        // While the firmware has the CPU_OFF, another CPU wins it; that one is refused while this one waits.
+        let of_winner = board.clone();
+        let wins = move || {
+            let won = CPUS[0].win().unwrap();
+            of_winner.3.replace(Some(Box::new(move || CPUS[0].lose(won))));
+        };
+        MEANWHILE.set(Some(Box::new(wins)));
+        ANSWERS.set(vec![-3]);
+        assert_eq!(psci.call(&*board, 0, PSCI_CPU_OFF, [0; 3]), Some(-3));
+        assert!(board.3.take().is_none(), "nobody was waited for");
         assert_eq!(CPUS[0].win(), Err(ON));
     }
 

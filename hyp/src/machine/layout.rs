@@ -81,12 +81,8 @@ pub fn find_free(
     size: u64,
     align: u64,
 ) -> Result<Range<Pa>, LayoutError> {
-    let fits = |part: Range<Pa>| {
-        let start = part.start().get().checked_next_multiple_of(align)?;
-        let range = Range::new(start, size).ok()?;
-        part.contains_range(range).then_some(range)
-    };
-    ram.iter().flat_map(|bank| bank.minus(taken)).find_map(fits).ok_or(LayoutError::NoRoom { what, size })
+    let lowest = |part: Range<Pa>| part.start().get().checked_next_multiple_of(align);
+    places(ram, taken, size, lowest).next().ok_or(LayoutError::NoRoom { what, size })
 }
 
 /// As [`find_free`], the highest: out of the way of what is placed later, and of what grows behind a kernel's file.
@@ -100,13 +96,23 @@ pub fn find_free_high(
     size: u64,
     align: u64,
 ) -> Result<Range<Pa>, LayoutError> {
-    let fits = |part: Range<Pa>| {
-        let start = part.end().checked_sub(size)? & !(align - 1);
-        let range = Range::new(start, size).ok()?;
+    let highest = |part: Range<Pa>| Some(part.end().checked_sub(size)? & !(align - 1));
+    let found = places(ram, taken, size, highest).max_by_key(|range| range.start().get());
+    found.ok_or(LayoutError::NoRoom { what, size })
+}
+
+/// In each free part of `ram` the `size` bytes that begin where `start` says, if they lie in it.
+fn places<'a>(
+    ram: &'a [Range<Pa>],
+    taken: &'a [Range<Pa>],
+    size: u64,
+    start: impl Fn(Range<Pa>) -> Option<u64> + 'a,
+) -> impl Iterator<Item = Range<Pa>> + 'a {
+    let fits = move |part: Range<Pa>| {
+        let range = Range::new(start(part)?, size).ok()?;
         part.contains_range(range).then_some(range)
     };
-    let found = ram.iter().flat_map(|bank| bank.minus(taken)).filter_map(fits);
-    found.max_by_key(|range| range.start().get()).ok_or(LayoutError::NoRoom { what, size })
+    ram.iter().flat_map(|bank| bank.minus(taken)).filter_map(fits)
 }
 
 #[cfg(test)]

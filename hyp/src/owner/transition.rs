@@ -502,11 +502,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         placement: &Placement,
         fill: impl FnOnce(&Held),
     ) -> Result<(), OwnerError> {
-        let part = Part::new(range)?;
-        let at = part.at(placement.ipa)?;
-        if range.is_empty() {
-            return Ok(());
-        }
+        let Some((part, at)) = Self::parts(range, placement.ipa)? else { return Ok(()) };
         let mut host = self.write(self.host);
         look_host(&host, &part, from)?;
         let mut el2 = self.write(self.hypervisor);
