@@ -1,0 +1,129 @@
+//! Descriptors and RECs in their granules: the one file of the crate with `unsafe`.
+//!
+//! Invariant: a granule that is kept for realm *n* as its descriptor holds a [`Realm`] of that number, one that is kept as a REC a [`Rec`], both whole,
+//! from before the monitor's lock is given back until after it is taken to end that. Nobody makes such a granule but this file. References
+//! to them live no longer than the lock is held, but for a [`Running`] REC's vCPU, which is one CPU's.
+
+use core::ptr::NonNull;
+
+use hyp::mapping::{Address, GRANULE, Pa, Range};
+use hyp::owner::{HostPage, Keeper, OwnerError, Purpose};
+
+use crate::monitor::Locked;
+use crate::realm::Realm;
+use crate::rec::{Rec, RecState};
+use crate::world::World;
+
+/// The granule at `pa`.
+pub fn granule(pa: Pa) -> Range<Pa> {
+    // A granule's address and its end are below the highest address.
+    Range::of_granules(pa.get(), GRANULE).unwrap_or_else(|_| unreachable!("{pa} is not a granule"))
+}
+
+impl<W: World> Locked<'_, W> {
+    /// What the world's granule holds, if it is kept for this.
+    fn find<T>(&self, address: u64, purpose: Purpose) -> Option<&T> {
+        const { assert!(size_of::<T>() <= GRANULE as usize && align_of::<T>() <= GRANULE as usize) };
+        if !address.is_multiple_of(GRANULE) {
+            return None;
+        }
+        match self.world.granule(address) {
+            HostPage::Kept(Keeper::Realm(_, found)) if found == purpose => {
+                let at = self.world.kept(Pa::new(address).ok()?).cast::<T>();
+                // SAFETY: by the invariant it holds a `T`, whole, and it stays while `self`, which has the lock, is borrowed: what ends it
+                // takes `&mut self`.
+                Some(unsafe { at.as_ref() })
+            }
+            _ => None,
+        }
+    }
+
+    /// The realm whose descriptor is at the PA `rd`.
+    pub fn realm(&self, rd: u64) -> Option<&Realm<W::Mmu>> {
+        self.find(rd, Purpose::Descriptor)
+    }
+
+    /// The REC at the PA `rec`.
+    pub fn rec(&self, rec: u64) -> Option<&Rec> {
+        self.find(rec, Purpose::Rec)
+    }
+
+    /// Puts `value` into the delegated granule at `at`.
+    fn place<T>(&mut self, at: Pa, realm: u16, purpose: Purpose, value: T) -> Result<(), OwnerError> {
+        self.world.keep(granule(at), realm, purpose)?;
+        // SAFETY: EL2's alone since, of a granule's size and alignment, which `find` checks to be enough; the lock is held.
+        unsafe { self.world.kept(at).cast::<T>().write(value) };
+        Ok(())
+    }
+
+    /// Makes the delegated granule at `realm.rd` the descriptor of `realm`.
+    ///
+    /// # Errors
+    /// [`OwnerError`].
+    pub fn place_realm(&mut self, realm: Realm<W::Mmu>) -> Result<(), OwnerError> {
+        self.place(realm.rd, realm.number, Purpose::Descriptor, realm)
+    }
+
+    /// Makes the delegated granule at `at` a REC of realm `number`.
+    ///
+    /// # Errors
+    /// [`OwnerError`].
+    pub fn place_rec(&mut self, at: Pa, number: u16, rec: Rec) -> Result<(), OwnerError> {
+        self.place(at, number, Purpose::Rec, rec)
+    }
+
+    /// Ends the realm at `rd`: its root tables and its descriptor are delegated again. Its tables have to be empty, and no REC its.
+    ///
+    /// # Errors
+    /// [`OwnerError`]; the realm is as it was.
+    pub fn end_realm(&mut self, rd: Pa) -> Result<(), OwnerError> {
+        let Some(realm) = self.realm(rd.get()) else { return Ok(()) };
+        let (number, base, count) = (realm.number, realm.rtt_base, u64::from(realm.rtt_num_start));
+        let Ok(roots) = Range::of_granules(base.get(), count * GRANULE) else { return Ok(()) };
+        // SAFETY: it is there, by `realm`. Its number is not used for another one before this is done, and no CPU runs a REC of it, nor will:
+        // it has none. What is read is not used again: the granule is wiped.
+        unsafe {
+            let map = core::ptr::read(&raw const realm.map);
+            map.destroy();
+        }
+        self.world.unkeep(roots, number, Purpose::Table)?;
+        self.world.unkeep(granule(rd), number, Purpose::Descriptor)
+    }
+
+    /// Ends the REC at `at`, which does not run.
+    ///
+    /// # Errors
+    /// [`OwnerError`]; it is as it was.
+    pub fn end_rec(&mut self, at: Pa, number: u16) -> Result<(), OwnerError> {
+        // Nothing in it has anything to give back.
+        self.world.unkeep(granule(at), number, Purpose::Rec)
+    }
+
+    /// Makes the REC at `rec` the running CPU's: to be given back with [`Locked::stopped`].
+    pub fn start(&self, rec: &Rec) -> Running {
+        rec.state.set(RecState::Running);
+        Running { rec: NonNull::from_ref(rec) }
+    }
+
+    /// Takes back a REC that has stopped.
+    pub fn stopped(&self, running: Running) -> &Rec {
+        // SAFETY: a REC in that state is not ended, and this is the only one who has it.
+        let rec = unsafe { running.rec.as_ref() };
+        rec.state.set(RecState::Ready);
+        rec
+    }
+}
+
+/// A REC that this CPU runs, without the lock.
+#[must_use = "it runs until it is given back"]
+pub struct Running {
+    rec: NonNull<Rec>,
+}
+
+impl Running {
+    /// Its vCPU.
+    pub fn vcpu(&mut self) -> core::cell::RefMut<'_, hyp::el2::vcpu::Vcpu> {
+        // SAFETY: the REC stays while it is in this state. Who has the lock touches its other fields, which are cells, and not this one.
+        unsafe { (*self.rec.as_ptr()).vcpu.borrow_mut() }
+    }
+}

@@ -1,0 +1,124 @@
+//! How granules change hands, how their memory is reached, and how a realm runs: all that the commands want of the machine.
+//!
+//! Invariant: what an implementation lets a party reach is what these calls have given it, and each of them does all or nothing.
+
+use core::ptr::NonNull;
+
+use hyp::el2::vcpu::{Exit, Vcpu};
+use hyp::mapping::{Capabilities, Ipa, Mmu, Pa, Range, State};
+use hyp::owner::{HostPage, OwnerError, Placement, Purpose};
+use hyp::stage2::{CpuLimits, Registers};
+
+/// A realm, for one call: its number and its stage 2.
+pub type Party<'r, M> = hyp::owner::Realm<'r, M>;
+
+/// What a machine has for realms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Physical addresses and VMIDs.
+    pub limits: CpuLimits,
+    /// List registers of the GIC's virtual interface, 1 to 16.
+    pub list_registers: usize,
+    /// Priority bits of the GIC's virtual interface.
+    pub priority_bits: u32,
+    /// INTID bits of the GIC's virtual interface.
+    pub intid_bits: u32,
+}
+
+/// All that the commands want of the machine. Each call is made with the monitor's lock, but for [`run`](World::run) and [`wait`](World::wait).
+///
+/// Addresses that a host or a realm has passed may be given to [`granule`](World::granule) and to what reads or writes the host's memory; all
+/// other calls are refused if a granule is not what they take.
+///
+/// # Safety
+/// Of who implements it: [`kept`](World::kept) gives memory that nobody else accesses from [`keep`](World::keep) to [`unkeep`](World::unkeep).
+#[allow(unsafe_code)]
+pub unsafe trait World {
+    /// The MMU of a realm's stage 2. Its pool has no tables: the host gives them.
+    type Mmu: Mmu;
+
+    /// What the machine has.
+    fn features(&self) -> Features;
+    /// What all CPUs can do by now.
+    fn capabilities(&self) -> Capabilities;
+    /// The MMU for the map at `root` under the hardware's `vmid`, which is not the host's.
+    fn mmu(&self, vmid: u16, root: Pa) -> Self::Mmu;
+
+    /// What the granule at `pa` is: [`HostPage::Fixed`] if it never changes hands (`PaIsDelegable` is false).
+    fn granule(&self, pa: u64) -> HostPage;
+    /// The host's granule becomes delegated.
+    ///
+    /// # Errors
+    /// As [`hyp::owner::Ownership::delegate`].
+    fn delegate(&self, granule: Pa) -> Result<(), OwnerError>;
+    /// A delegated granule becomes the host's.
+    ///
+    /// # Errors
+    /// As [`hyp::owner::Ownership::undelegate`].
+    fn undelegate(&self, granule: Pa) -> Result<(), OwnerError>;
+    /// Delegated granules become a realm's, kept for it and zeroed.
+    ///
+    /// # Errors
+    /// As [`hyp::owner::Ownership::keep`].
+    fn keep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError>;
+    /// What was kept is delegated, wiped.
+    ///
+    /// # Errors
+    /// As [`hyp::owner::Ownership::unkeep`].
+    fn unkeep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError>;
+    /// Where EL2 has a kept granule.
+    fn kept(&self, granule: Pa) -> NonNull<u8>;
+    /// A delegated granule becomes a realm's data, with `content` or zeroes.
+    ///
+    /// # Errors
+    /// As [`hyp::owner::Ownership::assign`].
+    fn assign(
+        &self,
+        granule: Pa,
+        realm: &Party<'_, Self::Mmu>,
+        placement: &Placement,
+        content: Option<&Page>,
+    ) -> Result<(), OwnerError>;
+    /// A realm's data at `ipa` becomes delegated, wiped; the realm has `then` there.
+    ///
+    /// # Errors
+    /// As [`hyp::owner::Ownership::release`].
+    fn release(
+        &self,
+        granule: Pa,
+        realm: &Party<'_, Self::Mmu>,
+        ipa: Ipa,
+        then: Option<State>,
+    ) -> Result<(), OwnerError>;
+    /// The host's memory is a realm's too.
+    ///
+    /// # Errors
+    /// As [`hyp::owner::Ownership::share_with_realm`].
+    fn share(
+        &self,
+        range: Range<Pa>,
+        realm: &Party<'_, Self::Mmu>,
+        placement: &Placement,
+    ) -> Result<(), OwnerError>;
+    /// It is the host's alone again.
+    ///
+    /// # Errors
+    /// As [`hyp::owner::Ownership::unshare_with_realm`].
+    fn unshare(&self, range: Range<Pa>, realm: &Party<'_, Self::Mmu>, ipa: Ipa) -> Result<(), OwnerError>;
+
+    /// Copies bytes out of a granule of the host's, from `offset` on, once. `None` if it is not the host's.
+    fn read(&self, granule: u64, offset: usize, into: &mut [u8]) -> Option<()>;
+    /// Copies bytes into a granule of the host's. `None` if it is not the host's.
+    fn write(&self, granule: u64, offset: usize, from: &[u8]) -> Option<()>;
+    /// Lets `work` have a page of realm `number`'s data, which EL2 otherwise does not reach. `None` if it is none.
+    fn visit<T>(&self, number: u16, page: Pa, work: impl FnOnce(&mut Page) -> T) -> Option<T>;
+
+    /// Runs a vCPU on the calling CPU over the stage 2 of `registers` until it stops; without the lock. `host_has_sve` says that the host has
+    /// not hinted that its SVE state is dead (SMCCC).
+    fn run(&self, vcpu: &mut Vcpu, registers: &Registers, host_has_sve: bool) -> Exit;
+    /// Called in each turn of a loop that waits for the lock.
+    fn wait(&self);
+}
+
+/// A granule's worth of bytes.
+pub type Page = rmm_abi::v1_0::Granule<[u8; 4096]>;
