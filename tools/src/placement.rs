@@ -25,6 +25,7 @@ const ASSEMBLY: &[Place] = &[
     place("hyp/src/el2/", "what needs the CPU: vectors, entry and exit, system registers"),
     place("hyp/src/stage1/install*", "the install point: translation registers and invalidation"),
     place("hyp/src/stage2/install*", "the install point: translation registers and invalidation"),
+    place("hyp/src/owner/memory.rs", "access to granules: copies, wiping, cache maintenance"),
     place("hyp/src/start.rs", "assembler macros that the entries share"),
     place("hyp/examples/", "an embedder's own invalidation"),
     place("platform/*/src/entry*", "the first instructions of an image"),

@@ -927,6 +927,8 @@ struct Request {
     leaves: Leaves,
     /// The word that is there, at every level.
     vacant: u64,
+    /// Whether the leaves translate.
+    valid: bool,
 }
 
 /// A mapping for which everything is found possible and set aside: tables, and the writer.
@@ -938,6 +940,14 @@ pub struct PreparedMap<'w, 'c, 'm, R: Regime, M: Mmu, S: Shape = Granule4K> {
 }
 
 impl<R: Regime, M: Mmu, S: Shape> PreparedMap<'_, '_, '_, R, M, S> {
+    /// The same in leaves that translate, or do not: as after [`Change::INVALIDATE`], but at no moment otherwise.
+    pub fn translating(mut self, valid: bool) -> Self {
+        if let Some((request, _)) = &mut self.request {
+            request.valid = valid;
+        }
+        self
+    }
+
     /// Maps it.
     pub fn commit(self) {
         let Some((request, mut tables)) = self.request else { return };
@@ -1049,6 +1059,7 @@ impl<'c, 'm, R: Regime, M: Mmu, S: Shape> Writer<'c, 'm, R, M, S> {
             leaf: attributes.bits(),
             leaves: Leaves { runs, ..leaves },
             vacant: state.map_or(Entry::<R>::Empty, Entry::State).encode(LAST_LEVEL),
+            valid: true,
         };
         Ok((start < end).then_some(request))
     }
@@ -1195,7 +1206,7 @@ impl<'c, 'm, R: Regime, M: Mmu, S: Shape> Writer<'c, 'm, R, M, S> {
     fn first_leaf(level: u8, request: &Request) -> u64 {
         let attributes = Attributes::<R>::of_leaf(request.leaf);
         let zero = Pa::from_field(0);
-        Entry::<R>::Leaf { output: zero, attributes, contiguous: false, valid: true }.encode(level)
+        Entry::<R>::Leaf { output: zero, attributes, contiguous: false, valid: request.valid }.encode(level)
     }
 
     /// A table of `level` for what is at `base`, with the request in it; not linked.

@@ -7,7 +7,7 @@
 //! - No page is the host's again, or another realm's, with anything in it that a realm or the hypervisor has written; and no TLB has a
 //!   translation of it for who had it before.
 //!
-//! Pure: any host. What is done to memory goes through [`Granules`], what is done to maps through the engine.
+//! Pure but for [`Memory`]: any host. What is done to memory goes through [`Granules`], what is done to maps through the engine.
 //!
 //! # What each map says of a page
 //!
@@ -19,13 +19,14 @@
 //! | hypervisor's | state word: hypervisor | data | – |
 //! | delegated: left by the host, no realm's yet | state word: delegated | data | – |
 //! | realm *n*'s descriptor, REC, table | state word: realm *n*, [`Purpose`] | data | – |
-//! | realm *n*'s data | state word: realm *n*, data | data leaf that is not valid | of realm *n*, at one IPA: a leaf, mark 0 (owned) |
+//! | realm *n*'s data | state word: realm *n*, data | data leaf that is not valid | of realm *n*, at one IPA: a leaf, mark 0 (owned); not valid: withheld |
 //! | fixed | anything else, or nothing | any | – |
 //!
 //! Fixed is what never changes hands: devices, and the memory that the hypervisor has kept from the host since it booted, for which the
 //! host's map has no entry. A mark is the three software bits of a valid leaf, so a share keeps its block wherever all of it is shared; a state word
 //! is the software state of an invalid entry of whatever level, so 2 MiB of a realm's data are one word. A realm's data leaves the EL2 map
-//! by its valid bit: its leaf keeps what it says for its way back, which therefore needs no table. A share leaves the EL2 map alone: it has all
+//! by its valid bit: its leaf keeps what it says for its way back, which therefore needs no table. And so it is with what a realm owns and does
+//! not translate (`ASSIGNED`, `EMPTY`): [`RealmPage::Withheld`]. A share leaves the EL2 map alone: it has all
 //! of the host's memory, and what a share gives the hypervisor is the host's promise not to give the page to anybody else meanwhile.
 //!
 //! The words are those of pKVM (owned, shared, borrowed, and the owner of an invalid entry) and of the RMM specification's granules
@@ -102,11 +103,13 @@
 //! Nothing is joined on the way back, which would make each call read a table or two: [`tidy`](Ownership::tidy) joins, when there is time.
 
 mod granule;
+mod memory;
 mod page;
 #[cfg(test)]
 mod tests;
 mod transition;
 
 pub use granule::{Granules, Held};
+pub use memory::Memory;
 pub use page::{HostPage, HypervisorPage, Keeper, Purpose, RealmPage};
 pub use transition::{GiveBackError, OwnerError, Ownership, Party, Placement, Realm};

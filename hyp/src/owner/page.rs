@@ -183,6 +183,8 @@ pub enum RealmPage {
     Vacant(Option<State>),
     /// This page is there, and the realm's.
     Owned(Pa),
+    /// This page is there, and the realm's, and does not translate: its owner comes to it only when it is made to again.
+    Withheld(Pa),
     /// This page is there, and the host's.
     Borrowed(Pa),
     /// What no call of this room has mapped.
@@ -195,9 +197,10 @@ impl RealmPage {
         match visited.entry {
             Entry::Empty | Entry::Unlinked(_) => Self::Vacant(None),
             Entry::State(state) => Self::Vacant(Some(state)),
-            Entry::Leaf { output, attributes, valid: true, .. } => match attributes.mark() {
-                0 => Self::Owned(output),
-                BORROWED => Self::Borrowed(output),
+            Entry::Leaf { output, attributes, valid, .. } => match (attributes.mark(), valid) {
+                (0, true) => Self::Owned(output),
+                (0, false) => Self::Withheld(output),
+                (BORROWED, true) => Self::Borrowed(output),
                 _ => Self::Fixed,
             },
             _ => Self::Fixed,

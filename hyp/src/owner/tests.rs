@@ -82,7 +82,13 @@ impl Is {
 enum Has {
     Vacant(u64),
     Owned(usize),
+    Withheld(usize),
     Borrowed(usize),
+}
+
+/// Whether a realm is to translate what it gets at an address: most of it.
+fn translates(at: usize) -> bool {
+    at % 8 < 6
 }
 
 /// Numbers of realms as state words have them.
@@ -249,8 +255,11 @@ impl Oracle {
             Release(n, at, then) | Reclaim(n, at, then) | UnshareWithRealm(n, at, then) => {
                 for i in 0..count {
                     let page = from + i;
-                    let has = if before.is_data() { Has::Owned(page) } else { Has::Borrowed(page) };
-                    if self.realms[n].get(at + i) != Some(&has) {
+                    let has: &[Has] = match before.is_data() {
+                        true => &[Has::Owned(page), Has::Withheld(page)],
+                        false => &[Has::Borrowed(page)],
+                    };
+                    if !self.realms[n].get(at + i).is_some_and(|found| has.contains(found)) {
                         return Answer::Realm((at + i) as u64 * GRANULE);
                     }
                 }
@@ -263,7 +272,8 @@ impl Oracle {
             if let Some((n, at, then)) = realm {
                 self.realms[n][at + i] = match then {
                     Some(state) => Has::Vacant(state),
-                    None if after.is_data() => Has::Owned(from + i),
+                    None if after.is_data() && translates(at) => Has::Owned(from + i),
+                    None if after.is_data() => Has::Withheld(from + i),
                     None => Has::Borrowed(from + i),
                 };
             }
@@ -293,7 +303,8 @@ impl Oracle {
         }
         if let Release(n, at, _) | Reclaim(n, at, _) | UnshareWithRealm(n, at, _) = &mut call {
             let of = |n: usize| {
-                self.realms[n].iter().position(|&has| [Has::Owned(page), Has::Borrowed(page)].contains(&has))
+                let of_page = [Has::Owned(page), Has::Withheld(page), Has::Borrowed(page)];
+                self.realms[n].iter().position(|has| of_page.contains(has))
             };
             (*n, *at) = (0..REALMS).find_map(|n| of(n).map(|at| (n, at))).unwrap_or((*n, *at));
             // And now and then not what it is.
@@ -327,7 +338,10 @@ impl Oracle {
                 Assign(n, at) | DonateToRealm(n, at) | ShareWithRealm(n, at) => {
                     has(n, at) == self.realms[n].get(at).copied()
                 }
-                Release(n, at, _) | Reclaim(n, at, _) => has(n, at) == Some(Has::Owned(page + count - 1)),
+                Release(n, at, _) | Reclaim(n, at, _) => {
+                    let last = page + count - 1;
+                    [Has::Owned(last), Has::Withheld(last)].map(Some).contains(&has(n, at))
+                }
                 UnshareWithRealm(n, at, _) => has(n, at) == Some(Has::Borrowed(page + count - 1)),
                 _ => true,
             }
@@ -501,6 +515,7 @@ impl<'w, S: Machine> World<'w, S> {
                     Has::Vacant(0) => Seen::Nothing,
                     Has::Vacant(state) => Seen::State(state),
                     Has::Owned(page) => Seen::Leaf(plan.first + page as u64, ram.bits()),
+                    Has::Withheld(page) => Seen::Invalid(plan.first + page as u64, ram.bits()),
                     Has::Borrowed(page) => Seen::Leaf(plan.first + page as u64, ram.bits() | 1 << 56),
                 };
                 assert_eq!(seen, wanted, "ipa {ipa}");
@@ -527,6 +542,7 @@ impl<'w, S: Machine> World<'w, S> {
             vacant: state(vacant),
             attributes: Attributes::<Stage2>::RAM.marked(7),
             leaves: Leaves::LARGEST,
+            translates: translates(at),
         };
         match call {
             Share => owner.share(pages),
@@ -616,21 +632,21 @@ impl<'w, S: Machine> World<'w, S> {
     /// Gives everything back to the host, and joins it.
     fn undo_all(&self, oracle: &mut Oracle) {
         for (page, &is) in oracle.pages.clone().iter().enumerate() {
-            let has = |has: Has| {
-                let at = |n: usize| oracle.realms[n].iter().position(|&h| h == has);
+            let has = |has: &[Has]| {
+                let at = |n: usize| oracle.realms[n].iter().position(|h| has.contains(h));
                 (0..REALMS).find_map(|n| at(n).map(|at| (n, at))).unwrap()
             };
             let call = match is {
                 Is::Io | Is::Own | Is::Host => continue,
                 Is::SharedWithHypervisor => Unshare,
                 Is::SharedWithRealm => {
-                    let (n, at) = has(Has::Borrowed(page));
+                    let (n, at) = has(&[Has::Borrowed(page)]);
                     UnshareWithRealm(n, at, 0)
                 }
                 Is::Kept(Keeper::Hypervisor) => GiveBack,
                 Is::Kept(Keeper::Delegated) => Undelegate,
                 Is::Kept(Keeper::Realm(_, Purpose::Data)) => {
-                    let (n, at) = has(Has::Owned(page));
+                    let (n, at) = has(&[Has::Owned(page), Has::Withheld(page)]);
                     Reclaim(n, at, 0)
                 }
                 Is::Kept(Keeper::Realm(number, purpose)) => {
@@ -910,10 +926,12 @@ fn threads_that_ask_for_the_same_pages_leave_each_with_one_owner() {
             };
             oracle.pages[page] = is;
             let has = |n: usize| matches!(seen.realms[n][page], Seen::Leaf(..));
+            let is_withheld = |n: usize| matches!(seen.realms[n][page], Seen::Invalid(..));
             match is {
                 Is::Kept(Keeper::Realm(number, Purpose::Data)) => {
                     let n = NUMBERS.iter().position(|&n| n == number).unwrap();
-                    oracle.realms[n][page] = Has::Owned(page);
+                    let has = if is_withheld(n) { Has::Withheld } else { Has::Owned };
+                    oracle.realms[n][page] = has(page);
                 }
                 Is::SharedWithRealm => {
                     let n = (0..REALMS).find(|&n| has(n)).expect("it is shared with a realm");
@@ -990,6 +1008,7 @@ fn placed(page: u64) -> Placement {
         vacant: None,
         attributes: Attributes::<Stage2>::RAM,
         leaves: Leaves::LARGEST,
+        translates: true,
     }
 }
 

@@ -115,6 +115,8 @@ pub struct Placement {
     pub attributes: Attributes<Stage2>,
     /// In what leaves.
     pub leaves: Leaves,
+    /// Whether the realm translates them. If not it owns them ([`RealmPage::Withheld`]), without a moment in which it does. Of a share: always.
+    pub translates: bool,
 }
 
 /// A range of pages, in the terms of each map.
@@ -195,7 +197,7 @@ fn look_el2<M: Mmu, S: Shape>(
     look(writer, part.va, HypervisorPage::Fixed, wrong).map_err(error)
 }
 
-/// Looks whether all of a realm's addresses are this. Of pages `wanted` names the first.
+/// Looks whether all of a realm's addresses are this. Of pages `wanted` names the first, and owned ones may be withheld.
 fn look_realm<M: Mmu, S: Shape>(
     writer: &Writer<'_, '_, Stage2, M, S>,
     at: Range<Ipa>,
@@ -204,7 +206,7 @@ fn look_realm<M: Mmu, S: Shape>(
     let wrong = |visited: &Visited<Stage2>| {
         let found = RealmPage::of(visited);
         let is_wanted = match (found, wanted) {
-            (RealmPage::Owned(output), RealmPage::Owned(first))
+            (RealmPage::Owned(output) | RealmPage::Withheld(output), RealmPage::Owned(first))
             | (RealmPage::Borrowed(output), RealmPage::Borrowed(first)) => {
                 output.get().wrapping_sub(visited.start) == first.get().wrapping_sub(at.start().get())
             }
@@ -354,7 +356,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         range: Range<Pa>,
         realm: u16,
         purpose: Purpose,
-        fill: impl FnOnce(&Held),
+        fill: impl FnOnce(&mut Held),
     ) -> Result<(), OwnerError> {
         let to = Self::kept(range, realm, purpose)?;
         self.hand(range, HostPage::Kept(Keeper::Delegated), to, fill)
@@ -369,13 +371,13 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         range: Range<Pa>,
         realm: u16,
         purpose: Purpose,
-        work: impl FnOnce(&Held) -> T,
+        work: impl FnOnce(&mut Held) -> T,
     ) -> Result<T, OwnerError> {
         let keeper = Self::kept(range, realm, purpose)?;
         let part = Part::new(range)?;
         let host = self.write(self.host);
         look_host(&host, &part, HostPage::Kept(keeper))?;
-        Ok(work(&Held::new(range)))
+        Ok(work(&mut Held::new(range)))
     }
 
     /// What the hypervisor has kept for a realm is delegated again, wiped.
@@ -413,7 +415,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         range: Range<Pa>,
         from: HostPage,
         to: Keeper,
-        fill: impl FnOnce(&Held),
+        fill: impl FnOnce(&mut Held),
     ) -> Result<(), OwnerError> {
         let part = Part::new(range)?;
         if range.is_empty() {
@@ -426,7 +428,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             look_el2(&el2, &part, HypervisorPage::Mapped)?;
         }
         host.set_state(part.ipa, to.state()).map_err(of(Party::Host))?;
-        fill(&Held::new(range));
+        fill(&mut Held::new(range));
         Ok(())
     }
 
@@ -476,7 +478,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         range: Range<Pa>,
         realm: &Realm<'_, R, S>,
         placement: &Placement,
-        fill: impl FnOnce(&Held),
+        fill: impl FnOnce(&mut Held),
     ) -> Result<(), OwnerError> {
         self.to_realm(range, HostPage::Kept(Keeper::Delegated), realm, placement, fill)
     }
@@ -500,7 +502,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         from: HostPage,
         realm: &Realm<'_, R, S>,
         placement: &Placement,
-        fill: impl FnOnce(&Held),
+        fill: impl FnOnce(&mut Held),
     ) -> Result<(), OwnerError> {
         let Some((part, at)) = Self::parts(range, placement.ipa)? else { return Ok(()) };
         let mut host = self.write(self.host);
@@ -513,7 +515,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let attributes = RealmPage::owned(placement.attributes);
         let prepared = guest
             .prepare_map(at, placement.vacant, part.pa.start(), attributes, placement.leaves)
-            .map_err(of(Party::Realm))?;
+            .map_err(of(Party::Realm))?
+            .translating(placement.translates);
         let state = Keeper::Realm(realm.number, Purpose::Data).state();
         let begun = split(&mut el2, part.va, cut)
             .map_err(of(Party::Hypervisor))
@@ -522,8 +525,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             join(&mut el2, part.va, cut);
             return begun;
         }
-        let held = Held::new(range);
-        fill(&held);
+        let mut held = Held::new(range);
+        fill(&mut held);
         self.granules.clean_and_invalidate(&held);
         let gone = self.hypervisor.protect(part.va, Change::INVALIDATE).map(Debt::flush);
         sure(Party::Hypervisor, gone)?;
@@ -531,7 +534,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         Ok(())
     }
 
-    /// A realm's data is delegated again, wiped; the realm's map says `then` in its place. The range is what the realm has from `ipa` on.
+    /// A realm's data is delegated again, wiped; the realm's map says `then` in its place. The range is what the realm has from `ipa` on,
+    /// translating or withheld.
     ///
     /// # Errors
     /// [`OwnerError`], of each party.
