@@ -6,18 +6,24 @@
 
 use core::ptr::NonNull;
 
-use hyp::mapping::{Address, GRANULE, Pa, Range};
+use hyp::mapping::{Address, Capabilities, Debt, GRANULE, Geometry, Ipa, Map, Options, Pa, Range, Stage2};
 use hyp::owner::{HostPage, Keeper, OwnerError, Purpose};
 
 use crate::monitor::Locked;
 use crate::realm::Realm;
 use crate::rec::{Rec, RecState};
+use crate::rmi::{INPUT, Reply};
 use crate::world::World;
 
 /// The granule at `pa`.
 pub fn granule(pa: Pa) -> Range<Pa> {
     // A granule's address and its end are below the highest address.
     Range::of_granules(pa.get(), GRANULE).unwrap_or_else(|_| unreachable!("{pa} is not a granule"))
+}
+
+/// What realms' maps may count on. They have no runs: an entry is the host's to fold and to unfold, alone.
+fn capabilities<W: World>(world: &W) -> Capabilities {
+    world.capabilities() - Capabilities::CONTIGUOUS
 }
 
 impl<W: World> Locked<'_, W> {
@@ -46,6 +52,43 @@ impl<W: World> Locked<'_, W> {
     /// The REC at the PA `rec`.
     pub fn rec(&self, rec: u64) -> Option<&Rec> {
         self.find(rec, Purpose::Rec)
+    }
+
+    /// The realm whose descriptor is at the PA `rd`, or the host's error; its map claims no more than all CPUs can do by now.
+    ///
+    /// # Errors
+    /// RMI_ERROR_INPUT: rd_align, rd_bound or rd_state.
+    pub fn find_realm(&self, rd: u64) -> Result<&Realm<W::Mmu>, Reply> {
+        let realm = self.realm(rd).ok_or(INPUT)?;
+        let capabilities = capabilities(self.world);
+        if !capabilities.contains(realm.map.capabilities()) {
+            realm.map.weaken(capabilities);
+        }
+        Ok(realm)
+    }
+
+    /// The stage 2 of realm `number` whose root is made of the granules at `root`, kept for it and zeroed.
+    pub fn adopt(&self, number: u16, root: Pa, geometry: Geometry) -> Map<Stage2, W::Mmu> {
+        let options = Options::new(capabilities(self.world));
+        // SAFETY: the granules are the realm's tables, zero, and stay so until `end_realm`; what hangs from them are other granules of that
+        // kind, by `split`. What the map gives up goes to a pool without tables, or is given back by who asked.
+        unsafe { Map::adopt(self.world.mmu(number, root), root, geometry, options) }
+    }
+
+    /// RTT unfolding (A5.5.7): puts the delegated granule `rtt` in the place of the entry above `level` at `ipa`.
+    ///
+    /// # Errors
+    /// RMI_ERROR_INPUT if it is not delegated, or the entry could not become a table.
+    pub fn unfold(&self, realm: &Realm<W::Mmu>, rtt: Pa, ipa: Ipa, level: u8) -> Result<(), Reply> {
+        let table = granule(rtt);
+        self.world.keep(table, realm.number, Purpose::Table).map_err(|_| INPUT)?;
+        // SAFETY: kept as the realm's table from here on, until the map has given it back.
+        let done = unsafe { realm.map.split_entry(ipa, level - 1, rtt) }.map(Debt::flush);
+        done.or_else(|_| {
+            // It was delegated a moment ago.
+            let _ = self.world.unkeep(table, realm.number, Purpose::Table);
+            Err(INPUT)
+        })
     }
 
     /// Puts `value` into the delegated granule at `at`.

@@ -26,16 +26,20 @@
 //!
 //! | RTT entry | in the realm's stage 2 |
 //! |---|---|
-//! | UNASSIGNED, EMPTY; UNASSIGNED_NS | nothing |
+//! | UNASSIGNED, EMPTY; UNASSIGNED_NS | state word 0: with nothing in its place the engine would unlink a table once all of it is empty |
 //! | UNASSIGNED, RAM | state word 1 |
 //! | UNASSIGNED, DESTROYED | state word 2 |
 //! | ASSIGNED, RAM | leaf of the realm's own |
 //! | ASSIGNED, EMPTY | the same leaf, not valid |
+//! | ASSIGNED, DESTROYED | the same, and not executable |
 //! | ASSIGNED_NS | leaf of the host's |
 //! | TABLE | table |
 
 #![cfg_attr(not(test), no_std)]
 
+mod by_stage2;
+#[cfg(test)]
+mod fake;
 mod granule;
 mod measurement;
 pub mod monitor;
@@ -46,5 +50,6 @@ mod rsi;
 mod rtt;
 pub mod world;
 
+pub use by_stage2::{ByStage2, Cpus, NoTables};
 pub use monitor::Monitor;
 pub use world::World;

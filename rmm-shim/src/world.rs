@@ -77,7 +77,7 @@ pub unsafe trait World {
         granule: Pa,
         realm: &Party<'_, Self::Mmu>,
         placement: &Placement,
-        content: Option<&Page>,
+        content: Option<&[u8; hyp::mapping::GRANULE as usize]>,
     ) -> Result<(), OwnerError>;
     /// A realm's data at `ipa` becomes delegated, wiped; the realm has `then` there.
     ///
@@ -88,7 +88,7 @@ pub unsafe trait World {
         granule: Pa,
         realm: &Party<'_, Self::Mmu>,
         ipa: Ipa,
-        then: Option<State>,
+        then: State,
     ) -> Result<(), OwnerError>;
     /// The host's memory is a realm's too.
     ///

@@ -14,8 +14,8 @@ use core::cmp::Ordering;
 
 use super::addr::{Address, GRANULE, Pa, Range};
 use super::descriptor::{
-    CONTIGUOUS, Change, Regime, TYPE, VALID, begins_run, chained, folded, is_leaf, is_table, joined_above,
-    marked, pa, step,
+    CONTIGUOUS, Change, Entry, Regime, State, TYPE, VALID, begins_run, chained, folded, is_leaf, is_table,
+    joined_above, marked, pa, step,
 };
 use super::edit::{Needs, Node};
 use super::geometry::{LAST_LEVEL, MAX_RUN, Shape, level_shift, level_size};
@@ -434,6 +434,19 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     /// [`MapError::NoTable`] if there is none at that level, [`MapError::Differs`] if its words are not alike,
     /// [`MapError::OutOfReach`], [`MapError::NotQuiet`].
     pub fn collapse_entry(&mut self, address: R::Input, level: u8) -> Result<Pa, MapError> {
+        self.take_table(address, level, None)
+    }
+
+    /// As [`Writer::collapse_entry`], but `state` takes the place of a table in which nothing translates, and none of whose words is a table,
+    /// whatever it says.
+    ///
+    /// # Errors
+    /// As [`Writer::collapse_entry`]; [`MapError::Differs`] if a word translates or is a table.
+    pub fn replace_table(&mut self, address: R::Input, level: u8, state: State) -> Result<Pa, MapError> {
+        self.take_table(address, level, Some(state))
+    }
+
+    fn take_table(&mut self, address: R::Input, level: u8, state: Option<State>) -> Result<Pa, MapError> {
         let map = self.target();
         let size = level_size::<S>(level.min(LAST_LEVEL));
         let start = address.get() & !(size - 1);
@@ -445,8 +458,13 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
             let quiet = Needs { tables: 0, quiet: held.as_ref().map(|(quiet, _)| *quiet) };
             let mut collapse = Collapse::new(map, (start, start + size), Leaves::LARGEST, quiet);
             let raw = collapse.words().load(node.table, index);
-            let word = collapse.only(&node.below::<S>(index, raw))?;
-            let word = collapse.fold(word, level, raw).ok_or(MapError::Differs(start))?;
+            let word = match state {
+                Some(state) => collapse.none(&node.below::<S>(index, raw), state)?,
+                None => {
+                    let word = collapse.only(&node.below::<S>(index, raw))?;
+                    collapse.fold(word, level, raw).ok_or(MapError::Differs(start))?
+                }
+            };
             if asks_for_quiet(map) && held.is_none() && word & VALID != 0 {
                 drop(gate);
                 let begun = map.mmu().quiesce().begin(start, size).ok_or(MapError::NotQuiet(start))?;
@@ -466,6 +484,15 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
 }
 
 impl<R: Regime, M: Mmu, S: Shape> Collapse<'_, R, M, S> {
+    /// The word for `state`, if nothing in a table translates or is a table.
+    fn none(&self, node: &Node, state: State) -> Result<u64, MapError> {
+        let words = self.words();
+        match (0..S::ENTRIES).find(|&index| words.load(node.table, index) & VALID != 0) {
+            Some(index) => Err(MapError::Differs(node.address::<S>(index))),
+            None => Ok(Entry::<R>::State(state).encode(node.level - 1)),
+        }
+    }
+
     /// What a table without tables can be said in.
     fn only(&self, node: &Node) -> Result<u64, MapError> {
         let (level, words) = (node.level, self.words());

@@ -325,6 +325,12 @@ impl Attributes<Stage2> {
     pub const fn is_writable(self) -> bool {
         self.0 & S2AP_WRITE != 0
     }
+    /// The same, with just these accesses going through of reads and writes.
+    pub const fn accessible(self, reads: bool, writes: bool) -> Self {
+        let read = if reads { S2AP_READ } else { 0 };
+        let write = if writes { S2AP_WRITE } else { 0 };
+        Self::from_bits(self.0 & !(S2AP_READ | S2AP_WRITE) | read | write)
+    }
     /// Whether EL1 and EL0 may execute.
     pub const fn is_executable(self) -> bool {
         self.0 & S2_XN_FIELD == 0

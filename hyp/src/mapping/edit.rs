@@ -68,6 +68,25 @@ impl<R: Regime> Operation<R> for Clear {
     }
 }
 
+/// Leaves change so, and what is neither leaf nor table becomes this state.
+#[derive(Clone, Copy)]
+pub(super) struct Restate<R>(pub(super) Change<R>, pub(super) State);
+
+impl<R: Regime> Operation<R> for Restate<R> {
+    #[inline(always)]
+    fn word(self, raw: u64, level: u8) -> u64 {
+        let (clear, set) = self.0.masks(level);
+        match raw {
+            _ if is_leaf(raw, level) => raw & !clear | set,
+            _ if is_unlinked(raw) => raw,
+            _ => Entry::<R>::State(self.1).encode(level),
+        }
+    }
+    fn changes_memory(self) -> bool {
+        self.0.changes_memory()
+    }
+}
+
 /// The range's ends cut no leaf and no run.
 #[derive(Clone, Copy)]
 pub(super) struct Cut;

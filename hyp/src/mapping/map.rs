@@ -19,7 +19,7 @@ use spin::{Mutex, MutexGuard};
 
 use super::addr::{ADDRESS_BITS, Address, GRANULE, Pa, Range};
 use super::descriptor::{Attributes, Change, Entry, Regime, State, TYPE, is_table, is_unlinked, pa};
-use super::edit::{Clear, Cut, CutAll, Edit, Needs, Operation, ToPages};
+use super::edit::{Clear, Cut, CutAll, Edit, Needs, Operation, Restate, ToPages};
 use super::geometry::{Geometry, Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
 use super::mmu::{Mmu, Quiesce, Reservation, Scope, TablePool};
 use super::rule::Capabilities;
@@ -1257,6 +1257,26 @@ impl<'c, 'm, R: Regime, M: Mmu, S: Shape> Writer<'c, 'm, R, M, S> {
     pub fn split_edges_of_all(&mut self, range: Range<R::Input>) -> Result<Debt<'m, R, M, S>, MapError> {
         let (map, ends) = (self.map, self.map.checked(range)?);
         map.edit(CutAll, ends, Way { alone: true, ..Way::SHARED }).map(|done| map.owe(done))
+    }
+
+    /// Changes every leaf in `range` as `change` says, and makes all else there `state`; tables stay where they are, whatever is in them. One
+    /// pass, and one invalidation is owed. What an end of the range cuts is split first.
+    ///
+    /// # Errors
+    /// As [`Map::protect`].
+    pub fn restate(
+        &mut self,
+        range: Range<R::Input>,
+        change: Change<R>,
+        state: State,
+    ) -> Result<Debt<'m, R, M, S>, MapError> {
+        let (map, ends) = (self.map, self.map.checked(range)?);
+        if change.makes_global() && map.tag() != Tag::All {
+            return Err(MapError::Global);
+        }
+        let way =
+            Way { alone: true, clears: change.invalidates(), settles: change.validates(), ..Way::SHARED };
+        map.edit(Restate(change, state), ends, way).map(|done| map.owe(done))
     }
 
     /// Makes `state` all that is known of `range`, whatever was there. Nothing is owed afterwards: what translated there

@@ -281,6 +281,48 @@ impl<R: Regime, M: Mmu, S: Shape> Writer<'_, '_, R, M, S> {
     ) -> ControlFlow<B> {
         walk(self.target(), range, &mut visit)
     }
+
+    /// Goes down to the entry of `level` (0 to 3) for `address`, or to the one above it that is no table, and calls `visit` for that and for
+    /// those after it in the same table, until it breaks: with the level, the first address of the entry, and what it says, be it a table.
+    /// An address that the map does not reach has none.
+    pub fn scan<B>(
+        &self,
+        address: R::Input,
+        level: u8,
+        mut visit: impl FnMut(u8, u64, Entry<R>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let map = self.target();
+        let (words, geometry, address) = (Words::new(map.mmu()), map.geometry(), address.get());
+        if address >> geometry.input_bits() != 0 {
+            return ControlFlow::Continue(());
+        }
+        let load = |table, index| loop {
+            let raw = words.load(table, index);
+            if !is_changing(raw) {
+                return raw;
+            }
+            map.mmu().relax();
+        };
+        let (mut table, mut at) = (map.root(), geometry.start_level());
+        // A root may be of several tables.
+        let mut index = (address >> level_shift::<S>(at)) as usize;
+        let mut raw = load(table, index);
+        while at < level && is_table(raw, at) {
+            (table, at) = (pa(raw), at + 1);
+            index = (address >> level_shift::<S>(at)) as usize & (S::ENTRIES - 1);
+            raw = load(table, index);
+        }
+        let mut start = address & !(level_size::<S>(at) - 1);
+        loop {
+            visit(at, start, Entry::decode::<S>(raw, at))?;
+            index += 1;
+            if index.is_multiple_of(S::ENTRIES) {
+                return ControlFlow::Continue(());
+            }
+            start += level_size::<S>(at);
+            raw = load(table, index);
+        }
+    }
 }
 
 /// Of a caller who keeps the tables that it may see from being reused.

@@ -51,7 +51,8 @@
 //! | [`share_with_realm`](Ownership::share_with_realm) | host, for a realm | host's; the realm has nothing at the IPA | shared with the realm |
 //! | [`unshare_with_realm`](Ownership::unshare_with_realm) | host, for a realm | shared with the realm, at the IPA | host's |
 //!
-//! [`access`](Ownership::access) changes nothing: with it the hypervisor reaches what it keeps for a realm.
+//! [`access`](Ownership::access), [`visit`](Ownership::visit) and [`while_hosts`](Ownership::while_hosts) change nothing: with them the hypervisor
+//! reaches what it keeps for a realm, a realm's data, and what is the host's.
 //!
 //! Whether the realm agrees is the caller's to know: of a command that takes a running realm's memory away the RMM specification says so.
 //! Everything else is refused, by the name of the first page that is not what it should be, and what it is ([`OwnerError`]).

@@ -380,6 +380,49 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         Ok(work(&mut Held::new(range)))
     }
 
+    /// Calls `work` while a range is the host's, shared or not, and stays so: for who copies out of it or into it.
+    ///
+    /// # Errors
+    /// [`OwnerError::Range`], [`OwnerError::Host`].
+    pub fn while_hosts<T>(&self, range: Range<Pa>, work: impl FnOnce() -> T) -> Result<T, OwnerError> {
+        use HostPage::{Owned, SharedWithHypervisor, SharedWithRealm};
+        let part = Part::new(range.expanded_to(GRANULE))?;
+        let host = self.write(self.host);
+        let wrong = |visited: &Visited<Stage2>| {
+            let found = HostPage::of(visited);
+            (!matches!(found, Owned | SharedWithHypervisor | SharedWithRealm)).then_some(found)
+        };
+        look(&host, part.ipa, HostPage::Fixed, wrong)
+            .map_err(|(page, found)| OwnerError::Host { page, found })?;
+        Ok(work())
+    }
+
+    /// Lets `work` have a realm's data, which the EL2 map has for as long as that takes; it is cleaned afterwards.
+    ///
+    /// # Errors
+    /// [`OwnerError::Range`], [`OwnerError::Host`], [`OwnerError::Hypervisor`]; [`OwnerError::Map`] if the EL2 map has no table for a split.
+    pub fn visit<T>(
+        &self,
+        range: Range<Pa>,
+        realm: u16,
+        work: impl FnOnce(&mut Held) -> T,
+    ) -> Result<T, OwnerError> {
+        let part = Part::new(range)?;
+        let host = self.write(self.host);
+        look_host(&host, &part, HostPage::Kept(Keeper::Realm(realm, Purpose::Data)))?;
+        let mut el2 = self.write(self.hypervisor);
+        let cut = look_el2(&el2, &part, HypervisorPage::Away)?;
+        split(&mut el2, part.va, cut).map_err(of(Party::Hypervisor))?;
+        let back = self.hypervisor.protect(part.va, Change::VALIDATE).map(Debt::flush);
+        sure(Party::Hypervisor, back)?;
+        let mut held = Held::new(range);
+        let done = work(&mut held);
+        self.granules.clean_and_invalidate(&held);
+        let gone = self.hypervisor.protect(part.va, Change::INVALIDATE).map(Debt::flush);
+        sure(Party::Hypervisor, gone)?;
+        Ok(done)
+    }
+
     /// What the hypervisor has kept for a realm is delegated again, wiped.
     ///
     /// # Errors

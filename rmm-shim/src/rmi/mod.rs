@@ -8,6 +8,8 @@ mod granule;
 mod realm;
 mod rec;
 mod rtt;
+#[cfg(test)]
+mod tests;
 
 use rmm_abi::v1_0::rmi::{RmiCommand, RmiStatus};
 use rmm_abi::v1_0::{FailureCondition, split_sve_hint};
@@ -78,12 +80,7 @@ fn args<const N: usize>(x: &[u64; 18]) -> [u64; N] {
     core::array::from_fn(|index| x[1 + index])
 }
 
-fn answer<W: World>(
-    monitor: &Monitor<W>,
-    command: RmiCommand,
-    x: &[u64; 18],
-    host_has_sve: bool,
-) -> Outcome {
+fn answer<W: World>(monitor: &Monitor<W>, command: RmiCommand, x: &[u64; 18], host_has_sve: bool) -> Outcome {
     use RmiCommand::*;
     use rmm_abi::v1_0::rmi::input;
     let lock: &mut Locked<'_, W> = &mut match command {

@@ -1,0 +1,166 @@
+//! A [`World`] in which a granule changes hands by the host's stage 2, the EL2 map and the realm's stage 2.
+//!
+//! Invariant: what a granule is stands where [`hyp::owner`] keeps it, and nowhere here.
+
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+
+use hyp::el2::vcpu::{Exit, Vcpu};
+use hyp::mapping::{Address, Capabilities, GRANULE, Ipa, Mmu, Pa, Range, State, TablePool};
+use hyp::owner::{HostPage, Memory, OwnerError, Ownership, Placement, Purpose};
+use hyp::stage2::Registers;
+
+use crate::granule::granule;
+use crate::rtt::EMPTY;
+use crate::world::{Features, Page, Party, World};
+
+/// What a world wants of the machine's CPUs.
+pub trait Cpus {
+    /// The MMU of a realm's stage 2, with [`NoTables`] for its pool.
+    type Mmu: Mmu;
+
+    /// See [`World::features`].
+    fn features(&self) -> Features;
+    /// See [`World::capabilities`].
+    fn capabilities(&self) -> Capabilities;
+    /// See [`World::mmu`].
+    fn mmu(&self, vmid: u16, root: Pa) -> Self::Mmu;
+    /// See [`World::run`].
+    fn run(&self, vcpu: &mut Vcpu, registers: &Registers, host_has_sve: bool) -> Exit;
+    /// See [`World::wait`].
+    fn wait(&self);
+}
+
+/// The pool of a map whose tables somebody else gives, and takes back: it has none, and forgets what it is given.
+#[derive(Clone, Copy, Debug)]
+pub struct NoTables;
+
+// SAFETY: it hands out nothing.
+#[allow(unsafe_code)]
+unsafe impl TablePool for NoTables {
+    fn reserve(&self, count: usize) -> Result<(), usize> {
+        if count == 0 { Ok(()) } else { Err(0) }
+    }
+    unsafe fn cancel(&self, _: usize) {}
+    unsafe fn take(&self) -> Pa {
+        unreachable!("none can be reserved")
+    }
+    fn take_root(&self, _: usize) -> Option<Pa> {
+        None
+    }
+    unsafe fn give(&self, _: Pa) {}
+}
+
+/// Granules by ownership, and the CPUs `C`.
+#[derive(Debug)]
+pub struct ByStage2<'m, H: Mmu, E: Mmu, C> {
+    parties: &'m Ownership<'m, H, E, Memory>,
+    memory: Memory,
+    cpus: C,
+}
+
+impl<'m, H: Mmu, E: Mmu, C> ByStage2<'m, H, E, C> {
+    /// Over the owner of the machine's pages. `memory` is where the EL2 map has them.
+    pub const fn new(parties: &'m Ownership<'m, H, E, Memory>, memory: Memory, cpus: C) -> Self {
+        Self { parties, memory, cpus }
+    }
+
+    /// What was given as the machine's CPUs.
+    pub const fn cpus(&self) -> &C {
+        &self.cpus
+    }
+
+    /// Works on bytes of a host's granule, while it is one.
+    fn at(&self, page: u64, offset: usize, size: usize, work: impl FnOnce(Pa)) -> Option<()> {
+        let start = page.checked_add(offset as u64)?;
+        let is_inside = page.is_multiple_of(GRANULE) && offset as u64 + size as u64 <= GRANULE;
+        let page = Range::of_granules(page, GRANULE).ok().filter(|_| is_inside)?;
+        let start = Pa::new(start).ok()?;
+        self.parties.while_hosts(page, || work(start)).ok()
+    }
+}
+
+// SAFETY: what is kept is in no map but EL2's, and `Ownership` gives it to nobody before `unkeep`.
+#[allow(unsafe_code)]
+unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
+    type Mmu = C::Mmu;
+
+    fn features(&self) -> Features {
+        self.cpus.features()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.cpus.capabilities()
+    }
+    fn mmu(&self, vmid: u16, root: Pa) -> C::Mmu {
+        self.cpus.mmu(vmid, root)
+    }
+
+    fn granule(&self, pa: u64) -> HostPage {
+        Pa::new(pa).map_or(HostPage::Fixed, |pa| self.parties.page(pa))
+    }
+    fn delegate(&self, page: Pa) -> Result<(), OwnerError> {
+        self.parties.delegate(granule(page))
+    }
+    fn undelegate(&self, page: Pa) -> Result<(), OwnerError> {
+        self.parties.undelegate(granule(page))
+    }
+    fn keep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError> {
+        self.parties.keep(granules, realm, purpose, |held| self.memory.slice(held).fill(0))
+    }
+    fn unkeep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError> {
+        self.parties.unkeep(granules, realm, purpose)
+    }
+    fn kept(&self, page: Pa) -> NonNull<u8> {
+        // SAFETY: memory, which this alone makes no claim about: any byte of it may change behind the cell.
+        let bytes = unsafe { self.memory.get::<UnsafeCell<[u8; GRANULE as usize]>>(page) };
+        NonNull::from(bytes).cast()
+    }
+    fn assign(
+        &self,
+        page: Pa,
+        realm: &Party<'_, C::Mmu>,
+        placement: &Placement,
+        content: Option<&[u8; GRANULE as usize]>,
+    ) -> Result<(), OwnerError> {
+        self.parties.assign(granule(page), realm, placement, |held| match content {
+            Some(content) => self.memory.slice(held).copy_from_slice(content),
+            None => hyp::owner::Granules::zero(&self.memory, held),
+        })
+    }
+    fn release(&self, page: Pa, realm: &Party<'_, C::Mmu>, ipa: Ipa, then: State) -> Result<(), OwnerError> {
+        self.parties.release(granule(page), realm, ipa, Some(then))
+    }
+    fn share(
+        &self,
+        range: Range<Pa>,
+        realm: &Party<'_, C::Mmu>,
+        placement: &Placement,
+    ) -> Result<(), OwnerError> {
+        self.parties.share_with_realm(range, realm, placement)
+    }
+    fn unshare(&self, range: Range<Pa>, realm: &Party<'_, C::Mmu>, ipa: Ipa) -> Result<(), OwnerError> {
+        self.parties.unshare_with_realm(range, realm, ipa, Some(EMPTY))
+    }
+
+    fn read(&self, page: u64, offset: usize, into: &mut [u8]) -> Option<()> {
+        self.at(page, offset, into.len(), |start| self.memory.read(start, into))
+    }
+    fn write(&self, page: u64, offset: usize, from: &[u8]) -> Option<()> {
+        self.at(page, offset, from.len(), |start| self.memory.write(start, from))
+    }
+    fn visit<T>(&self, number: u16, page: Pa, work: impl FnOnce(&mut Page) -> T) -> Option<T> {
+        let work = |held: &mut hyp::owner::Held| {
+            let bytes = self.memory.slice(held);
+            // SAFETY: a whole granule, aligned as one, and this call's alone as long as it is held.
+            work(unsafe { &mut *bytes.as_mut_ptr().cast::<Page>() })
+        };
+        self.parties.visit(granule(page), number, work).ok()
+    }
+
+    fn run(&self, vcpu: &mut Vcpu, registers: &Registers, host_has_sve: bool) -> Exit {
+        self.cpus.run(vcpu, registers, host_has_sve)
+    }
+    fn wait(&self) {
+        self.cpus.wait();
+    }
+}
