@@ -36,6 +36,7 @@ pub mod inject;
 pub mod psci;
 pub mod smccc;
 pub mod syndrome;
+pub mod vcpu;
 
 #[cfg(target_arch = "aarch64")]
 pub mod boot;
