@@ -5,7 +5,8 @@
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
-use hyp::el2::vcpu::{Exit, Vcpu};
+use hyp::el2::inject::EntryFeatures;
+use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::mapping::{Address, Capabilities, GRANULE, Ipa, Mmu, Pa, Range, State, TablePool};
 use hyp::owner::{HostPage, Memory, OwnerError, Ownership, Placement, Purpose};
 use hyp::stage2::Registers;
@@ -23,10 +24,20 @@ pub trait Cpus {
     fn features(&self) -> Features;
     /// See [`World::capabilities`].
     fn capabilities(&self) -> Capabilities;
+    /// See [`World::id_view`].
+    fn id_view(&self) -> &IdView;
+    /// See [`World::entry_features`].
+    fn entry_features(&self) -> EntryFeatures;
     /// See [`World::mmu`].
     fn mmu(&self, vmid: u16, root: Pa) -> Self::Mmu;
     /// See [`World::run`].
-    fn run(&self, vcpu: &mut Vcpu, registers: &Registers, host_has_sve: bool) -> Exit;
+    fn run(
+        &self,
+        vcpu: &mut Vcpu,
+        registers: &Registers,
+        host_has_sve: bool,
+        answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
+    ) -> Exit;
     /// See [`World::wait`].
     fn wait(&self);
 }
@@ -90,6 +101,12 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     }
     fn capabilities(&self) -> Capabilities {
         self.cpus.capabilities()
+    }
+    fn id_view(&self) -> &IdView {
+        self.cpus.id_view()
+    }
+    fn entry_features(&self) -> EntryFeatures {
+        self.cpus.entry_features()
     }
     fn mmu(&self, vmid: u16, root: Pa) -> C::Mmu {
         self.cpus.mmu(vmid, root)
@@ -157,8 +174,14 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         self.parties.visit(granule(page), number, work).ok()
     }
 
-    fn run(&self, vcpu: &mut Vcpu, registers: &Registers, host_has_sve: bool) -> Exit {
-        self.cpus.run(vcpu, registers, host_has_sve)
+    fn run(
+        &self,
+        vcpu: &mut Vcpu,
+        registers: &Registers,
+        host_has_sve: bool,
+        answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
+    ) -> Exit {
+        self.cpus.run(vcpu, registers, host_has_sve, answer)
     }
     fn wait(&self) {
         self.cpus.wait();

@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
-use hyp::el2::vcpu::{Exit, Vcpu};
+use hyp::el2::inject::EntryFeatures;
+use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::mapping::mmu::Linear;
 use hyp::mapping::{
     Address, Attributes, Barrier, Capabilities, El2, GRANULE, Geometry, Leaves, Map, Mmu, NoQuiesce, Options,
@@ -124,6 +125,7 @@ pub struct FakeCpus {
     pub script: Mutex<VecDeque<Step>>,
     /// How often a vCPU ran.
     pub runs: AtomicUsize,
+    view: IdView,
 }
 
 impl Cpus for FakeCpus {
@@ -135,13 +137,32 @@ impl Cpus for FakeCpus {
     fn capabilities(&self) -> Capabilities {
         Capabilities::from_bits_retain(self.capabilities.load(SeqCst))
     }
+    fn id_view(&self) -> &IdView {
+        &self.view
+    }
+    fn entry_features(&self) -> EntryFeatures {
+        EntryFeatures::default()
+    }
     fn mmu(&self, vmid: u16, _: Pa) -> RealmMmu {
         RealmMmu { shared: self.shared, vmid }
     }
-    fn run(&self, vcpu: &mut Vcpu, registers: &Registers, _: bool) -> Exit {
+    fn run(
+        &self,
+        vcpu: &mut Vcpu,
+        registers: &Registers,
+        _: bool,
+        answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
+    ) -> Exit {
         self.runs.fetch_add(1, SeqCst);
-        let step = self.script.lock().unwrap().pop_front().expect("the script has ended");
-        step(vcpu, registers)
+        loop {
+            let step = self.script.lock().unwrap().pop_front().expect("the script has ended");
+            let exit = step(vcpu, registers);
+            let mut running = Running { x: vcpu.x, pc: vcpu.pc, pstate: vcpu.pstate };
+            if !matches!(exit, Exit::Synchronous { .. }) || !answer(&mut running, &exit) {
+                return exit;
+            }
+            (vcpu.x, vcpu.pc, vcpu.pstate) = (running.x, running.pc, running.pstate);
+        }
     }
     fn wait(&self) {
         std::thread::yield_now();
@@ -211,6 +232,7 @@ impl Fake {
             capabilities: AtomicU32::new(CAPABILITIES.bits()),
             script: Mutex::default(),
             runs: AtomicUsize::new(0),
+            view: IdView::of(|_, _| 0),
         };
         Self {
             monitor: Monitor::new(ByStage2::new(parties, memory, cpus)),

@@ -21,6 +21,7 @@
 //! | `measurement` | hashes |
 //! | `rtt` | an entry of a realm's tables in the specification's words |
 //! | `rmi`, `rsi` | the commands |
+//! | `exits`, `mmio` | why a REC stopped: back to the realm, or what the host is told |
 //!
 //! # An RTT entry in the engine's terms (A5.5)
 //!
@@ -38,10 +39,12 @@
 #![cfg_attr(not(test), no_std)]
 
 mod by_stage2;
+mod exits;
 #[cfg(test)]
 mod fake;
 mod granule;
 mod measurement;
+mod mmio;
 pub mod monitor;
 pub mod realm;
 pub mod rec;

@@ -34,6 +34,18 @@ pub fn initial(algorithm: RmiHashAlgorithm, params: &RmiRealmParams) -> Measurem
     hash(algorithm, &[params.measured().as_bytes()])
 }
 
+/// Extends the RIM by a runnable REC (B4.3.12.4), of whose parameters all but flags, PC and GPRs are zero.
+pub fn extend_rec(algorithm: RmiHashAlgorithm, rim: &mut Measurement, measured: &RmiRecParams) {
+    let content = hash(algorithm, &[measured.as_bytes()]);
+    let descriptor = RmmMeasurementDescriptorRec::new(*rim, content);
+    *rim = hash(algorithm, &[descriptor.as_bytes()]);
+}
+
+/// Extends a REM by a value of 64 bytes, zero from its size on (B3.42).
+pub fn extend_rem(algorithm: RmiHashAlgorithm, rem: &mut Measurement, padded: &Measurement) {
+    *rem = hash(algorithm, &[rem, padded]);
+}
+
 impl<M: Mmu> Realm<M> {
     /// The RIM becomes the hash of what `descriptor` makes of it.
     fn extend<D: IntoBytes + zerocopy::Immutable>(&self, descriptor: impl FnOnce(Measurement) -> D) {
@@ -48,12 +60,6 @@ impl<M: Mmu> Realm<M> {
             false => [0; size_of::<Measurement>()],
         };
         self.extend(|rim| RmmMeasurementDescriptorData::new(rim, ipa, flags, content));
-    }
-
-    /// Extends the RIM by a REC that can be entered, made of `params` (B4.3.12.4).
-    pub fn extend_rec(&self, params: &RmiRecParams) {
-        let content = hash(self.hash_algo, &[params.measured().as_bytes()]);
-        self.extend(|rim| RmmMeasurementDescriptorRec::new(rim, content));
     }
 
     /// Extends the RIM by an RTT entry at `base` that ends at `top`, whose RIPAS has become RAM (B4.3.18.4).

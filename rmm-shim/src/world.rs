@@ -4,7 +4,8 @@
 
 use core::ptr::NonNull;
 
-use hyp::el2::vcpu::{Exit, Vcpu};
+use hyp::el2::inject::EntryFeatures;
+use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::mapping::{Capabilities, Ipa, Mmu, Pa, Range, State};
 use hyp::owner::{HostPage, OwnerError, Placement, Purpose};
 use hyp::stage2::{CpuLimits, Registers};
@@ -25,7 +26,8 @@ pub struct Features {
     pub intid_bits: u32,
 }
 
-/// All that the commands want of the machine. Each call is made with the monitor's lock, but for [`run`](World::run) and [`wait`](World::wait).
+/// All that the commands want of the machine. Each call is made with the monitor's lock, but for [`run`](World::run), [`wait`](World::wait),
+/// [`id_view`](World::id_view) and [`entry_features`](World::entry_features).
 ///
 /// Addresses that a host or a realm has passed may be given to [`granule`](World::granule) and to what reads or writes the host's memory; all
 /// other calls are refused if a granule is not what they take.
@@ -41,6 +43,10 @@ pub unsafe trait World {
     fn features(&self) -> Features;
     /// What all CPUs can do by now.
     fn capabilities(&self) -> Capabilities;
+    /// What realms see of the machine's ID registers.
+    fn id_view(&self) -> &IdView;
+    /// What the machine has that changes how an exception is taken.
+    fn entry_features(&self) -> EntryFeatures;
     /// The MMU for the map at `root` under the hardware's `vmid`, which is not the host's.
     fn mmu(&self, vmid: u16, root: Pa) -> Self::Mmu;
 
@@ -114,8 +120,15 @@ pub unsafe trait World {
     fn visit<T>(&self, number: u16, page: Pa, work: impl FnOnce(&mut Page) -> T) -> Option<T>;
 
     /// Runs a vCPU on the calling CPU over the stage 2 of `registers` until it stops; without the lock. `host_has_sve` says that the host has
-    /// not hinted that its SVE state is dead (SMCCC).
-    fn run(&self, vcpu: &mut Vcpu, registers: &Registers, host_has_sve: bool) -> Exit;
+    /// not hinted that its SVE state is dead (SMCCC). After each synchronous exception that is the guest's `answer` is asked; if it says true
+    /// the guest goes on at once with the general registers as that left them, else they are in `vcpu` with all others afterwards.
+    fn run(
+        &self,
+        vcpu: &mut Vcpu,
+        registers: &Registers,
+        host_has_sve: bool,
+        answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
+    ) -> Exit;
     /// Called in each turn of a loop that waits for the lock.
     fn wait(&self);
 }

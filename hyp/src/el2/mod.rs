@@ -16,6 +16,8 @@
 //! | [`smccc`] | which call is answered by whom (SMCCC DEN0028) |
 //! | [`psci`] | CPUs off, pending and on (PSCI DEN0022) |
 //! | [`exits`] | exits from below, counted by kind |
+//! | [`vcpu`] | the registers of a guest's virtual CPU, and what EL2 answers it alone |
+//! | `switch` | running one, and the host's world around it |
 //! | `entry` | the image header, the first instructions of each CPU (Linux `booting.rst`) |
 //! | `boot` | the boot CPU's way to the host |
 //! | `settings` | what the command line says of all this |
@@ -66,6 +68,8 @@ mod seal;
 pub mod settings;
 #[cfg(all(target_arch = "aarch64", feature = "stand-in"))]
 pub mod stand_in;
+#[cfg(target_arch = "aarch64")]
+pub mod switch;
 #[cfg(all(target_arch = "aarch64", feature = "trial"))]
 pub mod trial;
 #[cfg(target_arch = "aarch64")]

@@ -50,6 +50,8 @@ pub struct PerCpu {
     pub deaths: AtomicU32,
     /// How often it came to EL2 from below.
     pub exits: Exits,
+    /// `VTTBR_EL2` and `VMPIDR_EL2` of the guest that ran here last.
+    pub last_guest: [AtomicU64; 2],
 }
 
 impl PerCpu {
@@ -69,6 +71,7 @@ impl PerCpu {
             host_context: AtomicU64::new(0),
             deaths: AtomicU32::new(0),
             exits: Exits::new(),
+            last_guest: [const { AtomicU64::new(u64::MAX) }; 2],
         };
         // SAFETY: aligned (a page's start), mapped, and nobody refers to it, by the caller's word.
         unsafe { at.write(data) };

@@ -1,7 +1,8 @@
 //! Which call is answered by whom (SMCCC DEN0028 1.4): the host's SMCs and HVCs, alike.
 //!
 //! Invariant: every call is answered. What nobody knows gets NOT_SUPPORTED; x4 to x17 keep their values, as the
-//! convention from 1.1 on promises, and no call reaches the firmware that is not named here or in [`super::psci`].
+//! convention from 1.1 on promises, but in calls of the platform that answer in them; and no call reaches the firmware that is not
+//! named here or in [`super::psci`].
 
 use smccc::Call;
 use smccc::arch::{
@@ -38,8 +39,9 @@ pub const REVISION: [u64; 2] = [0, 3];
 
 /// Answers what [`Services`] does not know: the platform's own calls.
 pub trait SmcHandler {
-    /// x0 to x3 of the answer to `function` with the arguments x1 to x17, or nothing if it is not known here either.
-    fn call(&self, function: u32, args: &[u64; 17]) -> Option<[u64; 4]>;
+    /// Answers the call in x0 to x17, whose function is the lower half of x0, by putting the answer in their place. False if it is not known
+    /// here either; `x` is as it was then.
+    fn call(&self, x: &mut [u64; 18]) -> bool;
 }
 
 /// A platform without calls of its own.
@@ -47,8 +49,8 @@ pub trait SmcHandler {
 pub struct NoCalls;
 
 impl SmcHandler for NoCalls {
-    fn call(&self, _: u32, _: &[u64; 17]) -> Option<[u64; 4]> {
-        None
+    fn call(&self, _: &mut [u64; 18]) -> bool {
+        false
     }
 }
 
@@ -91,9 +93,7 @@ impl<C: Call> Services<'_, C> {
             x[0] = SUCCESS as u64;
         } else if self.psci.is_some() && is_passed_on(function) {
             x[..4].copy_from_slice(&C::call64(function, args)[..4]);
-        } else if let Some(answer) = handler.call(function, &args) {
-            x[..4].copy_from_slice(&answer);
-        } else {
+        } else if !handler.call(x) {
             x[0] = NOT_SUPPORTED as u64;
         }
     }
@@ -215,6 +215,34 @@ mod tests {
         for function in [0u64, 0x8600_0000, 0x8400_0050, 0xc400_0190, 0xbf00_ff01, 0xffff_ffff] {
             assert_eq!(answer(true, function, 0)[..4], [REFUSED, 0, 0xee, 0xee], "{function:#x}");
         }
+    }
+
+    /// Answers one function, in all registers.
+    struct Own;
+    impl SmcHandler for Own {
+        fn call(&self, x: &mut [u64; 18]) -> bool {
+            let is_mine = x[0] as u32 == 0xc400_0150;
+            if is_mine {
+                x.iter_mut().for_each(|register| *register += 1);
+            }
+            is_mine
+        }
+    }
+
+    #[test]
+    fn the_platform_answers_its_own_calls_in_all_registers() {
+        let call = |function: u64| {
+            let mut x = [7; 18];
+            x[0] = function;
+            Services { psci: None::<Psci<'_, Smc>> }.answer(&Board, &Own, (0, &Exits::new()), &mut x);
+            x
+        };
+        let mut answered = [8; 18];
+        answered[0] = 0xc400_0151;
+        assert_eq!(call(0xc400_0150), answered);
+        assert_eq!(call(0xc400_0152)[..2], [REFUSED, 7]);
+        // What is answered here does not get there.
+        assert_eq!(call(CALL_UID.into())[..4], UID);
     }
 
     #[test]

@@ -44,6 +44,16 @@ pub struct Abort {
 }
 
 impl Abort {
+    /// An abort of `access` of which nothing else is known.
+    pub fn of(access: Access) -> Self {
+        let esr = match access {
+            Access::Fetch => EC_INSTRUCTION_ABORT << EC_SHIFT,
+            Access::Load => EC_DATA_ABORT << EC_SHIFT,
+            Access::Store => EC_DATA_ABORT << EC_SHIFT | ISS_WNR,
+        };
+        Self { esr }
+    }
+
     /// What the access was.
     pub fn access(self) -> Access {
         match self.esr >> EC_SHIFT {

@@ -6,7 +6,7 @@
 //! - Registers that are not in [`El1`] are the same for every guest (0, or trapped).
 
 use super::inject::{EntryFeatures, Exception, Interrupted};
-use super::syndrome::Access;
+use super::syndrome::{Abort, Access};
 use crate::stage1::SCTLR_EL1_OFF;
 
 /// The system registers of EL1 and EL0, by their names.
@@ -89,6 +89,10 @@ pub struct Timers {
     pub cntv_ctl: u64,
     /// `CNTV_CVAL_EL0`.
     pub cntv_cval: u64,
+    /// Whether the host was told ([`Timers::tell`]) that the physical timer raises its interrupt: it is masked meanwhile.
+    pub cntp_told: bool,
+    /// As `cntp_told`, of the virtual timer.
+    pub cntv_told: bool,
 }
 
 /// The virtual interface of the interrupt controller: `ICH_*_EL2`.
@@ -147,6 +151,25 @@ pub struct Vcpu {
     pub fp: Fp,
 }
 
+/// The general registers of a virtual CPU that is about to go on: its other registers are on the CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// x0 to x30.
+    pub x: [u64; 31],
+    /// Where it goes on.
+    pub pc: u64,
+    /// The state in which it does, as in `SPSR_EL2`.
+    pub pstate: u64,
+}
+
+impl Running {
+    /// Goes on after the instruction that trapped.
+    pub fn advance(&mut self) {
+        advance(&mut self.pc, &mut self.pstate);
+    }
+}
+
 const _: () = assert!(size_of::<Vcpu>() <= 3072);
 
 /// Why a virtual CPU stopped.
@@ -158,7 +181,7 @@ pub enum Exit {
         esr: u64,
         /// `FAR_EL2`.
         far: u64,
-        /// `HPFAR_EL2`: known for the aborts of [`Abort::has_ipa`](super::syndrome::Abort::has_ipa).
+        /// `HPFAR_EL2`. It is right for each abort that stage 2 has caused, those of permissions too.
         hpfar: u64,
     },
     /// An interrupt of the host's.
@@ -186,16 +209,92 @@ pub enum Answer {
 /// The ID registers that guests read (`op0` 3, `op1` 0, `CRn` 0): a machine's own, less what a guest cannot have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdView {
-    /// By `CRm` (0 to 7) times 8 plus `op2`.
+    /// By `CRm` times 8 plus `op2`.
     values: [u64; 64],
 }
 
-impl IdView {
-    /// Of a machine whose register with `CRm` (1 to 7) and `op2` (0 to 7) is `read(CRm, op2)`.
-    pub fn of(read: impl Fn(usize, usize) -> u64) -> Self {
-        let _ = read;
-        Self { values: [0; 64] }
+/// The largest value of an unsigned field of four bits.
+const fn at_most(register: u64, lowest: u32, most: u64) -> u64 {
+    let field = register >> lowest & 0xf;
+    let kept = if field > most { most } else { field };
+    register & !(0xf << lowest) | kept << lowest
+}
+
+/// Fields of four bits, by the lowest bit of each.
+const fn fields(lowest: &[u32]) -> u64 {
+    let mut mask = 0;
+    let mut number = 0;
+    while number < lowest.len() {
+        mask |= 0xf << lowest[number];
+        number += 1;
     }
+    mask
+}
+
+/// `ID_AA64DFR0_EL1` of a guest: the debug architecture of Armv8.0 with the fewest breakpoints and watchpoints that it allows.
+const DFR0_LEAST: u64 = 6 | 1 << 12 | 1 << 20;
+const DFR0_DOUBLE_LOCK: u64 = fields(&[36]);
+/// The exception levels of `ID_AA64PFR0_EL1` in AArch64 only, and no EL2 or EL3.
+const PFR0_LEVELS: u64 = 0x0011;
+
+impl IdView {
+    /// Of a machine whose register with `CRm` (4 to 7) and `op2` (0 to 7) is `read(CRm, op2)`.
+    ///
+    /// What works without help of EL2 stays. What is left out is what needs registers that nobody saves, EL2's consent, or would let a
+    /// guest observe its host: SVE and SME, MTE, RAS, AMU, MPAM, RME and nested levels, `SCXTNUM_ELx`, NMI, GCS, THE, the PMU, profiling, trace
+    /// and branch records, LORegions, the registers of FEAT_TCR2, FEAT_SCTLR2 and permission indirection, 128-bit registers, LS64, TME,
+    /// 52-bit addresses with the 4 and 16 KiB granules. There is no AArch32. Fields that nobody knows yet are 0.
+    ///
+    /// Fields: Arm ARM D24.2, `ID_AA64*_EL1`.
+    pub fn of(read: impl Fn(usize, usize) -> u64) -> Self {
+        let mut values = [0; 64];
+        let mut set = |crm: usize, op2: usize, value: u64| values[crm * 8 + op2] = value;
+
+        // FP, AdvSIMD, DIT and CSV3; the system registers of the GIC, but not those of GICv4.1; CSV2 without FEAT_CSV2_2.
+        let pfr0 = read(4, 0);
+        let kept = pfr0 & fields(&[16, 20, 48, 60]);
+        let gic = at_most(pfr0, 24, 1) & fields(&[24]);
+        let csv2 = at_most(pfr0, 56, 1) & fields(&[56]);
+        set(4, 0, PFR0_LEVELS | kept | gic | csv2);
+        // BT and SSBS; CSV2_frac without FEAT_CSV2_1p2.
+        let pfr1 = read(4, 1);
+        set(4, 1, pfr1 & fields(&[0, 4]) | at_most(pfr1, 32, 1) & fields(&[32]));
+
+        set(5, 0, DFR0_LEAST | read(5, 0) & DFR0_DOUBLE_LOCK);
+
+        // All but TME (24), and of the first 4 bits nothing is defined.
+        set(6, 0, read(6, 0) & !fields(&[0, 24]));
+        // All but LS64 (60).
+        set(6, 1, read(6, 1) & !fields(&[60]));
+        // All but 128-bit system registers and instructions (32, 36).
+        set(6, 2, read(6, 2) & !fields(&[32, 36]));
+        // FAMINMAX.
+        set(6, 3, read(6, 3) & fields(&[4]));
+
+        // All that is about EL1 and EL0, and the physical addresses up to 48 bits.
+        let mmfr0 = at_most(at_most(read(7, 0), 0, 5), 60, 1);
+        let granules = without_52_bits(mmfr0);
+        set(7, 0, granules & fields(&[0, 4, 8, 12, 16, 20, 24, 28, 44, 60]));
+        // HAFDBS up to the dirty flag, VMIDBits no, HPDS, PAN, SpecSEI, XNX no, TWED no, ETS, HCX no, AFP, nTLBPA, TIDCP1, CMOW, ECBHB.
+        let mmfr1 = at_most(read(7, 1), 0, 2);
+        set(7, 1, mmfr1 & fields(&[0, 12, 20, 24, 36, 44, 48, 52, 56, 60]));
+        // CnP, UAO, LSM, VARange, CCIDX, ST, AT, IDS, TTL, BBM, E0PD; not IESB, NV, FWB, EVT.
+        set(7, 2, at_most(read(7, 2), 16, 1) & fields(&[0, 4, 8, 16, 20, 28, 32, 36, 48, 52, 60]));
+        // Spec_FPACC.
+        set(7, 3, read(7, 3) & fields(&[60]));
+        Self { values }
+    }
+
+    /// What the register with `CRm` and `op2` (each below 8) reads as.
+    pub fn read(&self, crm: usize, op2: usize) -> u64 {
+        self.values[(crm * 8 + op2) % self.values.len()]
+    }
+}
+
+/// `ID_AA64MMFR0_EL1` without FEAT_LPA2: TGran4 (28) is signed, and TGran16 (20) begins at 1.
+const fn without_52_bits(mmfr0: u64) -> u64 {
+    let tgran4 = if mmfr0 >> 28 & 0xf == 1 { mmfr0 & !(0xf << 28) } else { mmfr0 };
+    at_most(tgran4, 20, 1)
 }
 
 /// Bytes of an A64 instruction.
@@ -204,6 +303,11 @@ const INSTRUCTION: u64 = 4;
 const SPSR_OF_ONE_INSTRUCTION: u64 = 1 << 21 | 0b11 << 10;
 /// EL1 with its own stack pointer, everything masked.
 const SPSR_EL1H_MASKED: u64 = 0b1111 << 6 | 0b0101;
+
+fn advance(pc: &mut u64, pstate: &mut u64) {
+    *pc = pc.wrapping_add(INSTRUCTION);
+    *pstate &= !SPSR_OF_ONE_INSTRUCTION;
+}
 
 impl Vcpu {
     /// One that begins at address 0 with its MMU off and interrupts masked, whose `MPIDR_EL1` is `mpidr`.
@@ -216,7 +320,7 @@ impl Vcpu {
             trap_wfi: false,
             trap_wfe: false,
             el1: El1 { sctlr: SCTLR_EL1_OFF, ..El1::ZERO },
-            timers: Timers { cntp_ctl: 0, cntp_cval: 0, cntv_ctl: 0, cntv_cval: 0 },
+            timers: Timers::ZERO,
             gic: Gic { hcr: 0, vmcr: 0, lrs: [0; 16], ap0r: [0; 4], ap1r: [0; 4], misr: 0 },
             fp: Fp { v: [[0; 2]; 32], fpcr: 0, fpsr: 0 },
         }
@@ -224,23 +328,244 @@ impl Vcpu {
 
     /// Goes on after the instruction that trapped.
     pub fn advance(&mut self) {
-        self.pc = self.pc.wrapping_add(INSTRUCTION);
-        self.pstate &= !SPSR_OF_ONE_INSTRUCTION;
+        advance(&mut self.pc, &mut self.pstate);
     }
 
-    /// Makes it take `exception` at the instruction at which it stopped. `FAR_EL1` is the caller's.
+    /// Makes it take `exception` at the instruction at which it stopped, on a CPU with `features`. `FAR_EL1` is the caller's.
     pub fn inject(&mut self, exception: Exception, features: &EntryFeatures) {
-        let _ = (exception, features, Interrupted::default());
+        let interrupted = Interrupted {
+            spsr: self.pstate,
+            sctlr: self.el1.sctlr,
+            // Guests have neither.
+            sctlr2: 0,
+            gcscr: 0,
+            vbar: self.el1.vbar,
+            features: *features,
+        };
+        let entry = interrupted.take(exception);
+        self.el1.spsr = self.pstate;
+        self.el1.elr = self.pc;
+        self.el1.esr = entry.esr;
+        self.pc = entry.pc;
+        self.pstate = entry.pstate;
     }
 
-    /// Makes it take a synchronous External abort for an access of `far`.
+    /// Makes it take a synchronous External abort for an access of the virtual address `far`.
     pub fn inject_sea(&mut self, access: Access, far: u64, features: &EntryFeatures) {
-        let _ = (access, far, features);
+        self.inject_abort(Abort::of(access), far, features);
+    }
+
+    /// Makes it take a synchronous External abort in place of `abort`, whose virtual address is `far`.
+    pub fn inject_abort(&mut self, abort: Abort, far: u64, features: &EntryFeatures) {
+        self.el1.far = far;
+        self.inject(Exception::External(abort), features);
+    }
+
+    /// Its general registers.
+    pub(super) fn running(&self) -> Running {
+        Running { x: self.x, pc: self.pc, pstate: self.pstate }
+    }
+
+    /// Takes them back.
+    pub(super) fn stopped(&mut self, running: &Running) {
+        self.x = running.x;
+        self.pc = running.pc;
+        self.pstate = running.pstate;
     }
 }
 
-/// Answers the trapped access to a system register that `esr` (of class 0x18) describes.
+/// The access of a trapped MRS or MSR (Arm ARM D24.2.40, "ISS encoding for an exception from MSR, MRS, or System instruction execution").
+#[derive(Clone, Copy)]
+pub(super) struct Trapped {
+    iss: u64,
+}
+
+/// The encoding of a register, as [`Trapped::encoding`] has it.
+pub(super) const fn encoding(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
+    op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | crm << 1
+}
+
+impl Trapped {
+    pub(super) fn new(esr: u64) -> Self {
+        Self { iss: esr & 0x1ff_ffff }
+    }
+    pub(super) fn is_read(self) -> bool {
+        self.iss & 1 != 0
+    }
+    /// op0, op2, op1, CRn and CRm where the ISS has them.
+    pub(super) fn encoding(self) -> u64 {
+        self.iss & 0x3f_fc1e
+    }
+    /// Whether op0, op1 and CRn are these.
+    fn is_of(self, op0: u64, op1: u64, crn: u64) -> bool {
+        let mask = encoding(3, 7, 15, 0, 0);
+        self.iss & mask == encoding(op0, op1, crn, 0, 0)
+    }
+    fn crm(self) -> usize {
+        (self.iss >> 1 & 0xf) as usize
+    }
+    fn op2(self) -> usize {
+        (self.iss >> 17 & 7) as usize
+    }
+    /// Puts what is read into the register that is named.
+    pub(super) fn put(self, x: &mut [u64; 31], value: u64) {
+        // 31 is XZR.
+        if let Some(register) = x.get_mut((self.iss >> 5 & 0x1f) as usize) {
+            *register = value;
+        }
+    }
+    /// What is written.
+    pub(super) fn value(self, x: &[u64; 31]) -> u64 {
+        x.get((self.iss >> 5 & 0x1f) as usize).copied().unwrap_or(0)
+    }
+}
+
+const ACTLR_EL1: u64 = encoding(3, 0, 1, 0, 1);
+const OSLSR_EL1: u64 = encoding(2, 0, 1, 1, 4);
+const ICC_SGI1R_EL1: u64 = encoding(3, 0, 12, 11, 5);
+const ICC_ASGI1R_EL1: u64 = encoding(3, 0, 12, 11, 6);
+const ICC_SGI0R_EL1: u64 = encoding(3, 0, 12, 11, 7);
+const ICC_SRE_EL1: u64 = encoding(3, 0, 12, 12, 5);
+/// The OS lock is there, and open.
+const OSLSR_OPEN: u64 = 1 << 3;
+/// System registers only, no bypass.
+const SRE_ONLY: u64 = 0b111;
+
+/// What is behind a trapped access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behind {
+    /// A register that reads as this, and ignores what is written.
+    Value(u64),
+    /// A register that only reads.
+    Constant(u64),
+    Sgi,
+    Nothing,
+}
+
+fn behind(trapped: Trapped, view: &IdView) -> Behind {
+    // op0 3, op1 0, CRn 0: those with CRm 0 are not trapped.
+    if trapped.is_of(3, 0, 0) {
+        return if (1..8).contains(&trapped.crm()) {
+            Behind::Constant(view.read(trapped.crm(), trapped.op2()))
+        } else {
+            Behind::Nothing
+        };
+    }
+    match trapped.encoding() {
+        ACTLR_EL1 => Behind::Value(0),
+        ICC_SRE_EL1 => Behind::Value(SRE_ONLY),
+        ICC_SGI1R_EL1 | ICC_ASGI1R_EL1 | ICC_SGI0R_EL1 => Behind::Sgi,
+        OSLSR_EL1 => Behind::Constant(OSLSR_OPEN),
+        // Breakpoints, watchpoints, the OS lock, claim tags: op1 0; the debug communications channel: op1 3.
+        _ if [0, 1, 7].into_iter().any(|crn| trapped.is_of(2, 0, crn)) || trapped.is_of(2, 3, 0) => {
+            Behind::Value(0)
+        }
+        _ => Behind::Nothing,
+    }
+}
+
+/// Does the access that `esr` (of class 0x18) describes, if that takes the general registers only.
+pub(super) fn answer_quickly(running: &mut Running, esr: u64, view: &IdView) -> bool {
+    let trapped = Trapped::new(esr);
+    match behind(trapped, view) {
+        Behind::Value(value) | Behind::Constant(value) if trapped.is_read() => {
+            trapped.put(&mut running.x, value);
+        }
+        Behind::Value(_) => {}
+        _ => return false,
+    }
+    running.advance();
+    true
+}
+
+/// Answers the trapped access to a system register that `esr` (of class 0x18) describes, of a guest that sees `view`.
 pub fn answer_register(vcpu: &mut Vcpu, esr: u64, view: &IdView, features: &EntryFeatures) -> Answer {
-    let _ = (vcpu, esr, view.values, features);
+    let mut running = vcpu.running();
+    if answer_quickly(&mut running, esr, view) {
+        vcpu.stopped(&running);
+        return Answer::Answered;
+    }
+    let trapped = Trapped::new(esr);
+    if behind(trapped, view) == Behind::Sgi && !trapped.is_read() {
+        return Answer::Sgi;
+    }
+    vcpu.inject(Exception::Undefined, features);
     Answer::Undefined
+}
+
+const CTL_ENABLE: u64 = 1 << 0;
+const CTL_IMASK: u64 = 1 << 1;
+const CTL_ISTATUS: u64 = 1 << 2;
+
+/// Whether a timer with this control register raises its interrupt.
+const fn asserts(ctl: u64) -> bool {
+    ctl & (CTL_ENABLE | CTL_IMASK | CTL_ISTATUS) == CTL_ENABLE | CTL_ISTATUS
+}
+
+impl Timers {
+    const ZERO: Self =
+        Self { cntp_ctl: 0, cntp_cval: 0, cntv_ctl: 0, cntv_cval: 0, cntp_told: false, cntv_told: false };
+
+    /// The host is shown these timers: one that raises its interrupt is masked from now on, until the guest changes that
+    /// (RMM specification, I_VRWGS).
+    pub fn tell(&mut self) {
+        self.cntp_told = asserts(self.cntp_ctl);
+        self.cntv_told = asserts(self.cntv_ctl);
+    }
+}
+
+/// The registers of one timer as the hardware has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Timer {
+    pub ctl: u64,
+    pub cval: u64,
+}
+
+/// What the guest does with a register of a timer, by its `op2`.
+const TVAL: usize = 0;
+const CTL: usize = 1;
+
+impl Timer {
+    /// What the hardware gets of a timer: masked, if the host was told.
+    pub(super) fn installed(ctl: u64, cval: u64, told: bool) -> Self {
+        let mask = if told { CTL_IMASK } else { 0 };
+        Self { ctl: ctl & (CTL_ENABLE | CTL_IMASK) | mask, cval }
+    }
+
+    /// What the guest would read in place of `self.ctl`, and whether the host is still right in what it was told.
+    ///
+    /// While its mask is ours the guest's accesses trap; on a CPU that cannot trap them (`is_trapped` false: those of the virtual timer
+    /// without FEAT_ECV) a mask that is still there is taken for ours unless `before`, what was installed, says that the guest
+    /// has touched it. So a guest that only masks a timer which the host knows of may get its interrupt once more.
+    pub(super) fn removed(self, before: Self, told: bool, is_trapped: bool) -> (u64, bool) {
+        let untouched = self.cval == before.cval && self.ctl & CTL_ENABLE == before.ctl & CTL_ENABLE;
+        let ours = told && self.ctl & CTL_IMASK != 0 && (is_trapped || untouched);
+        let ctl = if ours { self.ctl & !CTL_IMASK } else { self.ctl };
+        (ctl, ours && asserts(ctl))
+    }
+
+    /// Does a trapped access to a timer that is masked by us, at `now`; the mask goes when it no longer hides an interrupt. Whether it is
+    /// still there.
+    pub(super) fn access(&mut self, trapped: Trapped, x: &mut [u64; 31], now: u64) -> bool {
+        // What the guest would have without our mask.
+        let mut ctl = self.ctl & CTL_ENABLE;
+        if trapped.is_read() {
+            let reached = if now >= self.cval { CTL_ISTATUS } else { 0 };
+            trapped.put(x, match trapped.op2() {
+                TVAL => self.cval.wrapping_sub(now) & 0xffff_ffff,
+                CTL => ctl | reached,
+                _ => self.cval,
+            });
+            return true;
+        }
+        let value = trapped.value(x);
+        match trapped.op2() {
+            TVAL => self.cval = now.wrapping_add(value as u32 as i32 as u64),
+            CTL => ctl = value & (CTL_ENABLE | CTL_IMASK),
+            _ => self.cval = value,
+        }
+        let hides = ctl == CTL_ENABLE && now >= self.cval;
+        self.ctl = if hides { ctl | CTL_IMASK } else { ctl };
+        hides
+    }
 }

@@ -143,16 +143,21 @@ unsafe impl<R: Instructions, Q: Quiesce> Mmu for CpuMmu<R, Q> {
     fn tlbi(&self, operation: Tlbi, scope: Scope, operand: u64) {
         R::tlbi(operation, scope, operand);
     }
-    fn barrier(&self, barrier: Barrier, scope: Scope) {
-        // SAFETY: barriers change no state.
-        unsafe {
-            match (barrier, scope) {
-                (Barrier::StoresVisible, Scope::Broadcast) => asm!("dsb ishst", options(nostack)),
-                (Barrier::StoresVisible, Scope::Local) => asm!("dsb nshst", options(nostack)),
-                (Barrier::Complete, Scope::Broadcast) => asm!("dsb ish", options(nostack)),
-                (Barrier::Complete, Scope::Local) => asm!("dsb nsh", options(nostack)),
-                (Barrier::Synchronize, _) => asm!("isb", options(nostack)),
-            }
+    fn barrier(&self, which: Barrier, scope: Scope) {
+        barrier(which, scope);
+    }
+}
+
+/// Issues a barrier.
+pub(crate) fn barrier(which: Barrier, scope: Scope) {
+    // SAFETY: barriers change no state.
+    unsafe {
+        match (which, scope) {
+            (Barrier::StoresVisible, Scope::Broadcast) => asm!("dsb ishst", options(nostack)),
+            (Barrier::StoresVisible, Scope::Local) => asm!("dsb nshst", options(nostack)),
+            (Barrier::Complete, Scope::Broadcast) => asm!("dsb ish", options(nostack)),
+            (Barrier::Complete, Scope::Local) => asm!("dsb nsh", options(nostack)),
+            (Barrier::Synchronize, _) => asm!("isb", options(nostack)),
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod install;
 
 use crate::mapping::{
     Address, Attributes, GRANULE, Geometry, Ipa, Leaves, Map, MapError, Mmu, Options, Pa, Range, Stage2,
+    TablePool,
 };
 
 /// Write-Back, inner shareable table walks of 4 KiB granules, at bit 8 of `VTCR_EL2`.
@@ -57,7 +58,11 @@ pub struct Registers {
 impl Registers {
     /// For `map` under `vmid` (Arm ARM D24.2, `VTCR_EL2` and `VTTBR_EL2`).
     pub fn new<M: Mmu>(map: &Map<Stage2, M>, vmid: u16, limits: CpuLimits) -> Self {
-        let geometry = map.geometry();
+        Self::of_root(map.geometry(), map.root(), vmid, limits)
+    }
+
+    /// For the map of `geometry` that lies, or will, at `root`.
+    pub fn of_root(geometry: Geometry, root: Pa, vmid: u16, limits: CpuLimits) -> Self {
         let t0sz = 64 - u64::from(geometry.input_bits());
         // With the 4 KiB granule SL0 counts down: 2 starts at level 0, 1 at level 1.
         let sl0 = (2 - u64::from(geometry.start_level())) << VTCR_SL0_SHIFT;
@@ -65,9 +70,33 @@ impl Registers {
         let vs = if limits.vmid_16_bits { VTCR_VS_16_BIT } else { 0 };
         Self {
             vtcr: VTCR_RES1 | vs | ps | WALKS_WB | sl0 | t0sz,
-            vttbr: u64::from(vmid) << VTTBR_VMID_SHIFT | map.root().get(),
+            vttbr: u64::from(vmid) << VTTBR_VMID_SHIFT | root.get(),
         }
     }
+}
+
+/// The pool of a map whose every table is supplied by who changes it: [`Map::adopt`] takes the root, `split_entry` one table, and
+/// `collapse_entry` gives that back to its caller. What would take a table from here is refused as [`MapError::OutOfTables`]
+/// before anything was changed.
+///
+/// Unmapping or collapsing a range, and [`Map::destroy`], leave tables to their pool, which here forgets them: they stay the memory of
+/// whoever supplied them, and it is theirs to know that no map has them.
+#[derive(Clone, Copy, Debug)]
+pub struct Supplied;
+
+// SAFETY: it hands out nothing.
+unsafe impl TablePool for Supplied {
+    fn reserve(&self, count: usize) -> Result<(), usize> {
+        if count == 0 { Ok(()) } else { Err(0) }
+    }
+    unsafe fn cancel(&self, _: usize) {}
+    unsafe fn take(&self) -> Pa {
+        unreachable!("nothing was reserved")
+    }
+    fn take_root(&self, _: usize) -> Option<Pa> {
+        None
+    }
+    unsafe fn give(&self, _: Pa) {}
 }
 
 /// Why the host's map could not be made.

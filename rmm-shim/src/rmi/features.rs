@@ -7,10 +7,9 @@ use rmm_abi::v1_0::rmi::{RmiFeatureRegister0, RmiRealmParams, RmiStatus, input, 
 
 use super::{INPUT, Outcome, Reply};
 use crate::monitor::Locked;
+use crate::rec::MAX_RECS_ORDER;
 use crate::world::{Features, World};
 
-/// A realm has at most 2 to this, minus one, RECs.
-pub const MAX_RECS_ORDER: u64 = 8;
 /// Breakpoints and watchpoints, minus one: the fewest that the architecture has (Arm ARM D24.4, `ID_AA64DFR0_EL1`).
 const BREAKPOINTS: u64 = 1;
 /// Bits of IPA that a realm has at least: what a stage 2 of 4 KiB granules has that starts at level 1.
@@ -27,7 +26,7 @@ pub fn register(features: &Features) -> RmiFeatureRegister0 {
         .with_hash_sha_256(1)
         .with_hash_sha_512(1)
         .with_gicv3_num_lrs((features.list_registers.clamp(1, 16) - 1) as u64)
-        .with_max_recs_order(MAX_RECS_ORDER)
+        .with_max_recs_order(MAX_RECS_ORDER.into())
 }
 
 /// RealmParamsSupported (B3): no LPA2, no SVE, no PMU; the starting level that takes the fewest RTTs.
