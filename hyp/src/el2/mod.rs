@@ -25,6 +25,7 @@
 //! | `quiet` | the entry gate: standing still while EL2's own map is broken |
 //! | `fault` | faults of our own: register dump and backtrace |
 //! | `dump` | of builds for dumps: both maps on the console |
+//! | [`pages`], `parties` | pages that the host shares and gives away; all who have some |
 //! | `trial`, [`doorbell`] | of test builds: calls and a page that change maps |
 //! | `stand_in` | of test builds: who answers in place of the firmware |
 //! | `image`, `percpu`, `cache`, `logger` | our memory, per-CPU data, cache maintenance, messages |
@@ -33,6 +34,7 @@
 pub mod doorbell;
 pub mod exits;
 pub mod inject;
+pub mod pages;
 pub mod psci;
 pub mod smccc;
 pub mod syndrome;
@@ -55,6 +57,8 @@ pub mod host;
 pub mod image;
 #[cfg(target_arch = "aarch64")]
 pub mod logger;
+#[cfg(target_arch = "aarch64")]
+pub mod parties;
 #[cfg(target_arch = "aarch64")]
 mod percpu;
 #[cfg(target_arch = "aarch64")]

@@ -3,8 +3,8 @@
 use core::arch::asm;
 
 use super::Registers;
-use crate::mapping::{Scope, Stage2, Tlbi};
-use crate::stage1::install::{Instructions, tlbi};
+use crate::mapping::{Barrier, Linear, Mmu, NoQuiesce, Pool, Quiesce, Scope, Slot, Stage2, Tlbi};
+use crate::stage1::install::{CpuMmu, Instructions, tlbi};
 
 /// From the next entry to EL1 on, this CPU translates its accesses through the map of `registers`: `HCR_EL2.VM` is set when these
 /// are. Nothing that it cached of an earlier map, or without one, is used.
@@ -65,5 +65,83 @@ impl Instructions for Stage2 {
                 (true, Local) => tlbi!("ripas2le1", operand),
             },
         }
+    }
+}
+
+/// As [`CpuMmu`], for the map of a guest that is not installed: its registers are, for the length of each invalidation, on the CPU that makes it.
+pub struct GuestMmu<Q: 'static = NoQuiesce> {
+    cpu: CpuMmu<Stage2, Q>,
+    registers: Registers,
+}
+
+impl<Q: Quiesce> GuestMmu<Q> {
+    /// For the map of `registers`.
+    ///
+    /// # Safety
+    /// As [`CpuMmu::with_quiesce`]; it is used at EL2 only, where EL1 and EL0 do not run meanwhile. The map's root stays a table until everything of
+    /// its VMID was invalidated for the last time.
+    pub const unsafe fn new(
+        pool: &'static Pool<Linear>,
+        slots: &'static [Slot],
+        quiesce: &'static Q,
+        registers: Registers,
+    ) -> Self {
+        // SAFETY: the caller's word.
+        Self { cpu: unsafe { CpuMmu::with_quiesce(pool, slots, quiesce) }, registers }
+    }
+}
+
+// SAFETY: as for `CpuMmu`; invalidations are of the VMID that the registers have.
+unsafe impl<Q: Quiesce> Mmu for GuestMmu<Q> {
+    type Tables = Linear;
+    type Pool = Pool<Linear>;
+    type Quiesce = Q;
+    #[inline(always)]
+    fn tables(&self) -> &Linear {
+        self.cpu.tables()
+    }
+    fn pool(&self) -> &Pool<Linear> {
+        self.cpu.pool()
+    }
+    fn quiesce(&self) -> &Q {
+        self.cpu.quiesce()
+    }
+    fn slots(&self) -> &[Slot] {
+        self.cpu.slots()
+    }
+    fn wait(&self) {
+        self.cpu.wait();
+    }
+    fn tlbi(&self, operation: Tlbi, scope: Scope, operand: u64) {
+        let Registers { vtcr, vttbr } = self.registers;
+        let (kept_vtcr, kept_vttbr): (u64, u64);
+        // SAFETY: EL1 and EL0 do not run between the two, so nothing is translated by what is installed; the return to them synchronizes the
+        // second.
+        unsafe {
+            asm!(
+                "mrs {kept_vtcr}, vtcr_el2",
+                "mrs {kept_vttbr}, vttbr_el2",
+                "msr vtcr_el2, {vtcr}",
+                "msr vttbr_el2, {vttbr}",
+                "isb",
+                kept_vtcr = out(reg) kept_vtcr,
+                kept_vttbr = out(reg) kept_vttbr,
+                vtcr = in(reg) vtcr,
+                vttbr = in(reg) vttbr,
+                options(nostack, preserves_flags),
+            );
+            <Stage2 as Instructions>::tlbi(operation, scope, operand);
+            asm!(
+                "msr vtcr_el2, {vtcr}",
+                "msr vttbr_el2, {vttbr}",
+                vtcr = in(reg) kept_vtcr,
+                vttbr = in(reg) kept_vttbr,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+    #[inline]
+    fn barrier(&self, barrier: Barrier, scope: Scope) {
+        self.cpu.barrier(barrier, scope);
     }
 }

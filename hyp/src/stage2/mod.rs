@@ -57,7 +57,11 @@ pub struct Registers {
 impl Registers {
     /// For `map` under `vmid` (Arm ARM D24.2, `VTCR_EL2` and `VTTBR_EL2`).
     pub fn new<M: Mmu>(map: &Map<Stage2, M>, vmid: u16, limits: CpuLimits) -> Self {
-        let geometry = map.geometry();
+        Self::of_root(map.root(), map.geometry(), vmid, limits)
+    }
+
+    /// The same for a map whose root, of this geometry, lies at `root`.
+    pub fn of_root(root: Pa, geometry: Geometry, vmid: u16, limits: CpuLimits) -> Self {
         let t0sz = 64 - u64::from(geometry.input_bits());
         // With the 4 KiB granule SL0 counts down: 2 starts at level 0, 1 at level 1.
         let sl0 = (2 - u64::from(geometry.start_level())) << VTCR_SL0_SHIFT;
@@ -65,7 +69,7 @@ impl Registers {
         let vs = if limits.vmid_16_bits { VTCR_VS_16_BIT } else { 0 };
         Self {
             vtcr: VTCR_RES1 | vs | ps | WALKS_WB | sl0 | t0sz,
-            vttbr: u64::from(vmid) << VTTBR_VMID_SHIFT | map.root().get(),
+            vttbr: u64::from(vmid) << VTTBR_VMID_SHIFT | root.get(),
         }
     }
 }
