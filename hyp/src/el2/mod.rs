@@ -26,7 +26,7 @@
 //! | `fault` | faults of our own: register dump and backtrace |
 //! | `dump` | of builds for dumps: both maps on the console |
 //! | [`pages`], `parties` | pages that the host shares and gives away; all who have some |
-//! | `trial`, [`doorbell`] | of test builds: calls and a page that change maps |
+//! | `trial`, `owners`, [`doorbell`] | of test builds: calls and a page that change maps, and owners |
 //! | `stand_in` | of test builds: who answers in place of the firmware |
 //! | `image`, `percpu`, `cache`, `logger` | our memory, per-CPU data, cache maintenance, messages |
 
@@ -57,6 +57,8 @@ pub mod host;
 pub mod image;
 #[cfg(target_arch = "aarch64")]
 pub mod logger;
+#[cfg(all(target_arch = "aarch64", feature = "trial"))]
+mod owners;
 #[cfg(target_arch = "aarch64")]
 pub mod parties;
 #[cfg(target_arch = "aarch64")]

@@ -123,16 +123,23 @@ mod tests {
         }
     }
 
-    fn asked(answer: Result<(), Refused>, function: u32, args: [u64; 2]) -> (Option<i64>, Vec<(&'static str, u64, u64)>) {
+    fn asked(
+        answer: Result<(), Refused>,
+        function: u32,
+        args: [u64; 2],
+    ) -> (Option<i64>, Vec<(&'static str, u64, u64)>) {
         let noted = Noted(RefCell::default(), answer);
         (call(&noted, function, args), noted.0.into_inner())
     }
 
     #[test]
     fn each_call_is_carried_out_for_its_pages() {
-        for (function, name) in
-            [(CALL_SHARE, "share"), (CALL_UNSHARE, "unshare"), (CALL_DONATE, "donate"), (CALL_GIVE_BACK, "give back")]
-        {
+        for (function, name) in [
+            (CALL_SHARE, "share"),
+            (CALL_UNSHARE, "unshare"),
+            (CALL_DONATE, "donate"),
+            (CALL_GIVE_BACK, "give back"),
+        ] {
             let expected = (Some(0), std::vec![(name, 0x4000_1000, 0x3000)]);
             assert_eq!(asked(Ok(()), function, [0x4000_1000, 3]), expected);
         }
@@ -141,7 +148,13 @@ mod tests {
 
     #[test]
     fn what_is_no_range_of_pages_is_refused_and_reaches_nobody() {
-        for args in [[0x4000_0800, 1], [0x4000_0000, 0], [0x4000_0000, 513], [0x4000_0000, u64::MAX], [u64::MAX << 12, 1]] {
+        for args in [
+            [0x4000_0800, 1],
+            [0x4000_0000, 0],
+            [0x4000_0000, 513],
+            [0x4000_0000, u64::MAX],
+            [u64::MAX << 12, 1],
+        ] {
             assert_eq!(asked(Ok(()), CALL_SHARE, args), (Some(-3), std::vec![]), "{args:x?}");
         }
     }
