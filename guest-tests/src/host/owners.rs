@@ -142,6 +142,7 @@ fn figures(make: impl Fn(Step) -> bool) {
     let mut ticks = [0; Step::ALL.len()];
     let mut made = true;
     let cycle = [
+        Step::Nothing,
         Step::Delegate,
         Step::Assign,
         Step::Release,

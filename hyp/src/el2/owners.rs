@@ -95,6 +95,7 @@ fn make(host: &Host, step: Step, start: u64) -> Result<(), Failed> {
     let unassigned = State::new(UNASSIGNED);
     match step {
         Step::Begin => unreachable!("it returned"),
+        Step::Nothing => {}
         Step::End => {
             let tables = pages(*start, PAGE / GRANULE)?;
             owners.unkeep(tables, REALM, Purpose::Table)?;

@@ -27,15 +27,18 @@ pub struct Page<'w, R: Regime, M: Mmu, S: Shape = Granule4K> {
     _gate: Entered<'w>,
 }
 
-/// The entry that an address lies in: its table, index, level and word.
+/// The entry that an address lies in: its table, index, level and word. `ALONE`: nobody else is changing anything.
 #[inline(always)]
-fn locate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, address: u64) -> (Pa, usize, u8, u64) {
+fn locate<R: Regime, M: Mmu, S: Shape, const ALONE: bool>(
+    map: &Map<R, M, S>,
+    address: u64,
+) -> (Pa, usize, u8, u64) {
     let words = Words::new(map.mmu());
     let (mut table, mut level) = (map.root(), map.geometry().start_level());
     // A root may be of several tables.
     let mut index = (address >> level_shift::<S>(level)) as usize;
     loop {
-        let raw = words.settled(table, index);
+        let raw = if ALONE { words.load(table, index) } else { words.settled(table, index) };
         if !is_table(raw, level) {
             return (table, index, level, raw);
         }
@@ -46,20 +49,20 @@ fn locate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, address: u64) -> (Pa,
 
 impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     /// What the map says at an address, if it reaches it. Beside others, who may be changing what a leaf says.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, address: R::Input) -> Option<Visited<R>> {
         let (map, address) = (self.target(), address.get());
         if address >> map.geometry().input_bits() != 0 {
             return None;
         }
-        let (_, _, level, raw) = locate(map, address);
+        let (_, _, level, raw) = locate::<_, _, _, false>(map, address);
         let start = address & !((1 << level_shift::<S>(level)) - 1);
         Some(Visited { start, level, entry: Entry::decode::<S>(raw, level) })
     }
 
     /// The entry of the page that begins at an address, if it has one of its own and nothing is in the way: `None` says only that it is to be changed as a
     /// range of one page.
-    #[inline]
+    #[inline(always)]
     pub fn page(&mut self, address: R::Input) -> Option<Page<'_, R, M, S>> {
         let (map, start) = (self.target(), address.get());
         if start >> map.geometry().input_bits() != 0 || start % GRANULE != 0 || map.hardware_updates() {
@@ -70,7 +73,7 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         if map.is_others_owed(EXCLUSIVE) {
             return None;
         }
-        let (table, index, level, raw) = locate(map, start);
+        let (table, index, level, raw) = locate::<_, _, _, true>(map, start);
         let is_simple =
             level == LAST_LEVEL && !is_changing(raw) && !(is_leaf(raw, level) && raw & CONTIGUOUS != 0);
         is_simple.then_some(Page { map, table, index, start, raw, _gate: gate })
@@ -79,14 +82,20 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
 
 impl<R: Regime, M: Mmu, S: Shape> Page<'_, R, M, S> {
     /// What the entry says.
-    #[inline]
+    #[inline(always)]
     pub fn visited(&self) -> Visited<R> {
         Visited { start: self.start, level: LAST_LEVEL, entry: Entry::decode::<S>(self.raw, LAST_LEVEL) }
     }
 
+    /// Whether it says just this.
+    #[inline(always)]
+    pub fn says(&self, entry: Entry<R>) -> bool {
+        self.raw == entry.encode(LAST_LEVEL)
+    }
+
     /// Makes it say something else: any state, nothing, or a leaf. With `false` nothing was changed, as it takes more than a store: a leaf that
     /// translates, before and after, would be of other memory; or it is one that such a map cannot have.
-    #[inline]
+    #[inline(always)]
     pub fn replace(&mut self, entry: Entry<R>) -> bool {
         let (map, raw) = (self.map, entry.encode(LAST_LEVEL));
         let strategy = answer(map, difference::<R>(self.raw, raw, LAST_LEVEL, false));

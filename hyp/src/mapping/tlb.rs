@@ -224,7 +224,7 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
 
 /// As [`invalidate`], for a page of a map that is the caller's alone and for which nothing else is owed: every entry that a TLB can hold of it is of the
 /// last level.
-#[inline]
+#[inline(always)]
 pub(super) fn invalidate_page<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, start: u64) {
     let (mmu, scope) = (map.mmu(), map.scope());
     mmu.barrier(Barrier::StoresVisible, scope);

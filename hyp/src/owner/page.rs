@@ -44,6 +44,7 @@ pub enum Keeper {
 
 impl Keeper {
     /// The word for it in the host's map.
+    #[inline(always)]
     pub const fn state(self) -> State {
         let (kind, realm) = match self {
             Self::Hypervisor => (1, 0),
@@ -114,6 +115,7 @@ impl HostPage {
     }
 
     /// The entry of the host's that says so of a page, if there is one.
+    #[inline(always)]
     pub(super) const fn entry(self, page: Pa) -> Option<Entry<Stage2>> {
         let mark = match self {
             Self::Owned => 0,
@@ -172,6 +174,7 @@ pub enum HypervisorPage {
 
 impl HypervisorPage {
     /// The entry that says so of a page, if there is one.
+    #[inline(always)]
     pub(super) const fn entry(self, page: Pa) -> Option<Entry<El2>> {
         let valid = match self {
             Self::Mapped => true,

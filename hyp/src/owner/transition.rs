@@ -224,7 +224,7 @@ fn look_realm<M: Mmu, S: Shape>(
 // what it has to be.
 
 /// Such a page of the host's, if it is one.
-#[inline]
+#[inline(always)]
 fn page_of_host<'w, M: Mmu, S: Shape>(
     writer: &'w mut Writer<'_, '_, Stage2, M, S>,
     part: &Part,
@@ -234,28 +234,35 @@ fn page_of_host<'w, M: Mmu, S: Shape>(
         return Ok(None);
     }
     let Some(page) = writer.page(part.ipa.start()) else { return Ok(None) };
-    match HostPage::of(&page.visited()) {
-        found if found == wanted => Ok(Some(page)),
-        found => Err(OwnerError::Host { page: part.pa.start().get(), found }),
+    match wanted.entry(part.pa.start()) {
+        Some(entry) if page.says(entry) => Ok(Some(page)),
+        _ => match HostPage::of(&page.visited()) {
+            // With something in it that is not looked at.
+            found if found == wanted => Ok(None),
+            found => Err(OwnerError::Host { page: part.pa.start().get(), found }),
+        },
     }
 }
 
 /// Such a page at EL2, if it is one.
-#[inline]
+#[inline(always)]
 fn page_of_el2<'w, M: Mmu, S: Shape>(
     writer: &'w mut Writer<'_, '_, El2, M, S>,
     part: &Part,
     wanted: HypervisorPage,
 ) -> Result<Option<Page<'w, El2, M, S>>, OwnerError> {
     let Some(page) = writer.page(part.va.start()) else { return Ok(None) };
-    match HypervisorPage::of(&page.visited()) {
-        found if found == wanted => Ok(Some(page)),
-        found => Err(OwnerError::Hypervisor { page: part.pa.start().get(), found }),
+    match wanted.entry(part.pa.start()) {
+        Some(entry) if page.says(entry) => Ok(Some(page)),
+        _ => match HypervisorPage::of(&page.visited()) {
+            found if found == wanted => Ok(None),
+            found => Err(OwnerError::Hypervisor { page: part.pa.start().get(), found }),
+        },
     }
 }
 
 /// Looks whether one page is data at EL2, in a leaf of whatever size.
-#[inline]
+#[inline(always)]
 fn look_el2_at<M: Mmu, S: Shape>(writer: &Writer<'_, '_, El2, M, S>, part: &Part) -> Result<(), OwnerError> {
     let found =
         writer.find(part.va.start()).map_or(HypervisorPage::Fixed, |visited| HypervisorPage::of(&visited));
@@ -266,7 +273,7 @@ fn look_el2_at<M: Mmu, S: Shape>(writer: &Writer<'_, '_, El2, M, S>, part: &Part
 }
 
 /// Such a page of a realm's, if it is one.
-#[inline]
+#[inline(always)]
 fn page_of_realm<'w, M: Mmu, S: Shape>(
     writer: &'w mut Writer<'_, '_, Stage2, M, S>,
     at: Range<Ipa>,
@@ -280,7 +287,7 @@ fn page_of_realm<'w, M: Mmu, S: Shape>(
 }
 
 /// Makes the entry of such a page another one.
-#[inline]
+#[inline(always)]
 fn put<R: Regime, M: Mmu, S: Shape>(
     page: &mut Page<'_, R, M, S>,
     party: Party,
@@ -365,12 +372,21 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     }
 
     /// Becomes the writer of a map. Who is may be waiting for this CPU to stand still on behalf of the EL2 map: here it does.
+    #[inline(always)]
     fn write<'a, R: Regime, M: Mmu>(&self, map: &'a Map<R, M, S>) -> Writer<'a, 'a, R, M, S> {
+        match map.try_write() {
+            Some(writer) => writer,
+            None => self.wait_to_write(map),
+        }
+    }
+
+    #[cold]
+    fn wait_to_write<'a, R: Regime, M: Mmu>(&self, map: &'a Map<R, M, S>) -> Writer<'a, 'a, R, M, S> {
         loop {
+            self.hypervisor.mmu().wait();
             if let Some(writer) = map.try_write() {
                 return writer;
             }
-            self.hypervisor.mmu().wait();
         }
     }
 

@@ -44,11 +44,13 @@ pub enum Step {
     DonateToRealm,
     /// And back.
     Reclaim,
+    /// Nothing: what the call costs beside.
+    Nothing,
 }
 
 impl Step {
     /// All, by number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Begin,
         Self::End,
         Self::Delegate,
@@ -62,5 +64,6 @@ impl Step {
         Self::UnshareWithRealm,
         Self::DonateToRealm,
         Self::Reclaim,
+        Self::Nothing,
     ];
 }
