@@ -6,8 +6,9 @@
 //! There are two ranges. When the leaves of one are used up, split to pages, the others are sent to the other one, and the first is made
 //! of blocks again. For tests; the exception level, the map and the way to change it are the [`Subject`]'s.
 //!
-//! [`requests`] are another: there permissions are what is tried.
+//! [`requests`] are another: there permissions are what is tried. [`owners`] are a third: who has a page.
 
+pub mod owners;
 pub mod requests;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};

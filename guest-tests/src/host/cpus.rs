@@ -13,6 +13,7 @@ use smccc::psci::error::Error as PsciError;
 use smccc::psci::{self, AffinityState};
 
 use crate::checks;
+use crate::owners;
 use crate::trials;
 
 /// Probes the hypervisor's memory.
@@ -21,6 +22,9 @@ const PROBE: usize = OWN;
 pub const TOUCH: usize = OWN + 1;
 /// Takes part in a trial at EL2.
 pub const TOUCH_EL2: usize = OWN + 2;
+
+/// Tries a page that was given away.
+pub const TOUCH_GIVEN: usize = OWN + 3;
 
 /// What the probes of the last order found: refused, and tried.
 static REFUSED: AtomicUsize = AtomicUsize::new(0);
@@ -37,6 +41,7 @@ pub fn work(order: usize) {
             }
         }
         TOUCH | TOUCH_EL2 => trials::touch(Cpu::this().number - 1, order == TOUCH_EL2),
+        TOUCH_GIVEN => owners::touch(),
         _ => {}
     }
 }

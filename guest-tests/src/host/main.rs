@@ -4,6 +4,7 @@
 
 mod checks;
 mod cpus;
+mod owners;
 mod trials;
 
 use guest_tests::memory::Memory;
@@ -20,6 +21,7 @@ fn main(report: &mut Report, machine: &Machine<'_>, memory: &'static Memory) {
     let refused = checks::forbidden(report, memory);
     cpus::all(report, machine, memory, refused);
     if refused {
+        owners::all(report, memory);
         trials::all(report, machine, memory);
     }
     checks::round_trip();

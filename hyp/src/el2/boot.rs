@@ -16,6 +16,7 @@ use super::cache;
 use super::cpu::{self, Features};
 use super::host::{self, Host};
 use super::image::{self, Layout, TooManyCpus};
+use super::parties::Parties;
 use super::percpu::{self, PerCpu};
 use super::psci::{CpuPower, HostEntry};
 use super::quiet::{self, ENTRY, Here};
@@ -161,7 +162,7 @@ static POOL: Pool<Linear> = Pool::new(IDENTITY);
 /// The tables of the EL2 map with such a policy: nobody else takes what it needs to become pages.
 static EL2_POOL: Pool<Linear> = Pool::new(IDENTITY);
 /// Where each CPU says that it walks one of them.
-static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
+pub static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 /// What all CPUs have.
 static LIFECYCLE: Lifecycle = Lifecycle::new();
 
@@ -171,9 +172,13 @@ pub fn table_bytes() -> u64 {
 }
 
 /// The map that EL2 runs on.
-pub type El2Map = LinearMap<El2, CpuMmu<El2, &'static Gate<Here, MAX_CPUS>>>;
+pub type El2Map = LinearMap<El2, El2Mmu>;
+/// The MMU of the map that EL2 runs on.
+pub type El2Mmu = CpuMmu<El2, &'static Gate<Here, MAX_CPUS>>;
+/// The MMU of the host's stage 2: who waits to become its writer passes the gate.
+pub type HostMmu = CpuMmu<Stage2, &'static Gate<Here, MAX_CPUS>>;
 /// The host's stage 2.
-pub type HostMap = Map<Stage2, CpuMmu<Stage2>>;
+pub type HostMap = Map<Stage2, HostMmu>;
 
 /// The machine with the EL2 map on.
 pub struct Booted {
@@ -426,7 +431,7 @@ impl Booted {
 
         let hidden = if expose { &[][..] } else { self.own };
         // SAFETY: as for the EL2 map.
-        let mmu = unsafe { CpuMmu::<Stage2>::new(&POOL, &SLOTS) };
+        let mmu = unsafe { HostMmu::with_quiesce(&POOL, &SLOTS, &ENTRY) };
         let options = Options::new(self.starting.set());
         let map = stage2::host_map(mmu, options, self.features.limits, self.ram, machine.top, hidden)?;
         static MAP: Once<HostMap> = Once::new();
@@ -450,6 +455,7 @@ impl Booted {
                 late: self.settings.late,
             },
             own: self.own,
+            parties: Parties::new(map, self.map, self.ram, self.own, self.features.limits),
         };
         let entry = HostEntry { pc: place.start().get(), context: room.start().get() };
         info!("host kernel at {place}, device tree at {}", room.start());

@@ -80,7 +80,13 @@ impl Doorbell {
         seed: u64,
     ) {
         let Some((ring, range)) = choose(&mut Random::new(seed), ram, hidden) else { return };
-        let alone = self.alone.lock();
+        // Who has it may be waiting for the writer, and who is that for this CPU to stand still.
+        let alone = loop {
+            if let Some(alone) = self.alone.try_lock() {
+                break alone;
+            }
+            map.mmu().wait();
+        };
         self.turn.fetch_add(1, SeqCst);
         // Whoever meets a change sees that there is one.
         fence(SeqCst);

@@ -19,6 +19,8 @@ use super::entry::secondary_address;
 use super::exits::Exit;
 use super::image::Layout;
 use super::inject::{Exception, Interrupted};
+use super::pages::{Pages, Refused};
+use super::parties::Parties;
 use super::percpu::PerCpu;
 use super::psci::{CpuPower, DENIED, FirmwareEntry, HostEntry, INTERNAL_FAILURE, Power, Psci, SUCCESS};
 use super::quiet::{ENTRY, Relayed};
@@ -80,6 +82,13 @@ pub struct Host {
     pub admission: Admission<'static>,
     /// Memory that is EL2's own: the host has none of it.
     pub own: &'static [Range<Pa>],
+    /// Who owns what.
+    pub parties: Parties,
+}
+
+/// Who owns what on this machine, once there is a host: for who serves realms.
+pub fn parties() -> Option<&'static Parties> {
+    HOST.get().map(|host| &host.parties)
 }
 
 #[unsafe(link_section = ".data.sealed")]
@@ -205,6 +214,21 @@ impl Power for Host {
         if let Some(all) = self.admission.starting.finalize() {
             self.all_are_known(&all);
         }
+    }
+}
+
+impl Pages for Host {
+    fn share(&self, range: Range<Pa>) -> Result<(), Refused> {
+        self.parties.share(range)
+    }
+    fn unshare(&self, range: Range<Pa>) -> Result<(), Refused> {
+        self.parties.unshare(range)
+    }
+    fn donate(&self, range: Range<Pa>) -> Result<(), Refused> {
+        self.parties.donate(range)
+    }
+    fn give_back(&self, range: Range<Pa>) -> Result<(), Refused> {
+        self.parties.give_back(range)
     }
 }
 

@@ -27,7 +27,8 @@
 //! | `quiet` | the entry gate: standing still while EL2's own map is broken |
 //! | `fault` | faults of our own: register dump and backtrace |
 //! | `dump` | of builds for dumps: both maps on the console |
-//! | `trial`, [`doorbell`] | of test builds: calls and a page that change maps |
+//! | [`pages`], `parties` | pages that the host shares and gives away; all who have some |
+//! | `trial`, `owners`, [`doorbell`] | of test builds: calls and a page that change maps, and owners |
 //! | `stand_in` | of test builds: who answers in place of the firmware |
 //! | `image`, `percpu`, `cache`, `logger` | our memory, per-CPU data, cache maintenance, messages |
 
@@ -35,6 +36,7 @@
 pub mod doorbell;
 pub mod exits;
 pub mod inject;
+pub mod pages;
 pub mod psci;
 pub mod smccc;
 pub mod syndrome;
@@ -58,6 +60,10 @@ pub mod host;
 pub mod image;
 #[cfg(target_arch = "aarch64")]
 pub mod logger;
+#[cfg(all(target_arch = "aarch64", feature = "trial"))]
+mod owners;
+#[cfg(target_arch = "aarch64")]
+pub mod parties;
 #[cfg(target_arch = "aarch64")]
 mod percpu;
 #[cfg(target_arch = "aarch64")]

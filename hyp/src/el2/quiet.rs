@@ -3,7 +3,8 @@
 //! Invariant: a CPU is inside from the first line that answers an exception to the last before its return, and outside while the firmware
 //! has it. Outside, at EL2, it touches the image, its stack, the tables and the console only: they are pinned, in pages that nobody breaks.
 //!
-//! Who waits for the writer of the host's stage 2 does not pass the gate: so EL2's own map is not changed by who is that writer.
+//! Who waits to become the writer of a map passes the gate, whichever map it is: so who is the writer of the host's stage 2 may change EL2's own map
+//! ([`crate::owner`]). And who waits for somebody who may be waiting so passes it too.
 
 use core::arch::asm;
 use core::marker::PhantomData;

@@ -11,6 +11,7 @@ use smccc::arch::{
 };
 
 use super::exits::Exits;
+use super::pages::{self, Pages};
 use super::psci::{NOT_SUPPORTED, Power, Psci};
 
 /// The version of the convention that the host is given: 1.2.
@@ -29,13 +30,14 @@ pub const CALL_EXITS: u32 = 0xc600_0001;
 /// Of the vendor-specific hypervisor service (SMC64): no other CPU will come, and what waits for all of them is done now
 /// ([`crate::caps::lifecycle`]). x0 is 0, also if it was so before.
 pub const CALL_FINALIZE: u32 = 0xc600_0002;
-const SUCCESS: i64 = 0;
+/// The call was carried out.
+pub const SUCCESS: i64 = 0;
 /// A parameter of the call has a value that it does not know (SMCCC, "Return codes").
 pub const INVALID_PARAMETER: i64 = -3;
 /// Cloven's answer to [`CALL_UID`]: the UUID 6e1d3c52-7f0a-4b38-9c41-d7a5b2e08f94 in four registers.
 pub const UID: [u64; 4] = [0x523c_1d6e, 0x384b_0a7f, 0xa5d7_419c, 0x948f_e0b2];
 /// Cloven's answer to [`CALL_REVISION`]: major, minor.
-pub const REVISION: [u64; 2] = [0, 3];
+pub const REVISION: [u64; 2] = [0, 4];
 
 /// Answers what [`Services`] does not know: the platform's own calls.
 pub trait SmcHandler {
@@ -66,7 +68,7 @@ impl<C: Call> Services<'_, C> {
     /// Answers the call in x0 to x17 for CPU number `me`, whose exits are `exits`: puts the answer in their place.
     pub fn answer(
         &self,
-        power: &impl Power,
+        power: &(impl Power + Pages),
         handler: &impl SmcHandler,
         (me, exits): (usize, &Exits),
         x: &mut [u64; 18],
@@ -91,6 +93,8 @@ impl<C: Call> Services<'_, C> {
         } else if function == CALL_FINALIZE {
             power.finalize();
             x[0] = SUCCESS as u64;
+        } else if let Some(answer) = pages::call(power, function, [args[0], args[1]]) {
+            x[0] = answer as u64;
         } else if self.psci.is_some() && is_passed_on(function) {
             x[..4].copy_from_slice(&C::call64(function, args)[..4]);
         } else if !handler.call(x) {
@@ -130,8 +134,10 @@ fn is_passed_on(function: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::exits::Exit;
+    use super::super::pages::Refused;
     use super::super::psci::{CpuPower, FirmwareEntry, HostEntry};
     use super::*;
+    use crate::mapping::{Pa, Range};
 
     /// A firmware that mitigates, and answers everything with the function it was asked.
     struct Smc;
@@ -169,8 +175,40 @@ mod tests {
         }
     }
 
+    impl Pages for Board {
+        fn share(&self, _: Range<Pa>) -> Result<(), Refused> {
+            Ok(())
+        }
+        fn unshare(&self, _: Range<Pa>) -> Result<(), Refused> {
+            Err(Refused::NotItsOwn)
+        }
+        fn donate(&self, _: Range<Pa>) -> Result<(), Refused> {
+            Err(Refused::NoRoom)
+        }
+        fn give_back(&self, _: Range<Pa>) -> Result<(), Refused> {
+            Ok(())
+        }
+    }
+
     std::thread_local! {
         static FINALIZED: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    }
+
+    #[test]
+    fn calls_about_pages_are_answered_in_x0() {
+        let asked = |function: u32, count: u64| {
+            let mut x = [0xee; 18];
+            (x[0], x[1], x[2]) = (function.into(), 0x4000_0000, count);
+            let exits = Exits::new();
+            Services::<Smc> { psci: None }.answer(&Board, &NoCalls, (0, &exits), &mut x);
+            assert_eq!(x[1..3], [0x4000_0000, count]);
+            x[0] as i64
+        };
+        assert_eq!(asked(pages::CALL_SHARE, 1), SUCCESS);
+        assert_eq!(asked(pages::CALL_SHARE, 0), INVALID_PARAMETER);
+        assert_eq!(asked(pages::CALL_UNSHARE, 1), INVALID_PARAMETER);
+        assert_eq!(asked(pages::CALL_DONATE, 1), pages::NO_ROOM);
+        assert_eq!(asked(pages::CALL_GIVE_BACK, 1), SUCCESS);
     }
 
     fn answer(with_firmware: bool, function: u64, arg: u64) -> [u64; 18] {

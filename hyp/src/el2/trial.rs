@@ -128,7 +128,10 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
             }
             None => REFUSED,
         },
-        _ => return request_call(host, me, function, args),
+        _ => {
+            return super::owners::call(host, function, args)
+                .or_else(|| request_call(host, me, function, args));
+        }
     })
 }
 
@@ -213,7 +216,7 @@ unsafe fn fill(page: u64) {
 }
 
 /// Whether the running CPU translates `at` at EL2 for loads, or for stores.
-fn translates(at: u64, for_stores: bool) -> bool {
+pub(super) fn translates(at: u64, for_stores: bool) -> bool {
     const FAILED: u64 = 1;
     let kept = read_par_el1().bits();
     // SAFETY: writes PAR_EL1 only, which the host gets back.

@@ -532,6 +532,7 @@ impl<R: Regime> Entry<R> {
     }
 
     /// The raw entry for a table of `level` (0 to 3).
+    #[inline(always)]
     pub const fn encode(self, level: u8) -> u64 {
         match self {
             Self::Empty => 0,

@@ -1285,6 +1285,12 @@ impl<'c, 'm, R: Regime, M: Mmu, S: Shape> Writer<'c, 'm, R, M, S> {
     /// # Errors
     /// As [`Writer::unmap`].
     pub fn set_state(&mut self, range: Range<R::Input>, state: State) -> Result<(), MapError> {
+        if range.size() == GRANULE
+            && let Some(mut page) = self.page(range.start())
+            && page.replace(Entry::State(state))
+        {
+            return Ok(());
+        }
         let (map, (start, end)) = (self.map, self.map.checked(range)?);
         // A state needs the place of a table that waits there. Only a writer could put another one there.
         drop(map.exclude_settled(start, end));

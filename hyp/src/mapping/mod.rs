@@ -24,6 +24,7 @@
 //! | `update` | the only place that stores to a live table; who owns which word |
 //! | `edit` | one walk that changes a range: protect, split, unmap |
 //! | `collapse` | joining what was split |
+//! | `page` | one page, by one walk and one store |
 //! | [`map`] | the map, its writer, reclaiming tables |
 //! | [`walk`] | reading beside writers |
 //! | [`dump`] | what a map says, for people and machines to read |
@@ -38,6 +39,7 @@ mod edit;
 pub mod geometry;
 pub mod map;
 pub mod mmu;
+mod page;
 pub mod pool;
 pub mod rule;
 pub mod tlb;
@@ -55,6 +57,7 @@ pub use dump::Extent;
 pub use geometry::{Geometry, Granule4K, Shape, Tiny};
 pub use map::{Leaves, Map, MapError, Options, PreparedMap, Writer};
 pub use mmu::{Barrier, Linear, Mmu, NoQuiesce, Quiesce, Scope, TableMemory, TablePool, Tlbi};
+pub use page::Page;
 pub use pool::Pool;
 pub use rule::{Capabilities, Stage, Strategy};
 pub use tlb::{Debt, Tag};

@@ -222,6 +222,24 @@ pub(super) fn invalidate<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, spans:
     }
 }
 
+/// As [`invalidate`], for a page of a map that is the caller's alone and for which nothing else is owed: every entry that a TLB can hold of it is of the
+/// last level.
+#[inline(always)]
+pub(super) fn invalidate_page<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, start: u64) {
+    let (mmu, scope) = (map.mmu(), map.scope());
+    mmu.barrier(Barrier::StoresVisible, scope);
+    let reach = Reach { last_level: true, one_asid: matches!(map.tag(), Tag::Asid(_)) };
+    let hint = map.capabilities().contains(Capabilities::TLB_LEVEL);
+    let ttl = if hint { (TG_4K << 2 | u64::from(LAST_LEVEL)) << TTL_SHIFT } else { 0 };
+    let page = ((start | map.base()) >> PAGE_SHIFT) & ADDRESS_PAGES;
+    issue(map, Tlbi::Address(reach), map.tag().operand() | ttl | page);
+    if R::STAGE == Stage::Two {
+        mmu.barrier(Barrier::Complete, scope);
+        issue(map, Tlbi::Combined, 0);
+    }
+    finish::<R, M>(mmu, scope);
+}
+
 /// Invalidates everything of the map.
 pub(super) fn invalidate_all<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>) {
     let (mmu, scope) = (map.mmu(), map.scope());

@@ -44,6 +44,7 @@ pub enum Keeper {
 
 impl Keeper {
     /// The word for it in the host's map.
+    #[inline(always)]
     pub const fn state(self) -> State {
         let (kind, realm) = match self {
             Self::Hypervisor => (1, 0),
@@ -113,6 +114,20 @@ impl HostPage {
         }
     }
 
+    /// The entry of the host's that says so of a page, if there is one.
+    #[inline(always)]
+    pub(super) const fn entry(self, page: Pa) -> Option<Entry<Stage2>> {
+        let mark = match self {
+            Self::Owned => 0,
+            Self::SharedWithHypervisor => SHARED_WITH_HYPERVISOR,
+            Self::SharedWithRealm => SHARED_WITH_REALM,
+            Self::Kept(keeper) => return Some(Entry::State(keeper.state())),
+            Self::Fixed => return None,
+        };
+        let attributes = Attributes::<Stage2>::RAM.marked(mark);
+        Some(Entry::Leaf { output: page, attributes, contiguous: false, valid: true })
+    }
+
     /// What makes a leaf of the host's say so, of those that the host has.
     pub(super) const fn mark(self) -> Option<Change<Stage2>> {
         match self {
@@ -158,6 +173,17 @@ pub enum HypervisorPage {
 }
 
 impl HypervisorPage {
+    /// The entry that says so of a page, if there is one.
+    #[inline(always)]
+    pub(super) const fn entry(self, page: Pa) -> Option<Entry<El2>> {
+        let valid = match self {
+            Self::Mapped => true,
+            Self::Away => false,
+            Self::Fixed => return None,
+        };
+        Some(Entry::Leaf { output: page, attributes: Attributes::<El2>::DATA, contiguous: false, valid })
+    }
+
     /// What an entry of the EL2 map says of the pages that it spans.
     pub fn of(visited: &Visited<El2>) -> Self {
         match visited.entry {

@@ -11,7 +11,7 @@ use super::page::{HostPage, HypervisorPage, Keeper, Purpose, RealmPage};
 use crate::mapping::descriptor::Attributes;
 use crate::mapping::geometry::level_size;
 use crate::mapping::{
-    Address, Change, Debt, El2, Entry, GRANULE, Granule4K, Ipa, Leaves, Map, MapError, Mmu, Pa, Range,
+    Address, Change, Debt, El2, Entry, GRANULE, Granule4K, Ipa, Leaves, Map, MapError, Mmu, Pa, Page, Range,
     Regime, Shape, Stage2, State, Va, Visited, Writer,
 };
 
@@ -197,24 +197,116 @@ fn look_el2<M: Mmu, S: Shape>(
     look(writer, part.va, HypervisorPage::Fixed, wrong).map_err(error)
 }
 
+/// What an entry in a range of a realm's says, if it is not what is wanted there.
+fn wrong_in_realm(visited: &Visited<Stage2>, at: Range<Ipa>, wanted: RealmPage) -> Option<RealmPage> {
+    let found = RealmPage::of(visited);
+    let is_wanted = match (found, wanted) {
+        (RealmPage::Owned(output) | RealmPage::Withheld(output), RealmPage::Owned(first))
+        | (RealmPage::Borrowed(output), RealmPage::Borrowed(first)) => {
+            output.get().wrapping_sub(visited.start) == first.get().wrapping_sub(at.start().get())
+        }
+        _ => found == wanted,
+    };
+    (!is_wanted).then_some(found)
+}
+
 /// Looks whether all of a realm's addresses are this. Of pages `wanted` names the first, and owned ones may be withheld.
 fn look_realm<M: Mmu, S: Shape>(
     writer: &Writer<'_, '_, Stage2, M, S>,
     at: Range<Ipa>,
     wanted: RealmPage,
 ) -> Result<bool, OwnerError> {
-    let wrong = |visited: &Visited<Stage2>| {
-        let found = RealmPage::of(visited);
-        let is_wanted = match (found, wanted) {
-            (RealmPage::Owned(output) | RealmPage::Withheld(output), RealmPage::Owned(first))
-            | (RealmPage::Borrowed(output), RealmPage::Borrowed(first)) => {
-                output.get().wrapping_sub(visited.start) == first.get().wrapping_sub(at.start().get())
-            }
-            _ => found == wanted,
-        };
-        (!is_wanted).then_some(found)
-    };
+    let wrong = |visited: &Visited<Stage2>| wrong_in_realm(visited, at, wanted);
     look(writer, at, RealmPage::Fixed, wrong).map_err(|(ipa, found)| OwnerError::Realm { ipa, found })
+}
+
+// A range of one page, which has an entry of its own in a map and of which nothing is owed, is found by one walk, and nothing can fail any more once it is
+// what it has to be.
+
+/// Such a page of the host's, if it is one.
+#[inline(always)]
+fn page_of_host<'w, M: Mmu, S: Shape>(
+    writer: &'w mut Writer<'_, '_, Stage2, M, S>,
+    part: &Part,
+    wanted: HostPage,
+) -> Result<Option<Page<'w, Stage2, M, S>>, OwnerError> {
+    if part.pa.size() != GRANULE {
+        return Ok(None);
+    }
+    let Some(page) = writer.page(part.ipa.start()) else { return Ok(None) };
+    match wanted.entry(part.pa.start()) {
+        Some(entry) if page.says(entry) => Ok(Some(page)),
+        _ => match HostPage::of(&page.visited()) {
+            // With something in it that is not looked at.
+            found if found == wanted => Ok(None),
+            found => Err(OwnerError::Host { page: part.pa.start().get(), found }),
+        },
+    }
+}
+
+/// Such a page at EL2, if it is one.
+#[inline(always)]
+fn page_of_el2<'w, M: Mmu, S: Shape>(
+    writer: &'w mut Writer<'_, '_, El2, M, S>,
+    part: &Part,
+    wanted: HypervisorPage,
+) -> Result<Option<Page<'w, El2, M, S>>, OwnerError> {
+    let Some(page) = writer.page(part.va.start()) else { return Ok(None) };
+    match wanted.entry(part.pa.start()) {
+        Some(entry) if page.says(entry) => Ok(Some(page)),
+        _ => match HypervisorPage::of(&page.visited()) {
+            found if found == wanted => Ok(None),
+            found => Err(OwnerError::Hypervisor { page: part.pa.start().get(), found }),
+        },
+    }
+}
+
+/// Looks whether one page is data at EL2, in a leaf of whatever size.
+#[inline(always)]
+fn look_el2_at<M: Mmu, S: Shape>(writer: &Writer<'_, '_, El2, M, S>, part: &Part) -> Result<(), OwnerError> {
+    let found =
+        writer.find(part.va.start()).map_or(HypervisorPage::Fixed, |visited| HypervisorPage::of(&visited));
+    match found {
+        HypervisorPage::Mapped => Ok(()),
+        found => Err(OwnerError::Hypervisor { page: part.pa.start().get(), found }),
+    }
+}
+
+/// Such a page of a realm's, if it is one.
+#[inline(always)]
+fn page_of_realm<'w, M: Mmu, S: Shape>(
+    writer: &'w mut Writer<'_, '_, Stage2, M, S>,
+    at: Range<Ipa>,
+    wanted: RealmPage,
+) -> Result<Option<Page<'w, Stage2, M, S>>, OwnerError> {
+    let Some(page) = writer.page(at.start()) else { return Ok(None) };
+    match wrong_in_realm(&page.visited(), at, wanted) {
+        None => Ok(Some(page)),
+        Some(found) => Err(OwnerError::Realm { ipa: at.start().get(), found }),
+    }
+}
+
+/// Makes the entry of such a page another one.
+#[inline(always)]
+fn put<R: Regime, M: Mmu, S: Shape>(
+    page: &mut Page<'_, R, M, S>,
+    party: Party,
+    entry: Option<Entry<R>>,
+) -> Result<(), OwnerError> {
+    match entry.is_some_and(|entry| page.replace(entry)) {
+        true => Ok(()),
+        false => sure(party, Err(MapError::NotQuiet(page.visited().start))),
+    }
+}
+
+/// The entry of a page that a realm translates, or does not.
+const fn of_realm(page: Pa, attributes: Attributes<Stage2>, valid: bool) -> Option<Entry<Stage2>> {
+    Some(Entry::Leaf { output: page, attributes, contiguous: false, valid })
+}
+
+/// The entry of a realm's that translates nothing.
+fn nothing(then: Option<State>) -> Option<Entry<Stage2>> {
+    Some(then.map_or(Entry::Empty, Entry::State))
 }
 
 /// Makes what lies across an end of the range end there. No translation changes.
@@ -280,12 +372,21 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     }
 
     /// Becomes the writer of a map. Who is may be waiting for this CPU to stand still on behalf of the EL2 map: here it does.
+    #[inline(always)]
     fn write<'a, R: Regime, M: Mmu>(&self, map: &'a Map<R, M, S>) -> Writer<'a, 'a, R, M, S> {
+        match map.try_write() {
+            Some(writer) => writer,
+            None => self.wait_to_write(map),
+        }
+    }
+
+    #[cold]
+    fn wait_to_write<'a, R: Regime, M: Mmu>(&self, map: &'a Map<R, M, S>) -> Writer<'a, 'a, R, M, S> {
         loop {
+            self.hypervisor.mmu().wait();
             if let Some(writer) = map.try_write() {
                 return writer;
             }
-            self.hypervisor.mmu().wait();
         }
     }
 
@@ -318,7 +419,10 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         if range.is_empty() {
             return Ok(());
         }
-        let writer = self.write(self.host);
+        let mut writer = self.write(self.host);
+        if let Some(mut page) = page_of_host(&mut writer, &part, from)? {
+            return put(&mut page, Party::Host, to.entry(part.pa.start()));
+        }
         look_host(&writer, &part, from)?;
         self.mark_host(&part, to).map_err(of(Party::Host))
     }
@@ -434,8 +538,13 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             return Ok(());
         }
         let mut host = self.write(self.host);
-        look_host(&host, &part, HostPage::Kept(from))?;
-        host.set_state(part.ipa, Keeper::Delegated.state()).map_err(of(Party::Host))?;
+        let to = Keeper::Delegated;
+        if let Some(mut page) = page_of_host(&mut host, &part, HostPage::Kept(from))? {
+            put(&mut page, Party::Host, HostPage::Kept(to).entry(part.pa.start()))?;
+        } else {
+            look_host(&host, &part, HostPage::Kept(from))?;
+            host.set_state(part.ipa, to.state()).map_err(of(Party::Host))?;
+        }
         // Nobody can ask for it before the writer is given back.
         self.wipe(&Held::new(range));
         Ok(())
@@ -465,12 +574,20 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             return Ok(());
         }
         let mut host = self.write(self.host);
-        look_host(&host, &part, from)?;
-        if from == HostPage::Owned {
-            let el2 = self.write(self.hypervisor);
-            look_el2(&el2, &part, HypervisorPage::Mapped)?;
+        let el2 = (from == HostPage::Owned).then(|| self.write(self.hypervisor));
+        if let Some(mut page) = page_of_host(&mut host, &part, from)? {
+            if let Some(el2) = &el2 {
+                look_el2_at(el2, &part)?;
+            }
+            put(&mut page, Party::Host, HostPage::Kept(to).entry(part.pa.start()))?;
+        } else {
+            look_host(&host, &part, from)?;
+            if let Some(el2) = &el2 {
+                look_el2(el2, &part, HypervisorPage::Mapped)?;
+            }
+            host.set_state(part.ipa, to.state()).map_err(of(Party::Host))?;
         }
-        host.set_state(part.ipa, to.state()).map_err(of(Party::Host))?;
+        drop(el2);
         fill(&mut Held::new(range));
         Ok(())
     }
@@ -501,6 +618,10 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             return Ok(());
         }
         let mut host = self.write(self.host);
+        if let Some(mut page) = page_of_host(&mut host, &part, HostPage::Kept(from))? {
+            wipe();
+            return put(&mut page, Party::Host, HostPage::Owned.entry(part.pa.start()));
+        }
         look_host(&host, &part, HostPage::Kept(from))?;
         let (state, ram) = (Some(from.state()), Attributes::<Stage2>::RAM);
         let prepared = host
@@ -549,21 +670,34 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     ) -> Result<(), OwnerError> {
         let Some((part, at)) = Self::parts(range, placement.ipa)? else { return Ok(()) };
         let mut host = self.write(self.host);
-        look_host(&host, &part, from)?;
         let mut el2 = self.write(self.hypervisor);
-        let cut = look_el2(&el2, &part, HypervisorPage::Mapped)?;
         let mut guest = self.write(realm.map);
-        look_realm(&guest, at, RealmPage::Vacant(placement.vacant))?;
-
+        let vacant = RealmPage::Vacant(placement.vacant);
         let attributes = RealmPage::owned(placement.attributes);
+        let keeper = Keeper::Realm(realm.number, Purpose::Data);
+        if let Some(mut of_host) = page_of_host(&mut host, &part, from)?
+            && let Some(mut of_el2) = page_of_el2(&mut el2, &part, HypervisorPage::Mapped)?
+            && let Some(mut of_guest) = page_of_realm(&mut guest, at, vacant)?
+        {
+            let page = part.pa.start();
+            put(&mut of_host, Party::Host, HostPage::Kept(keeper).entry(page))?;
+            let mut held = Held::new(range);
+            fill(&mut held);
+            self.granules.clean_and_invalidate(&held);
+            put(&mut of_el2, Party::Hypervisor, HypervisorPage::Away.entry(page))?;
+            return put(&mut of_guest, Party::Realm, of_realm(page, attributes, placement.translates));
+        }
+        look_host(&host, &part, from)?;
+        let cut = look_el2(&el2, &part, HypervisorPage::Mapped)?;
+        look_realm(&guest, at, vacant)?;
+
         let prepared = guest
             .prepare_map(at, placement.vacant, part.pa.start(), attributes, placement.leaves)
             .map_err(of(Party::Realm))?
             .translating(placement.translates);
-        let state = Keeper::Realm(realm.number, Purpose::Data).state();
         let begun = split(&mut el2, part.va, cut)
             .map_err(of(Party::Hypervisor))
-            .and_then(|()| host.set_state(part.ipa, state).map_err(of(Party::Host)));
+            .and_then(|()| host.set_state(part.ipa, keeper.state()).map_err(of(Party::Host)));
         if begun.is_err() {
             join(&mut el2, part.va, cut);
             return begun;
@@ -592,10 +726,14 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let Some((part, at)) = Self::parts(range, ipa)? else { return Ok(()) };
         let from = HostPage::Kept(Keeper::Realm(realm.number, Purpose::Data));
         let mut host = self.write(self.host);
-        let host_cut = look_host(&host, &part, from)?;
         let mut el2 = self.write(self.hypervisor);
-        let cut = look_el2(&el2, &part, HypervisorPage::Away)?;
         let mut guest = self.write(realm.map);
+        let to = HostPage::Kept(Keeper::Delegated);
+        if self.take_page((&mut host, &mut el2, &mut guest), (&part, at), (from, to), then)? {
+            return Ok(());
+        }
+        let host_cut = look_host(&host, &part, from)?;
+        let cut = look_el2(&el2, &part, HypervisorPage::Away)?;
         look_realm(&guest, at, RealmPage::Owned(range.start()))?;
 
         let begun = split(&mut el2, part.va, cut)
@@ -625,10 +763,14 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let Some((part, at)) = Self::parts(range, ipa)? else { return Ok(()) };
         let from = Keeper::Realm(realm.number, Purpose::Data);
         let mut host = self.write(self.host);
-        look_host(&host, &part, HostPage::Kept(from))?;
         let mut el2 = self.write(self.hypervisor);
-        let cut = look_el2(&el2, &part, HypervisorPage::Away)?;
         let mut guest = self.write(realm.map);
+        let change = (HostPage::Kept(from), HostPage::Owned);
+        if self.take_page((&mut host, &mut el2, &mut guest), (&part, at), change, then)? {
+            return Ok(());
+        }
+        look_host(&host, &part, HostPage::Kept(from))?;
+        let cut = look_el2(&el2, &part, HypervisorPage::Away)?;
         look_realm(&guest, at, RealmPage::Owned(range.start()))?;
 
         let (state, ram) = (Some(from.state()), Attributes::<Stage2>::RAM);
@@ -645,6 +787,33 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         self.retrieve(&part)?;
         prepared.commit();
         Ok(())
+    }
+
+    /// Takes one page of a realm's data away, if it is one that can be taken so: wiped, and for the host what `change` says.
+    fn take_page<R: Mmu>(
+        &self,
+        (host, el2, guest): (
+            &mut Writer<'_, '_, Stage2, H, S>,
+            &mut Writer<'_, '_, El2, E, S>,
+            &mut Writer<'_, '_, Stage2, R, S>,
+        ),
+        (part, at): (&Part, Range<Ipa>),
+        change: (HostPage, HostPage),
+        then: Option<State>,
+    ) -> Result<bool, OwnerError> {
+        let page = part.pa.start();
+        let (from, to) = change;
+        if let Some(mut of_host) = page_of_host(host, part, from)?
+            && let Some(mut of_el2) = page_of_el2(el2, part, HypervisorPage::Away)?
+            && let Some(mut of_guest) = page_of_realm(guest, at, RealmPage::Owned(page))?
+        {
+            put(&mut of_guest, Party::Realm, nothing(then))?;
+            put(&mut of_el2, Party::Hypervisor, HypervisorPage::Mapped.entry(page))?;
+            self.wipe(&Held::new(part.pa));
+            put(&mut of_host, Party::Host, to.entry(page))?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// What no realm translates any more comes back into the EL2 map, and is wiped there.
@@ -671,11 +840,19 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         placement: &Placement,
     ) -> Result<(), OwnerError> {
         let Some((part, at)) = Self::parts(range, placement.ipa)? else { return Ok(()) };
-        let host = self.write(self.host);
-        look_host(&host, &part, HostPage::Owned)?;
+        let mut host = self.write(self.host);
         let mut guest = self.write(realm.map);
-        look_realm(&guest, at, RealmPage::Vacant(placement.vacant))?;
+        let vacant = RealmPage::Vacant(placement.vacant);
         let attributes = RealmPage::borrowed(placement.attributes);
+        if let Some(mut of_host) = page_of_host(&mut host, &part, HostPage::Owned)?
+            && let Some(mut of_guest) = page_of_realm(&mut guest, at, vacant)?
+        {
+            let page = part.pa.start();
+            put(&mut of_host, Party::Host, HostPage::SharedWithRealm.entry(page))?;
+            return put(&mut of_guest, Party::Realm, of_realm(page, attributes, true));
+        }
+        look_host(&host, &part, HostPage::Owned)?;
+        look_realm(&guest, at, vacant)?;
         let prepared = guest
             .prepare_map(at, placement.vacant, part.pa.start(), attributes, placement.leaves)
             .map_err(of(Party::Realm))?;
@@ -697,8 +874,14 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     ) -> Result<(), OwnerError> {
         let Some((part, at)) = Self::parts(range, ipa)? else { return Ok(()) };
         let mut host = self.write(self.host);
-        let cut = look_host(&host, &part, HostPage::SharedWithRealm)?;
         let mut guest = self.write(realm.map);
+        if let Some(mut of_host) = page_of_host(&mut host, &part, HostPage::SharedWithRealm)?
+            && let Some(mut of_guest) = page_of_realm(&mut guest, at, RealmPage::Borrowed(range.start()))?
+        {
+            put(&mut of_guest, Party::Realm, nothing(then))?;
+            return put(&mut of_host, Party::Host, HostPage::Owned.entry(range.start()));
+        }
+        let cut = look_host(&host, &part, HostPage::SharedWithRealm)?;
         look_realm(&guest, at, RealmPage::Borrowed(range.start()))?;
         let begun = split(&mut host, part.ipa, cut)
             .map_err(of(Party::Host))
