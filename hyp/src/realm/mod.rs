@@ -26,12 +26,11 @@
 //! 1. The range's leaves stop translating; an end that cuts a leaf splits it. It comes first, as all that can be refused for want of tables
 //!    or of quiet is refused here, with nothing changed.
 //! 2. TLBs are invalidated, and that is complete on every CPU. Before step 3, since an access through a stale entry to what is EMPTY by then
-//!    is an external abort (A5.2.2, R_KXWBT and the table with it), and before step 4, as an output address changes by a break only
-//!    (Arm ARM D8.17.1, R_WHZWS).
-//! 3. RSI_IPA_STATE_SET, again from where it stopped until it is done (A5.4, S_TZYZV) or the host would not (S_ZBWWC). To EMPTY with
-//!    CHANGE_DESTROYED: what is given up may have been lost. To RAM without: a page that was EMPTY does not become DESTROYED, so one that is
-//!    was the realm's all along, and that the host has destroyed it is told. (Linux asks for both with CHANGE_DESTROYED, and would take such a
-//!    page for an empty one.)
+//!    is an external abort (A5.2.3, R_JVQQR), and before step 4, as an output address changes by a break only (Arm ARM D8.17.1, R_WHZWS).
+//! 3. RSI_IPA_STATE_SET, again from where it stopped until it is done (A5.4, S_TZYZV) or the host would not (S_BZWWC). To EMPTY with
+//!    CHANGE_DESTROYED: what is given up may have been lost. To RAM with it where the range was shared, as a host may destroy the tables
+//!    of what is EMPTY (A5.2.5, I_KZVDC); without it where it was the realm's own, so that a page that the host has destroyed is told and not
+//!    taken for an empty one. (Linux's `set_memory_encrypted` asks for all with CHANGE_DESTROYED.)
 //! 4. The leaves translate again, to the alias or no longer to it, and what came back is joined with its neighbours. A store to what does not
 //!    translate needs no more than to be seen.
 //!
@@ -39,11 +38,15 @@
 //!
 //! Sections are of DEN0137 1.0-rel0, if nothing else is said.
 
+#[cfg(feature = "trial")]
+pub mod requests;
 mod rsi;
 mod shared;
 
 #[cfg(test)]
-pub(crate) mod fake;
+mod fake;
+#[cfg(test)]
+mod tests;
 
 pub use rmm_abi::v1_0::Granule;
 pub use rmm_abi::v1_0::rsi::{

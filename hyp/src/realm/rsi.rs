@@ -286,7 +286,8 @@ impl<C: Call> Rsi<C> {
             Ok(RsiStatus::Incomplete) => false,
             _ => Self::success(status).map(|()| true)?,
         };
-        let output::AttestationTokenContinue { len } = output::AttestationTokenContinue::from_registers(outputs);
+        let output::AttestationTokenContinue { len } =
+            output::AttestationTokenContinue::from_registers(outputs);
         if len > size {
             return Err(RsiError::Unknown(len));
         }

@@ -3,12 +3,13 @@
 //! Invariant: while a range changes sides nothing of it translates; who stops half way leaves it so.
 
 use core::fmt;
+use core::ops::ControlFlow;
 
 use rmm_abi::v1_0::rsi::{RsiResponse, RsiRipas, RsiRipasChangeFlags};
 use smccc::Call;
 
 use super::rsi::{Config, Rsi, RsiError};
-use crate::mapping::{Address, Change, El1And0, Leaves, Map, MapError, Mmu, Pa, Range, Writer};
+use crate::mapping::{Address, Change, El1And0, Entry, Leaves, Map, MapError, Mmu, Pa, Range, Writer};
 use crate::stage1::{LinearMap, SetMemoryError};
 
 /// How often the monitor is asked again without having come any further, before that is told.
@@ -26,7 +27,7 @@ pub enum Side {
 /// What stopped a range half way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The host would not give the memory (A5.4, S_ZBWWC).
+    /// The host would not give the memory (A5.4, S_BZWWC).
     Rejected,
     /// The host has destroyed what was the realm's own at this address: it was not given up, and what it held is lost. To have the
     /// range all the same it is to be decrypted, and then encrypted.
@@ -222,26 +223,70 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
 
     /// Makes the range's RIPAS, from `done` on, what `side` asks for.
     fn set_ripas(&self, range: Range<Pa>, side: Side, done: &mut u64) -> Result<(), Cause> {
-        let (ripas, flags) = match side {
-            Side::Decrypted => (RsiRipas::Empty, RsiRipasChangeFlags::CHANGE_DESTROYED),
-            Side::Encrypted => (RsiRipas::Ram, RsiRipasChangeFlags::empty()),
-        };
-        let mut patience = PATIENCE;
+        const ANY: RsiRipasChangeFlags = RsiRipasChangeFlags::CHANGE_DESTROYED;
+        const KNOWN: RsiRipasChangeFlags = RsiRipasChangeFlags::empty();
         while *done < range.end() {
             // A part of a range is one.
+            let part = |end: u64| Range::<Pa>::new(*done, end - *done).map_err(|_| Cause::Stalled);
+            let rest = part(range.end())?;
+            let (part, ripas, flags) = match side {
+                Side::Decrypted => (rest, RsiRipas::Empty, ANY),
+                Side::Encrypted => match self.first_part(rest)? {
+                    (end, true) => (part(end)?, RsiRipas::Ram, ANY),
+                    (end, false) => (part(end)?, RsiRipas::Ram, KNOWN),
+                },
+            };
+            self.set_ripas_of(part, ripas, flags, done)?;
+        }
+        Ok(())
+    }
+
+    /// The end of what is of one kind at the start of a range, and whether that was shared: its leaves still have their outputs.
+    fn first_part(&self, range: Range<Pa>) -> Result<(u64, bool), Cause> {
+        let map = |error| match error {
+            SetMemoryError::Map(error) => Cause::Map(error),
+            SetMemoryError::Pinned(_) => Cause::Stalled,
+        };
+        let input = self.linear.input(range).map_err(map)?;
+        let is_shared =
+            |entry| matches!(entry, Entry::Leaf { output, .. } if output.get() >> self.bits & 1 != 0);
+        let mut first = None;
+        let end = self.write(|writer| {
+            Ok(writer.walk(input, |visited| {
+                let shared = is_shared(visited.entry);
+                match *first.get_or_insert(shared) == shared {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(visited.start),
+                }
+            }))
+        });
+        let end = end.map_err(map)?.break_value().unwrap_or(range.end());
+        Ok((end, first == Some(true)))
+    }
+
+    /// Makes the RIPAS of a range, which `done` is the start of, this one.
+    fn set_ripas_of(
+        &self,
+        range: Range<Pa>,
+        ripas: RsiRipas,
+        flags: RsiRipasChangeFlags,
+        done: &mut u64,
+    ) -> Result<(), Cause> {
+        let mut patience = PATIENCE;
+        while *done < range.end() {
             let Ok(rest) = Range::<Pa>::new(*done, range.end() - *done) else { return Err(Cause::Stalled) };
             let change = self.rsi.ipa_state_set(rest, ripas, flags).map_err(Cause::Rsi)?;
-            if change.new_base > *done {
-                (*done, patience) = (change.new_base, PATIENCE);
-            }
+            let is_further = change.new_base > *done;
+            *done = change.new_base;
             if change.response == RsiResponse::Reject {
                 return Err(Cause::Rejected);
             }
-            if change.new_base > rest.start().get() {
+            if is_further {
+                patience = PATIENCE;
                 continue;
             }
             // The host may not have come to it; or it cannot, at what it has destroyed (A5.4, I_GXDDX).
-            if side == Side::Encrypted
+            if !flags.contains(RsiRipasChangeFlags::CHANGE_DESTROYED)
                 && self.rsi.ipa_state_get(rest).map_err(Cause::Rsi)?.0 == RsiRipas::Destroyed
             {
                 return Err(Cause::Destroyed(*done));
