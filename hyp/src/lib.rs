@@ -9,6 +9,8 @@ pub mod machine;
 pub mod mapping;
 #[cfg(feature = "owner")]
 pub mod owner;
+#[cfg(feature = "realm")]
+pub mod realm;
 pub mod stage1;
 pub mod stage2;
 pub mod start;

@@ -232,6 +232,11 @@ impl Regime for Stage2 {
     const DIRTY_SET: u64 = S2AP_WRITE;
 }
 
+/// Bits of a leaf that say what memory it is and where: changed by a break only.
+pub(super) const fn memory_mask<R: Regime>() -> u64 {
+    R::MEMORY | OUTPUT
+}
+
 /// Bits of a leaf that are its attributes: all but output, type, Contiguous and the engine's.
 pub(super) const fn attribute_mask<R: Regime>() -> u64 {
     R::PERMISSIONS | R::MEMORY | SOFTWARE
@@ -399,13 +404,28 @@ impl<R: Regime> Change<R> {
         let bits = ((value & 7) as u64) << SOFTWARE_SHIFT;
         Self::bits(bits, SOFTWARE & !bits)
     }
+    /// Output address bit number `bit` (12 to 47) becomes `value`: the same memory by an alias of its address. Leaves, and runs of them,
+    /// larger than the bit's weight cannot change so.
+    pub const fn output_bit(bit: u32, value: bool) -> Option<Self> {
+        if bit >= u64::BITS || OUTPUT & 1 << bit == 0 {
+            return None;
+        }
+        Some(if value { Self::bits(1 << bit, 0) } else { Self::bits(0, 1 << bit) })
+    }
     /// This one, then `next`.
     pub const fn then(self, next: Self) -> Self {
         Self::bits(self.set & !next.clear | next.set, self.clear & !next.set | next.clear)
     }
     /// Whether it touches what memory a leaf is.
     pub(super) const fn changes_memory(self) -> bool {
-        (self.set | self.clear) & R::MEMORY != 0
+        (self.set | self.clear) & memory_mask::<R>() != 0
+    }
+    /// Bytes of the largest leaf or run that it can change: its outputs have to run on afterwards.
+    pub(super) const fn largest(self) -> u64 {
+        match (self.set | self.clear) & OUTPUT {
+            0 => u64::MAX,
+            outputs => 1 << outputs.trailing_zeros(),
+        }
     }
     pub(super) const fn validates(self) -> bool {
         self.set & VALID != 0

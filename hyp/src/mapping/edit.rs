@@ -38,6 +38,10 @@ pub(super) trait Operation<R: Regime>: Copy {
     fn changes_memory(self) -> bool {
         false
     }
+    /// Bytes of the largest leaf or run that it can change.
+    fn largest(self) -> u64 {
+        u64::MAX
+    }
 }
 
 impl<R: Regime> Operation<R> for Change<R> {
@@ -48,6 +52,9 @@ impl<R: Regime> Operation<R> for Change<R> {
     }
     fn changes_memory(self) -> bool {
         Change::changes_memory(self)
+    }
+    fn largest(self) -> u64 {
+        Change::largest(self)
     }
 }
 
@@ -249,6 +256,10 @@ impl<'m, R: Regime, M: Mmu, S: Shape, O: Operation<R>> Edit<'m, R, M, S, O> {
             let opens = in_run
                 && (O::TO_PAGES || !(self.start <= run && run + run_size <= self.end))
                 && self.group_may_split(node, index as usize);
+            let alike = if in_run { run_size } else { level_size::<S>(level) };
+            if alike > self.operation.largest() && is_leaf(raw, level) {
+                return Err(MapError::TooLarge { address: at, level });
+            }
             if whole && (cuts || opens) {
                 return Err(MapError::WouldSplit { address: at, level });
             }

@@ -96,6 +96,13 @@ pub enum MapError {
         /// The level.
         level: u8,
     },
+    /// The output bit that was to change is one within the leaf at this address, or within its run.
+    TooLarge {
+        /// First address of the leaf.
+        address: u64,
+        /// Its level, 1 to 3.
+        level: u8,
+    },
     /// There is no entry of this level, but for a table's, at this address.
     NoEntry {
         /// The address.
@@ -134,6 +141,9 @@ impl fmt::Display for MapError {
             }
             Self::NoTable { address, level } => {
                 write!(f, "at {address:#x} no entry of level {level} is a table")
+            }
+            Self::TooLarge { address, level } => {
+                write!(f, "the leaf of level {level} at {address:#x} is larger than its output bit's weight")
             }
             Self::NoEntry { address, level } => {
                 write!(f, "at {address:#x} there is no entry of level {level} that could become a table")
@@ -519,7 +529,8 @@ impl<R: Regime, M: Mmu, S: Shape> Map<R, M, S> {
     /// (a split at stage 1 below level 3) is not to be called with a [`Reader`](super::Reader): the others may wait for its end.
     ///
     /// # Errors
-    /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::OutOfTables`], [`MapError::NotQuiet`], [`MapError::Global`].
+    /// [`MapError::Misaligned`], [`MapError::OutOfReach`], [`MapError::OutOfTables`], [`MapError::NotQuiet`], [`MapError::Global`],
+    /// [`MapError::TooLarge`].
     pub fn protect(&self, range: Range<R::Input>, change: Change<R>) -> Result<Debt<'_, R, M, S>, MapError> {
         self.change(range, change, false)
     }

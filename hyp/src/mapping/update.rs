@@ -15,7 +15,9 @@ use core::sync::atomic::{
 };
 
 use super::addr::Pa;
-use super::descriptor::{CONTIGUOUS, Entry, LOCK, Regime, VALID, is_changing, is_leaf, is_table};
+use super::descriptor::{
+    CONTIGUOUS, Entry, LOCK, Regime, VALID, is_changing, is_leaf, is_table, memory_mask,
+};
 use super::geometry::{Shape, level_shift};
 use super::map::Map;
 use super::mmu::{Mmu, TableMemory, TablePool};
@@ -329,7 +331,7 @@ pub(super) fn difference<R: Regime>(old: u64, new: u64, level: u8, memory: bool)
         valid_after: new & VALID != 0,
         size: !leaf,
         contiguous: (old ^ new) & CONTIGUOUS != 0 && leaf,
-        memory: if leaf { (old ^ new) & R::MEMORY != 0 } else { memory },
+        memory: if leaf { (old ^ new) & memory_mask::<R>() != 0 } else { memory },
         permissions: leaf && (old ^ new) & R::PERMISSIONS != 0,
     }
 }

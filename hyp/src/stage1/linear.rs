@@ -103,7 +103,7 @@ impl<R: Permissions, M: Mmu> LinearMap<R, M> {
     /// # Errors
     /// [`SetMemoryError::Pinned`]; [`SetMemoryError::Map`] as [`Map::protect`] gives it. Nothing has changed.
     pub fn set_memory_ro(&self, range: Range<Pa>) -> Result<(), SetMemoryError> {
-        self.change(range, R::READ_ONLY)
+        self.protect(range, R::READ_ONLY)
     }
 
     /// Makes the pages of `range` writable, and takes execution away from them.
@@ -111,7 +111,7 @@ impl<R: Permissions, M: Mmu> LinearMap<R, M> {
     /// # Errors
     /// As [`LinearMap::set_memory_ro`].
     pub fn set_memory_rw(&self, range: Range<Pa>) -> Result<(), SetMemoryError> {
-        self.change(range, R::WRITABLE)
+        self.protect(range, R::WRITABLE)
     }
 
     /// Makes the pages of `range` executable, and takes writes away from them. What was stored there must have reached the point of
@@ -120,7 +120,7 @@ impl<R: Permissions, M: Mmu> LinearMap<R, M> {
     /// # Errors
     /// As [`LinearMap::set_memory_ro`].
     pub fn set_memory_x(&self, range: Range<Pa>) -> Result<(), SetMemoryError> {
-        self.change(range, R::EXECUTABLE)
+        self.protect(range, R::EXECUTABLE)
     }
 
     /// Takes execution away from the pages of `range`.
@@ -128,7 +128,7 @@ impl<R: Permissions, M: Mmu> LinearMap<R, M> {
     /// # Errors
     /// As [`LinearMap::set_memory_ro`].
     pub fn set_memory_nx(&self, range: Range<Pa>) -> Result<(), SetMemoryError> {
-        self.change(range, R::NO_EXECUTE)
+        self.protect(range, R::NO_EXECUTE)
     }
 
     /// Makes the pages of `range` translate, as they did when they last did so and as they were told since, or no longer.
@@ -136,21 +136,29 @@ impl<R: Permissions, M: Mmu> LinearMap<R, M> {
     /// # Errors
     /// As [`LinearMap::set_memory_ro`].
     pub fn set_memory_valid(&self, range: Range<Pa>, valid: bool) -> Result<(), SetMemoryError> {
-        self.change(range, if valid { Change::VALIDATE } else { Change::INVALIDATE })
+        self.protect(range, if valid { Change::VALIDATE } else { Change::INVALIDATE })
     }
 
-    fn change(&self, range: Range<Pa>, change: Change<R>) -> Result<(), SetMemoryError> {
+    /// Changes `range` in another way.
+    ///
+    /// # Errors
+    /// As [`LinearMap::set_memory_ro`].
+    pub(crate) fn protect(&self, range: Range<Pa>, change: Change<R>) -> Result<(), SetMemoryError> {
         if range.is_empty() {
             return Ok(());
         }
+        self.map.protect(self.input(range)?, change)?.flush();
+        Ok(())
+    }
+
+    /// What translates to `range`, which is not pinned.
+    pub(crate) fn input(&self, range: Range<Pa>) -> Result<Range<Va>, SetMemoryError> {
         if let Some(pinned) = self.pinned().find(|pinned| pinned.overlaps(range)) {
             return Err(SetMemoryError::Pinned(pinned));
         }
         // Each address translates to itself, and a range of outputs ends where one of inputs may.
-        let input = Range::new(range.start().get(), range.size())
-            .map_err(|_| MapError::OutOfReach { end: range.end(), bits: self.map.geometry().input_bits() })?;
-        self.map.protect(input, change)?.flush();
-        Ok(())
+        let far = |_| MapError::OutOfReach { end: range.end(), bits: self.map.geometry().input_bits() };
+        Ok(Range::new(range.start().get(), range.size()).map_err(far)?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the engine promises, against a flat list of ranges and a fake MMU.
 
+mod alias;
 mod behaviour;
 mod collapse;
 mod common;
