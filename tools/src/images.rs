@@ -6,6 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -41,6 +42,9 @@ pub const DUMP: &str = "dump";
 /// The feature of a test build, with the trials, whose payload goes through the lifecycle of its CPUs.
 pub const LIFECYCLE: &str = "lifecycle";
 
+/// The payload that the host payload embeds.
+const REALM: &str = "realm";
+
 /// A payload that the hypervisor can embed.
 #[derive(Clone, Copy, Debug)]
 pub enum Payload {
@@ -74,11 +78,37 @@ impl Payload {
     }
 }
 
-/// Builds a payload with those of `features`, the hypervisor's, that payloads have too.
-pub fn payload(payload: Payload, features: &[String]) -> Result<Image> {
-    workspace::ensure_target(TARGET)?;
+/// Where the image of the realm lies, whether it was built or not.
+pub fn realm_path() -> Result<PathBuf> {
+    Ok(workspace::images_dir()?.join(REALM).with_extension("img"))
+}
+
+/// A build of the payloads that hands the realm on. It has the same environment for all of them, or each build would undo the one before.
+fn build_payloads(realm: &Path) -> Command {
     let mut build = workspace::cargo();
     build.args(["build", "--quiet", "--release", "--target", TARGET, "-p", "guest-tests"]);
+    build.env("CLOVEN_REALM_PAYLOAD", realm);
+    build
+}
+
+/// Builds the realm that the host payload makes.
+pub fn realm() -> Result<PathBuf> {
+    workspace::ensure_target(TARGET)?;
+    let path = realm_path()?;
+    if !path.is_file() {
+        fs::write(&path, []).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    // A tree without its source has a host that makes none.
+    if workspace::root().join("guest-tests/src/realm/main.rs").is_file() {
+        workspace::run(build_payloads(&path).args(["--bin", REALM]))?;
+        convert(REALM, REALM)?;
+    }
+    Ok(path)
+}
+
+/// Builds a payload with those of `features`, the hypervisor's, that payloads have too.
+pub fn payload(payload: Payload, features: &[String]) -> Result<Image> {
+    let mut build = build_payloads(&realm()?);
     build.args(["--bin", payload.name()]);
     let mut name = payload.name().to_owned();
     if features.iter().any(|feature| feature == DUMP) {
