@@ -30,6 +30,8 @@ pub struct Image {
     pub elf: PathBuf,
     /// Bytes of the flat image.
     pub size: u64,
+    /// The image of the realm that the host payload in it makes, if it has that payload.
+    pub realm: Option<PathBuf>,
 }
 
 /// The feature of a test build in which somebody stands in for the firmware. It embeds the hostile payload: nothing else has use for
@@ -124,7 +126,8 @@ pub fn hypervisor(platform: &str, features: &[String]) -> Result<Image> {
     // One set of them is one image, whoever names them in whatever order.
     let mut features = features.to_vec();
     features.sort_unstable();
-    let payload = payload(Payload::of(&features), &features)?;
+    let kind = Payload::of(&features);
+    let payload = payload(kind, &features)?;
     let mut build = workspace::cargo();
     build.args(["build", "--quiet", "--release", "--target", TARGET, "-p", platform]);
     build.env("CLOVEN_HOST_PAYLOAD", &payload.path);
@@ -134,7 +137,8 @@ pub fn hypervisor(platform: &str, features: &[String]) -> Result<Image> {
     workspace::run(&mut build)?;
     let name =
         std::iter::once(platform).chain(features.iter().map(String::as_str)).collect::<Vec<_>>().join("+");
-    convert(platform, &name)
+    let realm = matches!(kind, Payload::Host).then(realm_path).transpose()?;
+    Ok(Image { realm, ..convert(platform, &name)? })
 }
 
 /// Builds the program that a Linux host works with.
@@ -155,7 +159,7 @@ fn convert(binary: &str, name: &str) -> Result<Image> {
     let flat = flatten(&bytes).with_context(|| format!("{} is no image", built.display()))?;
     write_if_changed(&elf, &bytes)?;
     write_if_changed(&path, &flat)?;
-    Ok(Image { path, elf, size: flat.len() as u64 })
+    Ok(Image { path, elf, size: flat.len() as u64, realm: None })
 }
 
 /// Writes a file only if that changes it, so that what depends on it by time is not built again.
