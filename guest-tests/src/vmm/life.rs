@@ -22,7 +22,7 @@ use super::granules::{COUNT, GRANULE, Pool, delegate, undelegate};
 use super::memory::{BLOCK, GIB, Plan, bytes, plan};
 use super::realm::{IPA_BITS, MAX_RECS, Manner, PAGE, Realm, Rec, SHARED, START_LEVEL};
 use super::rmi::{Refused, call, done, ticks, try_call};
-use super::{console, gic, probes};
+use super::{console, gic, measure, probes};
 use crate::cpus::{self, order, together};
 use crate::memory::Memory;
 use crate::report::Report;
@@ -137,9 +137,11 @@ pub struct Wanted<'a> {
     pub manner: Manner,
     /// What the RMM can do.
     pub features: RmiFeatureRegister0,
+    /// Whether it can run when it is made.
+    pub is_active: bool,
 }
 
-/// Makes a realm that can run.
+/// Makes a realm.
 ///
 /// # Errors
 /// What the RMM says, or why the host cannot.
@@ -162,7 +164,9 @@ pub fn make(wanted: &Wanted<'_>) -> Result<Realm, Problem> {
         realm.fold(&mut pool, start, end)?;
     }
     add_recs(&mut realm, &mut pool, wanted, image.0, tree.0)?;
-    done(RmiCommand::RealmActivate, &[realm.rd])?;
+    if wanted.is_active {
+        done(RmiCommand::RealmActivate, &[realm.rd])?;
+    }
     Ok(realm)
 }
 
@@ -497,10 +501,15 @@ pub fn run_realm(
     let words = machine.bootargs.into_iter().flat_map(str::split_ascii_whitespace);
     let bootargs: ArrayVec<&str, WORDS> =
         words.filter(|word| word.starts_with("cloven.")).take(WORDS).collect();
+    if measure::is_wanted(machine) {
+        let measured = measure::all(plan, features);
+        let detail = measured.as_ref().err();
+        report.check("realm.host.measures", measured.is_ok(), format_args!("{}", Shown(detail)));
+    }
     let (recs, manner) = (recs(machine), manner(machine));
     let before = [&COUNT.given, &COUNT.returned].map(|count| count.load(Ordering::Relaxed));
     let start = ticks();
-    let made = make(&Wanted { plan, recs, image, bootargs: &bootargs, manner, features });
+    let made = make(&Wanted { plan, recs, image, bootargs: &bootargs, manner, features, is_active: true });
     let made_in = ticks() - start;
     let realm = match made {
         Ok(realm) => realm,

@@ -1,15 +1,14 @@
 //! Calls of the RMM, and what they cost.
 //!
-//! Invariant: what the compiler keeps of memory is written before a call and read again after it: the RMM reads and writes granules of the
-//! host's meanwhile.
+//! Invariant: each call is counted, with its ticks, for the CPU that makes it.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed, compiler_fence};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arm_sysregs::el0::accessors::read_cntvct_el0;
 use rmm_abi::v1_0::rmi::{RmiCommand, RmiStatus};
-use smccc::{Call, Smc};
 
+use super::entry;
 use crate::entry::Cpu;
 use crate::memory::MAX_CPUS;
 
@@ -87,17 +86,10 @@ pub fn ticks() -> u64 {
     read_cntvct_el0().bits()
 }
 
-/// Calls the RMM; X0 to X4 of its answer.
-pub fn call(command: RmiCommand, inputs: &[u64]) -> [u64; 5] {
-    let mut args = [0; 17];
-    for (place, input) in args.iter_mut().zip(inputs) {
-        *place = *input;
-    }
-    compiler_fence(core::sync::atomic::Ordering::SeqCst);
-    let start = ticks();
-    let [x0, x1, x2, x3, x4, ..] = Smc::call64(command.fid(), args);
-    let spent = ticks() - start;
-    compiler_fence(core::sync::atomic::Ordering::SeqCst);
+/// Calls the RMM; X0 to X4 of its answer, and what it took.
+pub fn timed(command: RmiCommand, inputs: &[u64]) -> ([u64; 5], u64) {
+    let inputs = core::array::from_fn(|at| inputs.get(at).copied().unwrap_or(0));
+    let (answer, spent) = entry::smc(command.fid().into(), inputs);
     let account = account();
     // Only this CPU adds.
     let add = |sum: &AtomicU64, more| sum.store(sum.load(Relaxed) + more, Relaxed);
@@ -107,7 +99,12 @@ pub fn call(command: RmiCommand, inputs: &[u64]) -> [u64; 5] {
         add(&account.calls, spent);
         add(&account.number, 1);
     }
-    [x0, x1, x2, x3, x4]
+    (answer, spent)
+}
+
+/// Calls the RMM; X0 to X4 of its answer.
+pub fn call(command: RmiCommand, inputs: &[u64]) -> [u64; 5] {
+    timed(command, inputs).0
 }
 
 /// Calls the RMM; X1 to X4 of its answer.
