@@ -28,6 +28,7 @@ pub const OWN: usize = 3;
 const PATIENCE: usize = 100_000_000;
 
 static CPUS: Once<ArrayVec<Cpu, MAX_CPUS>> = Once::new();
+static MPIDRS: Once<ArrayVec<u64, MAX_CPUS>> = Once::new();
 static MEMORY: Once<Memory> = Once::new();
 
 /// Makes what each CPU needs; the boot CPU has its own from here on.
@@ -41,6 +42,7 @@ pub fn init(machine: &Machine<'_>, memory: Memory) -> &'static Memory {
 pub fn make(machine: &Machine<'_>, make: impl Fn(usize) -> Cpu) -> &'static [Cpu] {
     let count = machine.cpus.len().min(MAX_CPUS);
     let cpus = CPUS.call_once(|| (0..count).map(make).collect());
+    MPIDRS.call_once(|| machine.cpus.iter().take(count).map(|cpu| cpu.mpidr).collect());
     for cpu in cpus {
         let start = core::ptr::from_ref(cpu) as u64;
         // SAFETY: what a starting CPU reads with its MMU off; maintenance changes no value.
@@ -54,6 +56,11 @@ pub fn make(machine: &Machine<'_>, make: impl Fn(usize) -> Cpu) -> &'static [Cpu
 /// All CPUs, the boot CPU first: none before [`init`].
 pub fn all() -> &'static [Cpu] {
     CPUS.get().map_or(&[], |cpus| cpus)
+}
+
+/// The affinity of CPU `number`.
+pub fn mpidr(number: usize) -> Option<u64> {
+    MPIDRS.get()?.get(number).copied()
 }
 
 /// The payload's memory, from [`init`] on.

@@ -12,6 +12,7 @@ pub mod firmware;
 pub mod memory;
 pub mod probe;
 pub mod report;
+pub mod vmm;
 
 use dtoolkit::fdt::Fdt;
 use hyp::machine::Machine;

@@ -238,6 +238,9 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: Fdt<'_>, code: &[Page]) ->
     for device in [range(UART, UART + PAGE), machine.gic.distributor] {
         add(device.expanded_to(PAGE), View::Data, A::DEVICE);
     }
+    for &device in &machine.gic.redistributors {
+        add(device.expanded_to(PAGE), View::Data, A::DEVICE);
+    }
     add(range(UART, UART + PAGE), View::Code, A::CODE);
     // Where there is nothing: a page of the GiB after everything, at an address of its own, if the CPU can name it.
     let pa_range = arm_sysregs::el1::accessors::read_id_aa64mmfr0_el1().parange();

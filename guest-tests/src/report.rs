@@ -50,6 +50,11 @@ impl Report {
         self.checks
     }
 
+    /// So many more were made by somebody else, whose lines have been printed.
+    pub fn add(&mut self, checks: usize) {
+        self.checks += checks;
+    }
+
     /// All were made.
     pub fn end(self) {
         say!("@cloven done {}", self.checks);

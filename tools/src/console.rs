@@ -66,6 +66,10 @@ pub enum Line<'a> {
     Done(usize),
     /// `@cloven dump JSON`
     Dump(&'a str),
+    /// `@cloven measured STEP`: see [`crate::rim`].
+    Measured(&'a str),
+    /// `@cloven rim DIGITS`: a realm's own RIM.
+    Rim(&'a str),
     /// A line that begins with `@cloven` and is none of these: part of it was lost.
     Malformed(&'a str),
     /// `cloven[N] fatal: TEXT`
@@ -131,9 +135,16 @@ fn parse_record(record: &str) -> Option<Line<'_>> {
         }
         "view" => Line::View(rest),
         "dump" => Line::Dump(rest),
+        "measured" => Line::Measured(rest),
+        "rim" => Some(rest.trim()).filter(|rest| is_rim(rest)).map(Line::Rim)?,
         "done" => Line::Done(rest.trim().parse().ok()?),
         _ => return None,
     })
+}
+
+/// Whether these are the digits of a hash of 256 or 512 bits.
+fn is_rim(digits: &str) -> bool {
+    matches!(digits.len(), 64 | 128) && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Whether Linux says here that it is broken. `BUG:` must be a word of its own (`DEBUG:` is not).
@@ -154,6 +165,10 @@ pub struct Transcript {
     pub view: Vec<String>,
     /// What maps said at some moments.
     pub dumps: Dumps,
+    /// The steps in which a realm was made that are measured.
+    pub measured: Vec<String>,
+    /// What the realm says that its RIM is.
+    pub rim: Option<String>,
     /// The number of checks that the guest says it printed.
     pub done: Option<usize>,
     /// The first fatal message of the hypervisor.
@@ -183,6 +198,15 @@ impl Transcript {
                 }
                 return None;
             }
+            Line::Measured(text) => {
+                // Another realm is another measurement.
+                if text.starts_with("realm ") {
+                    self.measured.clear();
+                }
+                self.measured.push(text.to_owned());
+                return None;
+            }
+            Line::Rim(digits) => self.rim = Some(digits.to_ascii_lowercase()),
             Line::Malformed(text) => keep_first(&mut self.malformed, text),
             Line::Fatal(text) => keep_first(&mut self.fatal, text),
             Line::KernelFault(text) => keep_first(&mut self.kernel_fault, text),
@@ -247,6 +271,8 @@ mod tests {
             "@cloven done many",
             "@cloven figure a x bytes",
             "@cloven verdict pass",
+            "@cloven rim 0123",
+            "@cloven measured",
             "cloven[0] info: @cloven done",
         ] {
             assert_eq!(parse(line), Line::Malformed(line));
@@ -315,6 +341,18 @@ mod tests {
         assert_eq!(transcript.malformed, None);
         transcript.push(r#"@cloven dump {"extents":0}"#, |_| None);
         assert_eq!(transcript.malformed.as_deref(), Some(r#"@cloven dump {"extents":0}"#));
+    }
+
+    #[test]
+    fn the_steps_of_the_last_realm_are_kept_and_its_rim() {
+        let mut transcript = Transcript::default();
+        let rim = format!("@cloven rim {}", "0A".repeat(32));
+        for line in ["@cloven measured realm 1", "@cloven measured rec", "@cloven measured realm 2", &rim] {
+            transcript.push(line, |_| None);
+        }
+        assert_eq!(transcript.measured, ["realm 2"]);
+        assert_eq!(transcript.rim, Some("0a".repeat(32)));
+        assert_eq!(transcript.malformed, None);
     }
 
     #[test]

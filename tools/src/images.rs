@@ -6,6 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -29,6 +30,8 @@ pub struct Image {
     pub elf: PathBuf,
     /// Bytes of the flat image.
     pub size: u64,
+    /// The image of the realm that the host payload in it makes, if it has that payload.
+    pub realm: Option<PathBuf>,
 }
 
 /// The feature of a test build in which somebody stands in for the firmware. It embeds the hostile payload: nothing else has use for
@@ -40,6 +43,9 @@ pub const DUMP: &str = "dump";
 
 /// The feature of a test build, with the trials, whose payload goes through the lifecycle of its CPUs.
 pub const LIFECYCLE: &str = "lifecycle";
+
+/// The payload that the host payload embeds.
+const REALM: &str = "realm";
 
 /// A payload that the hypervisor can embed.
 #[derive(Clone, Copy, Debug)]
@@ -74,11 +80,37 @@ impl Payload {
     }
 }
 
-/// Builds a payload with those of `features`, the hypervisor's, that payloads have too.
-pub fn payload(payload: Payload, features: &[String]) -> Result<Image> {
-    workspace::ensure_target(TARGET)?;
+/// Where the image of the realm lies, whether it was built or not.
+pub fn realm_path() -> Result<PathBuf> {
+    Ok(workspace::images_dir()?.join(REALM).with_extension("img"))
+}
+
+/// A build of the payloads that hands the realm on. It has the same environment for all of them, or each build would undo the one before.
+fn build_payloads(realm: &Path) -> Command {
     let mut build = workspace::cargo();
     build.args(["build", "--quiet", "--release", "--target", TARGET, "-p", "guest-tests"]);
+    build.env("CLOVEN_REALM_PAYLOAD", realm);
+    build
+}
+
+/// Builds the realm that the host payload makes.
+pub fn realm() -> Result<PathBuf> {
+    workspace::ensure_target(TARGET)?;
+    let path = realm_path()?;
+    if !path.is_file() {
+        fs::write(&path, []).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    // A tree without its source has a host that makes none.
+    if workspace::root().join("guest-tests/src/realm/main.rs").is_file() {
+        workspace::run(build_payloads(&path).args(["--bin", REALM]))?;
+        convert(REALM, REALM)?;
+    }
+    Ok(path)
+}
+
+/// Builds a payload with those of `features`, the hypervisor's, that payloads have too.
+pub fn payload(payload: Payload, features: &[String]) -> Result<Image> {
+    let mut build = build_payloads(&realm()?);
     build.args(["--bin", payload.name()]);
     let mut name = payload.name().to_owned();
     if features.iter().any(|feature| feature == DUMP) {
@@ -94,7 +126,8 @@ pub fn hypervisor(platform: &str, features: &[String]) -> Result<Image> {
     // One set of them is one image, whoever names them in whatever order.
     let mut features = features.to_vec();
     features.sort_unstable();
-    let payload = payload(Payload::of(&features), &features)?;
+    let kind = Payload::of(&features);
+    let payload = payload(kind, &features)?;
     let mut build = workspace::cargo();
     build.args(["build", "--quiet", "--release", "--target", TARGET, "-p", platform]);
     build.env("CLOVEN_HOST_PAYLOAD", &payload.path);
@@ -104,7 +137,8 @@ pub fn hypervisor(platform: &str, features: &[String]) -> Result<Image> {
     workspace::run(&mut build)?;
     let name =
         std::iter::once(platform).chain(features.iter().map(String::as_str)).collect::<Vec<_>>().join("+");
-    convert(platform, &name)
+    let realm = matches!(kind, Payload::Host).then(realm_path).transpose()?;
+    Ok(Image { realm, ..convert(platform, &name)? })
 }
 
 /// Builds the program that a Linux host works with.
@@ -125,7 +159,7 @@ fn convert(binary: &str, name: &str) -> Result<Image> {
     let flat = flatten(&bytes).with_context(|| format!("{} is no image", built.display()))?;
     write_if_changed(&elf, &bytes)?;
     write_if_changed(&path, &flat)?;
-    Ok(Image { path, elf, size: flat.len() as u64 })
+    Ok(Image { path, elf, size: flat.len() as u64, realm: None })
 }
 
 /// Writes a file only if that changes it, so that what depends on it by time is not built again.

@@ -15,6 +15,7 @@ mod picture;
 mod placement;
 mod qemu;
 mod report;
+mod rim;
 mod run;
 mod suite;
 mod symbols;

@@ -707,7 +707,7 @@ impl Screen {
     fn finish(&mut self, mut take: impl FnMut(&str) -> Option<String>) {
         let line = String::from_utf8_lossy(&self.line).into_owned();
         let note = take(&line);
-        if self.shown == 0 && matches!(console::parse(&line), Line::Dump(_)) {
+        if self.shown == 0 && matches!(console::parse(&line), Line::Dump(_) | Line::Measured(_)) {
             self.line.clear();
             return;
         }

@@ -35,6 +35,10 @@ pub const HOSTILE_TIMEOUT: Duration = Duration::from_secs(1200);
 const LEAST_FOR_LINUX: Size = Size(256 << 20);
 /// Less than this holds no U-Boot with the hypervisor and its payload.
 const LEAST_FOR_U_BOOT: Size = Size(64 << 20);
+/// Less than this has no room for a realm of the usual size.
+const LEAST_FOR_REALM: Size = Size(256 << 20);
+/// Whether a host payload that makes no realm fails its run. Where the hypervisor serves no RMI there is none to be made.
+pub const REALM_IS_DUE: bool = false;
 /// Less than this has too few places for the payload's look at RAM.
 const LEAST_FOR_PAYLOAD: Size = Size(16 << 20);
 
@@ -331,11 +335,38 @@ pub struct BootArgs {
     features: Vec<String>,
 }
 
+/// The realm that the host payload makes.
+#[derive(Args, Clone, Copy, Debug, Default)]
+#[command(next_help_heading = "Realm")]
+pub struct RealmArgs {
+    /// The size of its RAM, a multiple of 2M [default: 64M]
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["linux", "kernel", "hostile", "lifecycle"])]
+    realm_memory: Option<Size>,
+    /// Its RECs, each on a CPU of its own [default: 4, or as many as there are CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8), conflicts_with_all = ["linux", "kernel", "hostile", "lifecycle"])]
+    recs: Option<u32>,
+    /// Requests that it makes, or the payload with --lifecycle in each phase
+    #[arg(long, value_name = "N", conflicts_with_all = ["linux", "kernel", "hostile"])]
+    requests: Option<u64>,
+}
+
+impl RealmArgs {
+    /// What the host payload is told on the command line.
+    fn parameters(&self) -> impl Iterator<Item = String> + use<> {
+        let memory = self.realm_memory.map(|size| format!("cloven.realm={size}"));
+        let recs = self.recs.map(|count| format!("cloven.recs={count}"));
+        let requests = self.requests.map(|count| format!("cloven.requests={count}"));
+        [memory, recs, requests].into_iter().flatten()
+    }
+}
+
 /// The options of `cargo xtask run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
     #[command(flatten)]
     boot: BootArgs,
+    #[command(flatten)]
+    realm: RealmArgs,
     /// Boot the same Linux with the hypervisor and, at EL1, without it, several times each, and tell in what that differs
     #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot", "work"])]
     compare: bool,
@@ -345,8 +376,8 @@ pub struct RunArgs {
     /// How often it does, all CPUs together [default: 10000000]
     #[arg(long, value_name = "N", requires = "hostile")]
     operations: Option<u64>,
-    /// The seed of what it does [default: 1]
-    #[arg(long, value_name = "N", requires = "hostile")]
+    /// The seed of what it does, or of what the realm or the payload with --lifecycle does [default: 1]
+    #[arg(long, value_name = "N", conflicts_with_all = ["linux", "kernel"])]
     seed: Option<u64>,
     /// Write the table and the verdict to this file
     #[arg(long, value_name = "FILE")]
@@ -431,6 +462,7 @@ impl Job<'_> {
         append.extend(work.map(linux::work_parameters));
         append.extend(self.append);
         let disk = work.map(|_| linux::disk()).transpose()?;
+        let realm = self.image.realm.as_ref().filter(|_| self.host.is_none());
         let checks_linux = self.host.as_ref().is_some_and(|host| host.checks);
         let needs_checks = self.host.is_none() || checks_linux;
         let (host_kernel, initrd) = self.host.map(|host| (host.kernel, host.initrd)).unzip();
@@ -466,6 +498,10 @@ impl Job<'_> {
         let mut checks = transcript.checks.clone();
         if checks_linux {
             checks.extend(verdict::linux_checks(&transcript, &self.machine));
+        }
+        if let Some(payload) = realm {
+            let is_due = REALM_IS_DUE && self.machine.memory.0 >= LEAST_FOR_REALM.0;
+            checks.extend(verdict::realm_checks(&transcript, payload, is_due));
         }
         let mut figures = transcript.figures.clone();
         figures.push(Figure {
@@ -601,6 +637,7 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let features: Vec<&str> = features.into_iter().flatten().collect();
     let mut ready = args.boot.ready(args.compare, &features)?;
     ready.append.extend(hostile_parameters(args.operations, args.seed));
+    ready.append.extend(args.realm.parameters());
 
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let interactive = args.boot.is_linux() && !args.boot.u_boot && terminal;
@@ -746,6 +783,20 @@ mod tests {
         let given = machine("x --bbm 0,2").lifecycle.or(chosen);
         assert_eq!(given.to_string(), ", --bbm 0,2, --policy pages");
         assert_eq!(Lifecycle::default().or(chosen), chosen);
+    }
+
+    #[test]
+    fn a_realm_is_made_as_it_was_asked_for() {
+        let told = |line: &str| -> Vec<String> {
+            let run = Run::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}")).run;
+            run.realm.parameters().chain(hostile_parameters(run.operations, run.seed)).collect()
+        };
+        let all = "x --realm-memory 1G --recs 2 --requests 7 --seed 5";
+        assert_eq!(told(all), ["cloven.realm=1G", "cloven.recs=2", "cloven.requests=7", "cloven.seed=5"]);
+        assert!(told("x").is_empty());
+        for line in ["x --recs 0", "x --recs 9", "x --recs 2 --hostile", "x --realm-memory 64M --linux"] {
+            assert!(Run::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
     }
 
     #[test]

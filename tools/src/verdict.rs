@@ -2,9 +2,12 @@
 //!
 //! Invariant: a run passes only if nothing speaks against it; what the guest did not say is never taken as said.
 
+use std::path::Path;
+
 use crate::{
     console::{Check, CheckResult, Transcript},
     qemu::{Ended, Machine},
+    rim,
 };
 
 /// What speaks against a run; nothing means that it passed. `checks` are all checks, this tool's own among them;
@@ -65,14 +68,37 @@ pub fn linux_checks(transcript: &Transcript, machine: &Machine) -> Vec<Check> {
             if seen.checked_add(reserved) == Some(machine.mappable()) { Ok(sum) } else { Err(sum) }
         }
     };
-    let check = |name: &str, outcome: Result<String, String>| {
-        let (result, detail) = match outcome {
-            Ok(detail) => (CheckResult::Ok, detail),
-            Err(detail) => (CheckResult::Fail, detail),
-        };
-        Check { name: name.to_owned(), result, detail }
-    };
     vec![check("linux.cpus", cpus), check("linux.ram", ram)]
+}
+
+/// A check of this tool's own.
+fn check(name: &str, outcome: Result<String, String>) -> Check {
+    let (result, detail) = match outcome {
+        Ok(detail) => (CheckResult::Ok, detail),
+        Err(detail) => (CheckResult::Fail, detail),
+    };
+    Check { name: name.to_owned(), result, detail }
+}
+
+/// The checks that only the outside can make of a realm with the payload `image`: that its RIM is that of the steps in which it was made. With
+/// `is_due` there must have been one.
+pub fn realm_checks(transcript: &Transcript, image: &Path, is_due: bool) -> Vec<Check> {
+    let mut checks = Vec::new();
+    if !transcript.measured.is_empty() {
+        let outcome = match (rim::compute(&transcript.measured, image), &transcript.rim) {
+            (Err(error), _) => Err(format!("{error:#}")),
+            (Ok(_), None) => Err("the realm did not say what its RIM is".to_owned()),
+            // A hash of 256 bits has zeroes above, which need not be told.
+            (Ok(computed), Some(said)) if format!("{said:0<128}") == computed => {
+                Ok(format!("{} steps, {said:.16}…", transcript.measured.len()))
+            }
+            (Ok(computed), Some(said)) => Err(format!("it is {said}, and should be {computed}")),
+        };
+        checks.push(check("realm.rim", outcome));
+    } else if is_due {
+        checks.push(check("realm.ran", Err("the host made no realm".to_owned())));
+    }
+    checks
 }
 
 #[cfg(test)]
@@ -151,6 +177,29 @@ mod tests {
         assert_eq!(judge(&[], &Ended::Off, true).len(), 1);
         assert!(judge(&["login:"], &Ended::Off, false).is_empty());
         assert_eq!(judge(&["@cloven check a ok"], &Ended::Off, false).len(), 1);
+    }
+
+    #[test]
+    fn a_realm_must_have_the_rim_of_its_steps() {
+        let steps = ["@cloven measured realm 0 40 0 5 3 0 0", "@cloven measured data 0x1000 1 00"];
+        let computed = rim::compute(&transcript(&steps).measured, Path::new("/nonexistent")).unwrap();
+        let judge = |said: &str| {
+            let line = format!("@cloven rim {said}");
+            let mut lines = steps.to_vec();
+            lines.extend((!said.is_empty()).then_some(line.as_str()));
+            realm_checks(&transcript(&lines), Path::new("/nonexistent"), true).remove(0)
+        };
+        assert_eq!(judge(&computed).result, CheckResult::Ok);
+        assert_eq!(judge(&computed[..64]).result, CheckResult::Ok);
+        assert!(judge("").detail.contains("did not say"));
+        assert!(judge(&"0".repeat(64)).detail.contains(&computed));
+    }
+
+    #[test]
+    fn a_realm_that_was_not_made_is_missed_where_one_is_due() {
+        let nothing = |is_due| realm_checks(&transcript(&[]), Path::new("/nonexistent"), is_due);
+        assert_eq!(nothing(true)[0].result, CheckResult::Fail);
+        assert!(nothing(false).is_empty());
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub const TARGET: &str = "aarch64-unknown-none-softfloat";
 pub const LINUX_TARGET: &str = "aarch64-unknown-linux-musl";
 
 /// The crates that build for this machine, with tests and documentation.
-pub const HOST_CRATES: [&str; 5] = ["hyp", MODEL, ABI, "tools", "bench"];
+pub const HOST_CRATES: [&str; 6] = ["hyp", MODEL, ABI, "vmm-logic", "tools", "bench"];
 
 /// The machine model: its tests are a part of their own.
 pub const MODEL: &str = "hyp-model";

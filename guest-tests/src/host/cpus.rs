@@ -6,6 +6,7 @@ use guest_tests::cpus::{self, GREET, OFF, OWN, is_off, on, order, state};
 use guest_tests::entry::Cpu;
 use guest_tests::memory::{MAX_CPUS, Memory};
 use guest_tests::report::Report;
+use guest_tests::vmm::{Orders, probes, run_here};
 use hyp::machine::Machine;
 use hyp::mapping::Address;
 use smccc::Smc;
@@ -22,9 +23,11 @@ const PROBE: usize = OWN;
 pub const TOUCH: usize = OWN + 1;
 /// Takes part in a trial at EL2.
 pub const TOUCH_EL2: usize = OWN + 2;
+/// What is done for a realm.
+pub const ORDERS: Orders = Orders { run: OWN + 3, probe: OWN + 4 };
 
 /// Tries a page that was given away.
-pub const TOUCH_GIVEN: usize = OWN + 3;
+pub const TOUCH_GIVEN: usize = OWN + 5;
 
 /// What the probes of the last order found: refused, and tried.
 static REFUSED: AtomicUsize = AtomicUsize::new(0);
@@ -42,6 +45,8 @@ pub fn work(order: usize) {
         }
         TOUCH | TOUCH_EL2 => trials::touch(Cpu::this().number - 1, order == TOUCH_EL2),
         TOUCH_GIVEN => owners::touch(),
+        _ if order == ORDERS.run => run_here(),
+        _ if order == ORDERS.probe => probes::count(),
         _ => {}
     }
 }

@@ -1,4 +1,5 @@
-//! The host payload: an EL1 host that tries what a host may do and what it must not, on every CPU, and says how it went.
+//! The host payload: an EL1 host that tries what a host may do and what it must not, on every CPU, makes a realm if there is who serves
+//! RMI, and says how it went.
 #![no_std]
 #![no_main]
 
@@ -9,9 +10,13 @@ mod trials;
 
 use guest_tests::memory::Memory;
 use guest_tests::report::Report;
+use guest_tests::vmm;
 use hyp::machine::Machine;
 
 guest_tests::payload! { main: main, work: cpus::work, code: &[] }
+
+/// The realm: `cargo xtask` builds it first.
+static REALM: &[u8] = include_bytes!(env!("CLOVEN_REALM_PAYLOAD"));
 
 fn main(report: &mut Report, machine: &Machine<'_>, memory: &'static Memory) {
     checks::identity(report);
@@ -25,4 +30,5 @@ fn main(report: &mut Report, machine: &Machine<'_>, memory: &'static Memory) {
         trials::all(report, machine, memory);
     }
     checks::round_trip();
+    vmm::run_realm(report, machine, memory, REALM, cpus::ORDERS);
 }

@@ -1,0 +1,81 @@
+//! Accesses of the host to what it gave to the RMM: each must end in an external abort, on every CPU.
+//!
+//! Invariant: the places are those of one realm that exists; they are mapped in [`View::Code`] while they are tried.
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use hyp::mapping::{Attributes, El1And0, Leaves, Range, Va};
+
+use super::granules::GRANULE;
+use crate::memory::{Memory, View, range};
+use crate::probe::{Fault, Kind, is_refusal, probe};
+
+/// Places that are tried, at most.
+pub const MOST: usize = 8;
+
+static PLACES: [AtomicU64; MOST] = [const { AtomicU64::new(0) }; MOST];
+/// Accesses that were refused as they must be, and that there were, since it was asked.
+static REFUSED: AtomicUsize = AtomicUsize::new(0);
+static TRIED: AtomicUsize = AtomicUsize::new(0);
+
+/// How the host tries it.
+const TRIES: [(View, Kind); 3] =
+    [(View::Data, Kind::Load), (View::Code, Kind::Fetch), (View::Data, Kind::Store)];
+
+/// Takes note of the granules that are tried; at most [`MOST`], the rest is left out.
+pub fn set(places: &[u64]) {
+    for (slot, number) in PLACES.iter().zip(0..) {
+        slot.store(places.get(number).copied().unwrap_or(0), Relaxed);
+    }
+}
+
+fn places() -> impl Iterator<Item = u64> {
+    PLACES.iter().map(|slot| slot.load(Relaxed)).filter(|&place| place != 0)
+}
+
+/// Maps the places as code, or takes that back; whether it could.
+pub fn map(memory: &Memory, on: bool) -> bool {
+    let Some(mut writer) = memory.map.try_write() else { return false };
+    places().all(|pa| {
+        let Ok(input) = Range::<Va>::new(View::Code.of(pa), GRANULE) else { return false };
+        let output = range(pa, pa + GRANULE).start();
+        if on {
+            writer.map(input, output, Attributes::<El1And0>::CODE, Leaves::PAGES).is_ok()
+        } else {
+            writer.unmap(input).map(|debt| debt.flush()).is_ok()
+        }
+    })
+}
+
+/// Tries each place in each way on this CPU. Stops at what gets through: a store could end the run before it is told.
+pub fn count() {
+    for pa in places() {
+        // The last word too: all of it is gone.
+        for offset in [0, GRANULE - 8] {
+            for (view, kind) in TRIES {
+                TRIED.fetch_add(1, Relaxed);
+                let fault = probe(view, kind, pa + offset);
+                if !is_refusal(fault, view, kind, view.of(pa + offset)) {
+                    note(pa + offset, kind, fault);
+                    return;
+                }
+                REFUSED.fetch_add(1, Relaxed);
+            }
+        }
+    }
+}
+
+static THROUGH: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+
+fn note(pa: u64, kind: Kind, fault: Option<Fault>) {
+    let esr = fault.map_or(0, |fault| fault.esr);
+    for (slot, value) in THROUGH.iter().zip([pa, kind as u64, esr]) {
+        slot.store(value, Relaxed);
+    }
+}
+
+/// How many were refused, how many there were, and of the first that was not: the address, the number of the [`Kind`], ESR.
+pub fn take() -> (usize, usize, [u64; 3]) {
+    let through = core::array::from_fn(|at| THROUGH[at].swap(0, Relaxed));
+    (REFUSED.swap(0, Relaxed), TRIED.swap(0, Relaxed), through)
+}

@@ -1,0 +1,14 @@
+//! What the host payload decides as the VMM of a realm: the device tree that the realm gets, which interrupts its list registers hold, what
+//! an exit was for, and the lines that it prints.
+//!
+//! Invariant: pure, on any host: nothing here makes a call or touches memory that it was not given.
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod access;
+pub mod console;
+pub mod lists;
+pub mod tree;
+pub mod words;
