@@ -29,7 +29,9 @@ pub trait Cpus {
     /// See [`World::entry_features`].
     fn entry_features(&self) -> EntryFeatures;
     /// See [`World::mmu`].
-    fn mmu(&self, vmid: u16, root: Pa) -> Self::Mmu;
+    fn mmu(&self, registers: Registers) -> Self::Mmu;
+    /// See [`World::can_run`].
+    fn can_run(&self) -> bool;
     /// See [`World::run`].
     fn run(
         &self,
@@ -108,8 +110,11 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     fn entry_features(&self) -> EntryFeatures {
         self.cpus.entry_features()
     }
-    fn mmu(&self, vmid: u16, root: Pa) -> C::Mmu {
-        self.cpus.mmu(vmid, root)
+    fn mmu(&self, registers: Registers) -> C::Mmu {
+        self.cpus.mmu(registers)
+    }
+    fn can_run(&self) -> bool {
+        self.cpus.can_run()
     }
 
     fn granule(&self, pa: u64) -> HostPage {

@@ -143,8 +143,11 @@ impl Cpus for FakeCpus {
     fn entry_features(&self) -> EntryFeatures {
         EntryFeatures::default()
     }
-    fn mmu(&self, vmid: u16, _: Pa) -> RealmMmu {
-        RealmMmu { shared: self.shared, vmid }
+    fn mmu(&self, registers: Registers) -> RealmMmu {
+        RealmMmu { shared: self.shared, vmid: (registers.vttbr >> 48) as u16 }
+    }
+    fn can_run(&self) -> bool {
+        true
     }
     fn run(
         &self,

@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 
 use hyp::mapping::{Address, Capabilities, Debt, GRANULE, Geometry, Ipa, Map, Options, Pa, Range, Stage2};
 use hyp::owner::{HostPage, Keeper, OwnerError, Purpose};
+use hyp::stage2::Registers;
 
 use crate::monitor::Locked;
 use crate::realm::Realm;
@@ -70,9 +71,10 @@ impl<W: World> Locked<'_, W> {
     /// The stage 2 of realm `number` whose root is made of the granules at `root`, kept for it and zeroed.
     pub fn adopt(&self, number: u16, root: Pa, geometry: Geometry) -> Map<Stage2, W::Mmu> {
         let options = Options::new(capabilities(self.world));
+        let registers = Registers::of_root(geometry, root, number, self.world.features().limits);
         // SAFETY: the granules are the realm's tables, zero, and stay so until `end_realm`; what hangs from them are other granules of that
         // kind, by `split`. What the map gives up goes to a pool without tables, or is given back by who asked.
-        unsafe { Map::adopt(self.world.mmu(number, root), root, geometry, options) }
+        unsafe { Map::adopt(self.world.mmu(registers), root, geometry, options) }
     }
 
     /// RTT unfolding (A5.5.7): puts the delegated granule `rtt` in the place of the entry above `level` at `ipa`.

@@ -21,6 +21,7 @@
 //! | `measurement` | hashes |
 //! | `rtt` | an entry of a realm's tables in the specification's words |
 //! | `rmi`, `rsi` | the commands |
+//! | `target` | on the machine itself: the world of its hypervisor |
 //! | `exits`, `mmio` | why a REC stopped: back to the realm, or what the host is told |
 //!
 //! # An RTT entry in the engine's terms (A5.5)
@@ -51,6 +52,8 @@ pub mod rec;
 mod rmi;
 mod rsi;
 mod rtt;
+#[cfg(target_os = "none")]
+pub mod target;
 pub mod world;
 
 pub use by_stage2::{ByStage2, Cpus, NoTables};

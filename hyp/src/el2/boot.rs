@@ -455,7 +455,7 @@ impl Booted {
                 late: self.settings.late,
             },
             own: self.own,
-            parties: Parties::new(map, self.map, self.ram, self.own, self.features.limits),
+            parties: Parties::new(map, self.map, self.ram, self.own, &self.features),
         };
         let entry = HostEntry { pc: place.start().get(), context: room.start().get() };
         info!("host kernel at {place}, device tree at {}", room.start());

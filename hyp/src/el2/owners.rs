@@ -6,10 +6,13 @@ use log::debug;
 use spin::Mutex;
 
 use super::host::Host;
-use super::parties::RealmMap;
+use super::parties::RealmMmu;
 use super::percpu::PerCpu;
 use super::trial::translates;
-use crate::mapping::{Address, Attributes, GRANULE, Geometry, Ipa, Leaves, Pa, Range, Stage2, State, Va};
+use crate::mapping::{
+    Address, Attributes, GRANULE, Geometry, Ipa, Leaves, Map, Options, Pa, Range, Stage2, State, Va,
+};
+use crate::stage2::Registers;
 use crate::owner::{
     Granules, HostPage, HypervisorPage, Keeper, OwnerError, Placement, Purpose, Realm, RealmPage,
 };
@@ -28,6 +31,9 @@ struct Scratch {
     start: u64,
     map: RealmMap,
 }
+
+/// Its stage 2.
+type RealmMap = Map<Stage2, RealmMmu>;
 
 static SCRATCH: Mutex<Option<Scratch>> = Mutex::new(None);
 
@@ -125,8 +131,10 @@ fn begin(host: &Host, start: u64) -> Result<RealmMap, Failed> {
     parties.owners.keep(tables, REALM, Purpose::Table, |held| parties.memory.zero(held))?;
     let table = |number: u64| Pa::new(start + number * GRANULE).map_err(|_| Failed::Scratch);
     let geometry = Geometry::stage2(40).map_err(|_| Failed::Scratch)?;
+    let registers = Registers::of_root(geometry, table(0)?, REALM, parties.limits);
+    let options = Options::new(parties.capabilities());
     // SAFETY: an empty root of two tables, kept for this; nobody else has the VMID.
-    let map = unsafe { parties.realm_map(table(0)?, geometry, REALM) };
+    let map = unsafe { Map::adopt(parties.realm_mmu(registers), table(0)?, geometry, options) };
     for level in 1..=2 {
         // SAFETY: kept for this, and used for nothing else.
         let split = unsafe { map.split_entry(ipa(OWN_IPA)?, level, table(u64::from(level) + 1)?) };

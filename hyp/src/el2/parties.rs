@@ -9,12 +9,14 @@ use arrayvec::ArrayVec;
 use spin::{Mutex, MutexGuard};
 
 use super::boot::{El2Map, El2Mmu, HostMap, HostMmu, SLOTS};
+use super::cpu::Features;
+use super::inject::EntryFeatures;
 use super::pages::{Pages, Refused};
 use super::percpu::PerCpu;
 use super::quiet::{ENTRY, Here};
 use crate::caps::gate::Gate;
 use crate::machine::MAX_CPUS;
-use crate::mapping::{Geometry, Map, Options, Pa, Range, Slot, Stage2};
+use crate::mapping::{Capabilities, Pa, Range, Slot};
 use crate::owner::{Held, Memory, Ownership};
 use crate::stage2::install::GuestMmu;
 use crate::stage2::{CpuLimits, Registers};
@@ -29,8 +31,6 @@ static DONATED: Mutex<ArrayVec<Held, MOST_DONATED>> = Mutex::new(ArrayVec::new_c
 pub type Owners = Ownership<'static, HostMmu, El2Mmu, Memory>;
 /// The MMU of a realm's map.
 pub type RealmMmu = GuestMmu<&'static Gate<Here, MAX_CPUS>>;
-/// A realm's map.
-pub type RealmMap = Map<Stage2, RealmMmu>;
 
 /// All of them. It does not change but behind its references.
 pub struct Parties {
@@ -44,9 +44,11 @@ pub struct Parties {
     pub own: &'static [Range<Pa>],
     /// What all CPUs can address.
     pub limits: CpuLimits,
+    /// What all CPUs have that changes how an exception is taken.
+    pub entry: EntryFeatures,
     /// Where each CPU says that it walks a map, whichever it is.
     pub slots: &'static [Slot],
-    options: Options,
+    host: &'static HostMap,
 }
 
 impl Parties {
@@ -56,13 +58,13 @@ impl Parties {
         el2: &'static El2Map,
         ram: &'static [Range<Pa>],
         own: &'static [Range<Pa>],
-        limits: CpuLimits,
+        features: &Features,
     ) -> Self {
         // SAFETY: RAM is data in the EL2 map, at its own address, but for what realms have; ownership names what is anybody's to access.
         let memory = unsafe { Memory::new(0) };
-        let options = Options::new(host.capabilities());
         let owners = Ownership::new(host, el2.map(), memory);
-        Self { owners, memory, ram, own, limits, slots: &SLOTS, options }
+        let Features { limits, entry, .. } = *features;
+        Self { owners, memory, ram, own, limits, entry, slots: &SLOTS, host }
     }
 
     /// The number of the running CPU, that of its slot.
@@ -76,23 +78,22 @@ impl Parties {
             && !self.own.iter().any(|own| own.overlaps(range))
     }
 
-    /// What each CPU needs to run what is in a realm's map of this root.
-    pub fn registers(&self, root: Pa, geometry: Geometry, vmid: u16) -> Registers {
-        Registers::of_root(geometry, root, vmid, self.limits)
+    /// The MMU for the map that `registers` put under a realm.
+    pub fn realm_mmu(&self, registers: Registers) -> RealmMmu {
+        // SAFETY: the EL2 map has tables at their physical addresses, and this is EL2, with interrupts masked. That no other map has the VMID is
+        // for who adopts a root with it.
+        unsafe { GuestMmu::new(registers, &SLOTS, &ENTRY) }
     }
 
-    /// The map of a realm, whose root, of [`Geometry::root_tables`] tables, lies at `root`. It makes no table: all are given to it. A table that it is
-    /// left with when a whole range is unmapped is lost to the host.
-    ///
-    /// # Safety
-    /// As [`Map::adopt`]; and no other map has the VMID, nor has had it since all of that was invalidated.
-    pub unsafe fn realm_map(&self, root: Pa, geometry: Geometry, vmid: u16) -> RealmMap {
-        let registers = self.registers(root, geometry, vmid);
-        // SAFETY: the EL2 map has tables at their physical addresses, and this is EL2; the root is the caller's word.
-        unsafe {
-            let mmu = GuestMmu::new(registers, &SLOTS, &ENTRY);
-            Map::adopt(mmu, root, geometry, self.options)
-        }
+    /// What all CPUs can do by now.
+    pub fn capabilities(&self) -> Capabilities {
+        self.host.capabilities()
+    }
+
+    /// One turn of a loop that waits for another CPU at EL2: this one counts as standing still here.
+    pub fn wait() {
+        ENTRY.pass();
+        core::hint::spin_loop();
     }
 
     /// The donated ranges. Who waits for them counts as standing still, as who has them may be waiting for that.
@@ -101,8 +102,7 @@ impl Parties {
             if let Some(donated) = DONATED.try_lock() {
                 return donated;
             }
-            ENTRY.pass();
-            core::hint::spin_loop();
+            Self::wait();
         }
     }
 }

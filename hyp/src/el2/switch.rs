@@ -172,6 +172,10 @@ pub struct World {
     pub entry: EntryFeatures,
     /// `ICH_LR<n>_EL2` that there are.
     pub list_registers: usize,
+    /// Bits of a virtual interrupt's priority.
+    pub priority_bits: u32,
+    /// Bits of a virtual interrupt's INTID.
+    pub intid_bits: u32,
     /// `ICH_AP1R<n>_EL2` that there are.
     active_priorities: usize,
     hcr: u64,
@@ -438,11 +442,19 @@ impl World {
             view,
             entry,
             list_registers: if has.gic { (vtr & 0x1f) as usize + 1 } else { 0 }.min(16),
+            // ICH_VTR_EL2: PRIbits is one less; IDbits 0 is 16, 1 is 24.
+            priority_bits: (vtr >> 29) as u32 + 1,
+            intid_bits: 16 + 8 * (vtr >> 23 & 1) as u32,
             active_priorities,
             hcr,
             hcrx: set(field(isar2, 16) != 0, HCRX_MSCEN),
             has,
         }
+    }
+
+    /// Whether this CPU is in streaming mode (`SVCR.SM`): then no guest runs.
+    pub fn is_streaming(&self) -> bool {
+        self.has.sme && get!("s3_3_c4_c2_2") & 1 != 0
     }
 
     /// Runs `vcpu` on this CPU over the stage 2 of `registers` until it stops. `host_has_sve` is false if the host said in its call that it
@@ -466,8 +478,7 @@ impl World {
         host_has_sve: bool,
         answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
     ) -> Result<Exit, Streaming> {
-        // SVCR.
-        if self.has.sme && get!("s3_3_c4_c2_2") & 1 != 0 {
+        if self.is_streaming() {
             return Err(Streaming);
         }
         let mut running = vcpu.running();

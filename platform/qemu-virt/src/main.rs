@@ -11,7 +11,7 @@ use arm_pl011_uart::{PL011Registers, Uart};
 use dtoolkit::fdt::Fdt;
 use hyp::el2::boot::{self, Kernel};
 use hyp::el2::settings::Settings;
-use hyp::el2::smccc::NoCalls;
+use rmm_shim::target::Realms;
 use hyp::el2::{fault, logger};
 use hyp::machine::Machine;
 use log::LevelFilter;
@@ -22,7 +22,7 @@ use safe_mmio::UniqueMmioPointer;
 /// there is a device tree to read.
 const CONSOLE: u64 = 0x0900_0000;
 
-hyp::el2_entry! { main: main, console: CONSOLE, handler: NoCalls }
+hyp::el2_entry! { main: main, console: CONSOLE, handler: Realms }
 
 /// The host for who gives none: `cargo xtask` builds it first.
 #[unsafe(link_section = ".init.rodata")]

@@ -193,6 +193,9 @@ fn is_gic_valid(hcr: u64, lrs: &[u64; 16], features: &Features) -> bool {
 pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sve: bool) -> Outcome {
     input.check()?;
     let world = &monitor.world;
+    if !world.can_run() {
+        return Err(INPUT);
+    }
     let lock = monitor.lock();
     let mut flags = RmiRecEnterFlags::empty();
     let mut entered = Entered { gprs: [0; 31], _unused: 0, hcr: 0, lrs: [0; 16] };
