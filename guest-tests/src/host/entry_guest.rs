@@ -245,7 +245,8 @@ call_with_vectors:
     .global vector_length
 vector_length:
     mrs     x3, cpacr_el1
-    mov     x1, #(3 << 16)
+    mov     x1, #(3 << 20)
+    orr     x1, x1, #(3 << 16)
     msr     cpacr_el1, x1
     isb
     mov     x2, #0xf
