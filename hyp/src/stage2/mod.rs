@@ -274,7 +274,8 @@ mod tests {
     #[test]
     fn tables_that_are_supplied_come_from_nowhere_else_and_go_back_to_who_supplied_them() {
         let mmu = FakeMmu::new(8);
-        let root = mmu.pool().take_root(2).unwrap();
+        // An empty root, which nobody uses after this.
+        let root = Map::<Stage2, _>::new(&mmu, Geometry::stage2(40).unwrap(), OPTIONS).unwrap().root();
         mmu.pool().reserve(1).unwrap();
         // SAFETY: one was reserved; the root is the pool's, whole and empty.
         let (table, map) = unsafe {
