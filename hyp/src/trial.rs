@@ -8,6 +8,7 @@
 //!
 //! [`requests`] are another: there permissions are what is tried. [`owners`] are a third: who has a page.
 
+pub mod guest;
 pub mod owners;
 pub mod requests;
 

@@ -5,6 +5,8 @@
 
 mod checks;
 mod cpus;
+mod entry_guest;
+mod guests;
 mod owners;
 mod trials;
 
@@ -27,6 +29,7 @@ fn main(report: &mut Report, machine: &Machine<'_>, memory: &'static Memory) {
     cpus::all(report, machine, memory, refused);
     if refused {
         owners::all(report, memory);
+        guests::all(report, machine);
         trials::all(report, machine, memory);
     }
     checks::round_trip();
