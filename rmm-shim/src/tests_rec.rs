@@ -1,7 +1,5 @@
 //! RECs and what runs in them, on the machine of [`crate::fake`]: every failure condition by its ID, every exit's record to the last byte.
 
-use std::sync::{Arc, Mutex};
-
 use hyp::el2::vcpu::{Exit, Vcpu};
 use hyp::owner::HostPage;
 use rmm_abi::v1_0::psci::{PsciCommand, PsciReturnCode};
@@ -712,4 +710,601 @@ fn hvc_is_undefined() {
     assert_eq!(scene.exit(), interrupted());
     let vcpu = scene.vcpu();
     assert_eq!((vcpu.el1.esr, vcpu.el1.elr), (1 << 25, ENTRY));
+}
+
+// RSI.
+
+#[test]
+fn a_realm_finds_the_interface_as_it_looks_for_it() {
+    let scene = Scene::active();
+    // What its other registers held stays: PSCI and SMCCC results are in X0 to X3.
+    let call = |x: &[u64]| {
+        let mut all = [0x77; 18];
+        all[..x.len()].copy_from_slice(x);
+        let after = scene.answered(&all);
+        assert_eq!(after[4..18], all[4..]);
+        after[0]
+    };
+    assert_eq!(call(&[0x8400_0000]), 0x1_0001, "PSCI_VERSION: 1.1");
+    assert_eq!(call(&[0x8400_000a, 0x8000_0000]), 0, "PSCI_FEATURES(SMCCC_VERSION)");
+    assert_eq!(call(&[0x8000_0000]), 0x1_0002, "SMCCC_VERSION: 1.2");
+    assert_eq!(call(&[0x8000_0001, 0x8000_0000]), 0, "SMCCC_ARCH_FEATURES(SMCCC_VERSION)");
+    assert_eq!(call(&[0x8000_0001, 0x8000_8000]), NOT_SUPPORTED, "SMCCC_ARCH_FEATURES(WORKAROUND_1)");
+    for function in PsciCommand::ALL {
+        assert_eq!(call(&[0x8400_000a, function.fid().into()]), 0, "{}", function.name());
+    }
+    // CPU_ON of 32 bits, MIGRATE, RSI_VERSION.
+    for function in [0x8400_0003, 0x8400_0005, 0xc400_0190] {
+        assert_eq!(call(&[0x8400_000a, function]), NOT_SUPPORTED);
+    }
+    // RMI, a vendor's, a trusted OS's, and nothing at all.
+    for fid in [0xc400_0150, 0xc600_0003, 0x3200_0000, 0x8400_0003, 0, u64::MAX, 0x8400_0014] {
+        assert_eq!(call(&[fid]), NOT_SUPPORTED, "{fid:#x}");
+    }
+    // The hint about SVE is none of the function's, nor is what is above W0.
+    assert_eq!(call(&[0xffff_0000_8401_0000]), 0x1_0001);
+    // An immediate is no call of SMCCC.
+    scene.step(|vcpu| {
+        vcpu.x[0] = 0xc400_0190;
+        synchronous(SMC | 1, 0, 0)
+    });
+    scene.irq();
+    scene.exit();
+    assert_eq!(scene.vcpu().x[0], NOT_SUPPORTED);
+}
+
+#[test]
+fn rsi_leaves_nothing_in_registers_that_are_no_outputs() {
+    let scene = Scene::active();
+    let mut all = [0x77; 31];
+    all[0] = RsiCommand::Version.fid().into();
+    all[1] = 0x1_0000;
+    let x = scene.answered(&all);
+    assert_eq!(x[..3], [0, 0x1_0000, 0x1_0000]);
+    assert!(x[3..17].iter().all(|&x| x == 0));
+    assert_eq!(x[17..], all[17..]);
+    for (asked, status) in [(0, 1), (0x1_0001, 1), (0x2_0000, 1), (u64::MAX, 1)] {
+        let x = scene.answered_by_rsi(RsiCommand::Version, &[asked]);
+        assert_eq!(x[..3], [status, 0x1_0000, 0x1_0000], "{asked:#x}");
+    }
+    for index in [0, 1, u64::MAX] {
+        assert_eq!(scene.answered_by_rsi(RsiCommand::Features, &[index])[..2], [0, 0]);
+    }
+}
+
+#[test]
+fn measurements_are_read_and_extended() {
+    let scene = Scene::active();
+    let rim = scene.realm(|realm| realm.measurements.borrow()[0]);
+    let read = |index: u64| {
+        let x = scene.answered_by_rsi(RsiCommand::MeasurementRead, &[index]);
+        assert_eq!(x[0], 0);
+        assert!(x[9..17].iter().all(|&x| x == 0));
+        <[u64; 8]>::try_from(&x[1..9]).unwrap()
+    };
+    assert_eq!(read(0), doublewords(&rim));
+    assert_eq!(read(4), [0; 8]);
+    let value = [u64::MAX; 8];
+    let extend = |index: u64, size: u64| {
+        let x = scene.answered_by_rsi(RsiCommand::MeasurementExtend, &[&[index, size], &value[..]].concat());
+        assert!(x[1..17].iter().all(|&x| x == 0));
+        x[0]
+    };
+    assert_eq!(extend(4, 3), 0);
+    let mut input = [0; 128];
+    input[64..67].fill(0xff);
+    let mut expected = [0; 64];
+    expected[..32].copy_from_slice(&sha(&input));
+    assert_eq!(read(4), doublewords(&expected));
+    assert_eq!((read(3), read(0)), ([0; 8], doublewords(&rim)));
+    for (id, index, size) in
+        [("index_bound", 0, 3), ("index_bound", 5, 3), ("index_bound", u64::MAX, 3), ("size_bound", 1, 65)]
+    {
+        assert_eq!(extend(index, size), RsiStatus::ErrorInput.bits(), "{id}");
+    }
+    scene.refused(RsiCommand::MeasurementRead, &[5], "index_bound");
+    assert_eq!(extend(1, 64), 0);
+    assert_eq!(extend(1, 0), 0);
+}
+
+#[test]
+fn a_realm_reads_how_it_was_made() {
+    let scene = Scene::active();
+    scene.fake.store(scene.data[0], &[0xcc; 4096]);
+    assert_eq!(scene.answered_by_rsi(RsiCommand::RealmConfig, &[DATA])[0], 0);
+    let config: RsiRealmConfig = scene.fake.get(scene.data[0]);
+    let mut expected = RsiRealmConfig::zeroed();
+    (expected.ipa_width, expected.rpv) = (WIDTH.into(), [0xa7; 64]);
+    assert_eq!(config, expected);
+    scene.refused(RsiCommand::RealmConfig, &[DATA + 8], "addr_align");
+    scene.refused(RsiCommand::RealmConfig, &[MAPPED], "addr_bound");
+    scene.refused(RsiCommand::RealmConfig, &[1 << WIDTH], "addr_bound");
+    scene.refused(RsiCommand::RealmConfig, &[EMPTY], "nothing there");
+    scene.refused(RsiCommand::RealmConfig, &[SPARE], "nothing there");
+}
+
+#[test]
+fn a_command_waits_for_memory_that_the_host_owes() {
+    for command in [RsiCommand::RealmConfig, RsiCommand::HostCall] {
+        for ipa in [ABSENT, DESTROYED] {
+            let scene = Scene::active();
+            scene.rsi(command, &[ipa]);
+            let expected = record(RmiRecExitReason::Sync, |exit| {
+                exit.esr = 0x24 << 26 | 0x07;
+                exit.hpfar = ipa >> 8;
+            });
+            assert_eq!(scene.exit(), expected, "{}", command.name());
+            // It is executed again.
+            assert_eq!((scene.vcpu().pc, scene.vcpu().x[0]), (ENTRY, command.fid().into()));
+            assert_eq!(scene.rec(0, |rec| (rec.pending.get(), rec.abort.get())), (Pending::None, None));
+        }
+    }
+}
+
+#[test]
+fn ripas_is_told_as_far_as_it_is_the_same() {
+    let scene = Scene::active();
+    let get = |base: u64, top: u64| {
+        let x = scene.answered_by_rsi(RsiCommand::IpaStateGet, &[base, top]);
+        assert_eq!(x[0], 0);
+        assert!(x[3..17].iter().all(|&x| x == 0));
+        (x[1], x[2])
+    };
+    const BLOCK: u64 = 2 << 20;
+    // Two assigned pages and one that is not: RAM all.
+    assert_eq!(get(DATA, BASE + BLOCK), (EMPTY, 1));
+    assert_eq!(get(DATA, MORE), (MORE, 1));
+    assert_eq!(get(EMPTY, DESTROYED), (DESTROYED, 0));
+    assert_eq!(get(DESTROYED, BASE + BLOCK), (SPARE, 2));
+    // To the end of its RTT.
+    assert_eq!(get(SPARE, BASE + 3 * BLOCK), (BASE + BLOCK, 0));
+    // Blocks in one step.
+    assert_eq!(get(BASE + BLOCK, BASE + 3 * BLOCK + PAGE), (BASE + 3 * BLOCK + PAGE, 0));
+    let top = SHARED;
+    for (id, args) in [
+        ("base_align", [DATA + 1, MORE]),
+        ("end_align", [DATA, MORE + 1]),
+        ("size_valid", [DATA, DATA]),
+        ("size_valid", [MORE, DATA]),
+        ("rgn_bound", [top, top + PAGE]),
+        ("rgn_bound", [top - PAGE, top + PAGE]),
+        ("rgn_bound", [DATA, !0xfff]),
+    ] {
+        scene.refused(RsiCommand::IpaStateGet, &args, id);
+    }
+    assert_eq!(get(top - PAGE, top), (top, 0));
+}
+
+#[test]
+fn a_change_of_ripas_is_asked_of_the_host_and_told_when_it_comes_back() {
+    let scene = Scene::active();
+    for (id, args) in [
+        ("base_align", [DATA + 1, MORE, 1, 0]),
+        ("top_align", [DATA, MORE + 1, 1, 0]),
+        ("size_valid", [DATA, DATA, 1, 0]),
+        ("rgn_bound", [DATA, SHARED + PAGE, 1, 0]),
+        ("ripas_valid", [DATA, MORE, 2, 0]),
+        ("ripas_valid", [DATA, MORE, 3, 0]),
+        ("ripas_valid", [DATA, MORE, 0xff, 0]),
+    ] {
+        scene.refused(RsiCommand::IpaStateSet, &args, id);
+    }
+    let ask = |base: u64, top: u64, ripas: u64| {
+        scene.rsi(RsiCommand::IpaStateSet, &[base, top, ripas]);
+        let expected = record(RmiRecExitReason::RipasChange, |exit| {
+            (exit.ripas_base, exit.ripas_top, exit.ripas_value) = (base, top, ripas as u8);
+        });
+        assert_eq!(scene.exit(), expected);
+    };
+    let told = |flags: RmiRecEnterFlags| {
+        scene.irq();
+        assert_eq!(scene.exit_after(flagged(flags)), interrupted());
+        let x = scene.vcpu().x;
+        assert!(x[3..17].iter().all(|&x| x == 0));
+        assert_eq!(scene.rec(0, |rec| (rec.ripas.get().addr, rec.ripas.get().top)), (0, 0));
+        [x[0], x[1], x[2]]
+    };
+    let reject = RmiRecEnterFlags::RIPAS_RESPONSE;
+    ask(EMPTY, DESTROYED, 1);
+    assert_eq!(told(RmiRecEnterFlags::empty()), [0, EMPTY, 0]);
+    ask(EMPTY, DESTROYED, 1);
+    assert_eq!(told(reject), [0, EMPTY, 1]);
+    // Nothing is left to be told.
+    scene.irq();
+    scene.exit_after(flagged(reject));
+    // Done by the host: both, and no more to reject.
+    ask(EMPTY, DESTROYED, 1);
+    let done = scene.fake.ok(RttSetRipas, &[scene.rd, scene.recs[0], EMPTY, DESTROYED]);
+    assert_eq!(done[1], DESTROYED);
+    assert_eq!(told(reject), [0, DESTROYED, 0]);
+    assert_eq!(scene.answered_by_rsi(RsiCommand::IpaStateGet, &[DATA, SPARE])[1..3], [DESTROYED, 1]);
+    // A change to EMPTY cannot be rejected.
+    ask(EMPTY, DESTROYED, 0);
+    assert_eq!(told(reject), [0, EMPTY, 0]);
+    // The host has no change to make that was not asked for.
+    let args = [scene.rd, scene.recs[0], EMPTY, DESTROYED];
+    assert_eq!(scene.fake.status(RttSetRipas, &args), RmiStatus::ErrorInput);
+}
+
+#[test]
+fn a_change_from_destroyed_needs_the_realms_word() {
+    let scene = Scene::active();
+    for (flags, end) in [(0, DESTROYED), (1, SPARE), (u64::MAX, SPARE)] {
+        scene.rsi(RsiCommand::IpaStateSet, &[DESTROYED, SPARE, 1, flags]);
+        scene.exit();
+        let args = [scene.rd, scene.recs[0], DESTROYED, SPARE];
+        let done = scene.fake.call(RttSetRipas, &args);
+        if flags == 0 {
+            assert!(status(&done) != RmiStatus::Success || done[1] == end);
+        } else {
+            assert_eq!((status(&done), done[1]), (RmiStatus::Success, end));
+        }
+        scene.irq();
+        scene.exit();
+        assert_eq!(scene.vcpu().x[1], end);
+    }
+}
+
+#[test]
+fn host_calls_go_there_and_back() {
+    let scene = Scene::active();
+    let addr = DATA + 0x300;
+    let mut call = RsiHostCall::zeroed();
+    call.imm = 0xc10e;
+    call.gprs = core::array::from_fn(|n| 0x100 + n as u64);
+    scene.fake.store(scene.data[0] + 0x300, call.as_bytes());
+    for (id, addr) in [("addr_align", addr + 8), ("addr_bound", MAPPED), ("addr_bound", !0xff)] {
+        scene.refused(RsiCommand::HostCall, &[addr], id);
+    }
+    scene.refused(RsiCommand::HostCall, &[EMPTY], "nothing there");
+    let pc = scene.vcpu().pc;
+    scene.rsi(RsiCommand::HostCall, &[addr]);
+    let expected = record(RmiRecExitReason::HostCall, |exit| (exit.imm, exit.gprs) = (call.imm, call.gprs));
+    assert_eq!(scene.exit(), expected);
+    let mut enter = RmiRecEnter::zeroed();
+    enter.gprs = core::array::from_fn(|n| 0x200 + n as u64);
+    scene.irq();
+    assert_eq!(scene.exit_after(enter.clone()), interrupted());
+    let after: RsiHostCall = scene.fake.get(scene.data[0] + 0x300);
+    assert_eq!((after.imm, after.gprs), (call.imm, enter.gprs));
+    let vcpu = scene.vcpu();
+    assert_eq!(vcpu.pc, pc + 4);
+    assert!(vcpu.x[..17].iter().all(|&x| x == 0));
+    // Once.
+    scene.irq();
+    scene.exit();
+    assert_eq!(scene.fake.get::<RsiHostCall>(scene.data[0] + 0x300), after);
+}
+
+#[test]
+fn an_answer_to_a_host_call_waits_for_its_memory() {
+    let scene = Scene::active();
+    scene.rsi(RsiCommand::HostCall, &[DATA]);
+    scene.exit();
+    scene.fake.ok(DataDestroy, &[scene.rd, DATA]);
+    let mut enter = RmiRecEnter::zeroed();
+    enter.gprs[1] = 0x1234;
+    let runs = scene.fake.cpus().runs.load(std::sync::atomic::Ordering::SeqCst);
+    let expected = record(RmiRecExitReason::Sync, |exit| {
+        exit.esr = 0x24 << 26 | 0x07;
+        exit.hpfar = DATA >> 8;
+    });
+    assert_eq!(scene.exit_after(enter.clone()), expected);
+    assert_eq!(scene.rec(0, |rec| rec.pending.get()), Pending::HostCall(DATA));
+    assert_eq!(scene.fake.cpus().runs.load(std::sync::atomic::Ordering::SeqCst), runs, "it has not run");
+    // As DESTROYED can only become RAM again by the realm's other RECs, one asks.
+    let other = Scene::active();
+    other.rsi(RsiCommand::HostCall, &[DATA]);
+    other.exit();
+    other.rec(0, |rec| rec.pending.set(Pending::HostCall(EMPTY)));
+    other.irq();
+    other.exit_after(enter);
+    assert_eq!(other.vcpu().x[0], RsiStatus::ErrorInput.bits(), "given up meanwhile");
+}
+
+#[test]
+fn there_are_no_attestation_tokens() {
+    let scene = Scene::active();
+    let x = scene.answered_by_rsi(RsiCommand::AttestationTokenInit, &[1; 8]);
+    assert_eq!(x[0], RsiStatus::ErrorUnknown.bits());
+    let token = |args: &[u64; 3]| {
+        scene.answered_by_rsi(RsiCommand::AttestationTokenContinue, args)[0]
+    };
+    assert_eq!(token(&[DATA, 0, 0x1000]), RsiStatus::ErrorState.bits(), "state");
+    for (id, args) in [
+        ("addr_align", [DATA + 1, 0, 1]),
+        ("addr_bound", [MAPPED, 0, 1]),
+        ("offset_bound", [DATA, 0x1000, 0]),
+        ("size_overflow", [DATA, 1, u64::MAX]),
+        ("size_bound", [DATA, 1, 0x1000]),
+    ] {
+        assert_eq!(token(&args), RsiStatus::ErrorInput.bits(), "{id}");
+    }
+}
+
+// PSCI.
+
+fn psci_code(code: PsciReturnCode) -> u64 {
+    code.to_register()
+}
+
+impl Scene {
+    /// A PSCI call that ends in an exit: what the host is told.
+    #[track_caller]
+    fn psci_exit(&self, x: &[u64]) -> RmiRecExit {
+        self.smc(x);
+        let exit = self.exit();
+        assert_eq!(exit.exit_reason, RmiRecExitReason::Psci.bits());
+        exit
+    }
+}
+
+const CPU_ON: u64 = 0xc400_0003;
+const AFFINITY_INFO: u64 = 0xc400_0004;
+
+#[test]
+fn a_rec_turns_another_on() {
+    let scene = Scene::active();
+    let (calling, target) = (scene.recs[0], scene.recs[1]);
+    let exit = scene.psci_exit(&[CPU_ON, 1, DATA + 4, 0x1_2345_6789]);
+    let expected = record(RmiRecExitReason::Psci, |exit| {
+        exit.gprs[..4].copy_from_slice(&[CPU_ON, 1, DATA + 4, 0x1_2345_6789]);
+    });
+    assert_eq!(exit, expected);
+    // It waits for the host.
+    assert_eq!(scene.enter_rec(0, RmiRecEnter::zeroed()), RmiStatus::ErrorRec, "rec_psci");
+    let third = scene.fake.granule();
+    let complete = |calling, target, status| scene.fake.status(PsciComplete, &[calling, target, status]);
+    let other = Scene::active();
+    for (id, calling, target, status) in [
+        ("alias", calling, calling, 0),
+        ("calling_align", calling + 8, target, 0),
+        ("calling_bound", DEVICE, target, 0),
+        ("calling_state", third, target, 0),
+        ("target_align", calling, target + 8, 0),
+        ("target_bound", calling, DEVICE, 0),
+        ("target_state", calling, scene.rd, 0),
+        ("pending", target, calling, 0),
+        ("status", calling, target, -2i64 as u64),
+        ("status", calling, target, 1),
+        ("status", calling, target, u64::MAX),
+    ] {
+        assert_eq!(complete(calling, target, status), RmiStatus::ErrorInput, "{id}");
+    }
+    drop(other);
+    scene.rec(1, |rec| {
+        let mut vcpu = rec.vcpu.borrow_mut();
+        (vcpu.x, vcpu.el1.ttbr0, vcpu.timers.cntv_ctl) = ([0x99; 31], 0x99, 1);
+    });
+    assert_eq!(complete(calling, target, 0), RmiStatus::Success);
+    let pc = scene.vcpu().pc;
+    assert_eq!(scene.vcpu().x[..7], [0, 0, 0, 0, 5, 6, 7]);
+    let on = scene.rec(1, |rec| (rec.runnable.get(), *rec.vcpu.borrow()));
+    let mut expected = Vcpu::reset(mpidr_el1(RmiRecMpidr::from_index(1)));
+    (expected.pc, expected.x[0]) = (DATA + 4, 0x1_2345_6789);
+    assert_eq!(on, (true, expected));
+    assert_eq!(complete(calling, target, 0), RmiStatus::ErrorInput, "pending: no more");
+    scene.irq();
+    assert_eq!(scene.enter_rec(1, RmiRecEnter::zeroed()), RmiStatus::Success);
+    scene.irq();
+    scene.exit();
+    assert_eq!((pc, scene.vcpu().pc), (ENTRY + 4, ENTRY + 4));
+}
+
+#[test]
+fn completion_names_the_rec_that_was_named() {
+    let scene = Scene::with_recs(3);
+    scene.psci_exit(&[CPU_ON, 2, DATA, 0]);
+    let complete = |target: u64| scene.fake.status(PsciComplete, &[scene.recs[0], target, 0]);
+    assert_eq!(complete(scene.recs[1]), RmiStatus::ErrorInput, "target");
+    // owner: a REC of another realm on the same machine.
+    let fake = scene.fake;
+    let rd = fake.realm();
+    let foreign: Vec<u64> = (0..3)
+        .map(|index| {
+            let rec = fake.delegated();
+            fake.ok(RecCreate, &[rd, rec, rec_params(fake, index, false)]);
+            rec
+        })
+        .collect();
+    assert_eq!(complete(foreign[2]), RmiStatus::ErrorInput, "owner");
+    assert_eq!(complete(scene.recs[2]), RmiStatus::Success);
+}
+
+#[test]
+fn the_host_may_deny_what_is_not_on() {
+    let denied = psci_code(PsciReturnCode::Denied);
+    let scene = Scene::active();
+    let complete = |status| scene.fake.status(PsciComplete, &[scene.recs[0], scene.recs[1], status]);
+    scene.psci_exit(&[CPU_ON, 1, DATA, 0]);
+    assert_eq!(complete(denied), RmiStatus::Success);
+    assert_eq!(scene.vcpu().x[0], denied);
+    assert!(!scene.rec(1, |rec| rec.runnable.get()));
+    // It is on.
+    scene.psci_exit(&[CPU_ON, 1, DATA, 0]);
+    assert_eq!(complete(0), RmiStatus::Success);
+    scene.psci_exit(&[CPU_ON, 1, DATA, 0]);
+    assert_eq!(complete(denied), RmiStatus::ErrorInput, "status");
+    assert_eq!(complete(0), RmiStatus::Success);
+    assert_eq!(scene.vcpu().x[0], psci_code(PsciReturnCode::AlreadyOn));
+    // Whether one is on nobody may deny.
+    scene.psci_exit(&[AFFINITY_INFO, 1, 0]);
+    assert_eq!(complete(denied), RmiStatus::ErrorInput, "status");
+    assert_eq!(complete(0), RmiStatus::Success);
+    assert_eq!(scene.vcpu().x[0], 0);
+    scene.rec(1, |rec| rec.runnable.set(false));
+    let exit = scene.psci_exit(&[AFFINITY_INFO, 1, 0x77 << 32, 0x55]);
+    assert_eq!(exit.gprs[..4], [AFFINITY_INFO, 1, 0, 0]);
+    assert_eq!(complete(0), RmiStatus::Success);
+    assert_eq!(scene.vcpu().x[..4], [psci_code(PsciReturnCode::Off), 0, 0, 0]);
+}
+
+#[test]
+fn what_psci_refuses_the_host_does_not_see() {
+    let scene = Scene::active();
+    let cases = [
+        ("entry", [CPU_ON, 1, MAPPED, 0], PsciReturnCode::InvalidAddress),
+        ("entry", [CPU_ON, 1, u64::MAX, 0], PsciReturnCode::InvalidAddress),
+        ("mpidr", [CPU_ON, 2, DATA, 0], PsciReturnCode::InvalidParameters),
+        ("mpidr", [CPU_ON, 1 << 31 | 1, DATA, 0], PsciReturnCode::InvalidParameters),
+        ("mpidr", [CPU_ON, 0x10, DATA, 0], PsciReturnCode::InvalidParameters),
+        ("runnable", [CPU_ON, 0, DATA, 0], PsciReturnCode::AlreadyOn),
+        ("target_bound", [AFFINITY_INFO, 1, 1, 0], PsciReturnCode::InvalidParameters),
+        ("target_match", [AFFINITY_INFO, 2, 0, 0], PsciReturnCode::InvalidParameters),
+        ("runnable", [AFFINITY_INFO, 0, 0, 0], PsciReturnCode::Success),
+    ];
+    for (id, call, code) in cases {
+        assert_eq!(scene.answered(&call)[..4], [psci_code(code), 0, 0, 0], "{id}");
+    }
+}
+
+#[test]
+fn a_rec_suspends_and_goes_off() {
+    let scene = Scene::active();
+    let exit = scene.psci_exit(&[0xc400_0001, 1 << 32 | 2, 3, 4, 5]);
+    let expected = record(RmiRecExitReason::Psci, |exit| {
+        exit.gprs[..4].copy_from_slice(&[0xc400_0001, 2, 3, 4]);
+    });
+    assert_eq!(exit, expected);
+    scene.irq();
+    scene.exit();
+    assert_eq!((scene.vcpu().x[..5].to_vec(), scene.vcpu().pc), (vec![0, 0, 0, 0, 5], ENTRY + 4));
+    let exit = scene.psci_exit(&[0x8400_0002, 1, 2, 3]);
+    assert_eq!(exit, record(RmiRecExitReason::Psci, |exit| exit.gprs[0] = 0x8400_0002));
+    assert_eq!(scene.enter_rec(0, RmiRecEnter::zeroed()), RmiStatus::ErrorRec, "rec_runnable");
+    assert_eq!(scene.realm(|realm| realm.state.get()), RealmState::Active);
+}
+
+#[test]
+fn a_realm_ends_itself() {
+    for fid in [0x8400_0008, 0x8400_0009] {
+        let scene = Scene::active();
+        let exit = scene.psci_exit(&[fid, 1, 2, 3]);
+        assert_eq!(exit, record(RmiRecExitReason::Psci, |exit| exit.gprs[0] = fid));
+        assert_eq!(scene.enter_rec(0, RmiRecEnter::zeroed()), RmiStatus::ErrorRealm(1), "system_off");
+        for rec in &scene.recs {
+            scene.fake.ok(RecDestroy, &[*rec]);
+        }
+    }
+}
+
+// Anything.
+
+#[test]
+fn whatever_a_realm_does_the_host_sees_no_more_than_it_may() {
+    use rand::rngs::SmallRng;
+    use rand::{Rng, RngExt, SeedableRng};
+    let scene = Scene::with_recs(3);
+    let fake = scene.fake;
+    let rounds = 2000;
+    let mut random = SmallRng::seed_from_u64(0x5eed);
+    let ipas = [DATA, MORE, ABSENT, EMPTY, DESTROYED, SPARE, MAPPED, UNMAPPED, BASE - PAGE, SHARED - PAGE, 1 << 41];
+    let mut reasons = [0; 7];
+    for round in 0..rounds {
+        let value = |random: &mut SmallRng| match random.random_range(0..5) {
+            0 => random.next_u64(),
+            1 => random.random_range(0..8),
+            2 => ipas[random.random_range(0..ipas.len())] + random.random_range(0..4) * 0x100,
+            3 => u64::MAX << random.random_range(0..64),
+            _ => ipas[random.random_range(0..ipas.len())],
+        };
+        for _ in 0..random.random_range(1..6) {
+            let fids: Vec<u32> = RsiCommand::ALL
+                .iter()
+                .map(|command| command.fid())
+                .chain(PsciCommand::ALL.iter().filter(|c| !c.name().contains("SYSTEM")).map(|c| c.fid()))
+                .collect();
+            let mut x: [u64; 31] = core::array::from_fn(|_| value(&mut random));
+            if random.random_bool(0.8) {
+                x[0] = fids[random.random_range(0..fids.len())].into();
+            }
+            if random.random_bool(0.5) {
+                let page = |random: &mut SmallRng| BASE + random.random_range(0..8) * PAGE;
+                (x[1], x[2], x[3]) = (page(&mut random), page(&mut random), random.random_range(0..2));
+                let exiting = [RsiCommand::IpaStateSet, RsiCommand::HostCall];
+                x[0] = exiting[random.random_range(0..2)].fid().into();
+            }
+            let ec = [0x17, 0x17, 0x24, 0x24, 0x20, 0x18, 0x01, 0x16][random.random_range(0..8)];
+            let iss = random.next_u64() & 0x3ff_ffff;
+            let iss = if ec == 0x17 && random.random_bool(0.9) { 0 } else { iss };
+            let fault = if random.random_bool(0.5) { iss & !0x3f | 0x07 } else { iss };
+            let (far, ipa) = (value(&mut random), ipas[random.random_range(0..ipas.len())]);
+            let esr = ec << 26 | if matches!(ec, 0x20 | 0x24) { fault } else { iss };
+            scene.step(move |vcpu| {
+                vcpu.x = x;
+                vcpu.gic.hcr = far;
+                synchronous(esr, far, ipa)
+            });
+        }
+        let last = [Exit::Irq, Exit::Fiq, Exit::SError { esr: random.next_u64() }][random.random_range(0..3)];
+        scene.step(move |_| last);
+        let mut enter = flagged(RmiRecEnterFlags::from_bits_retain(random.random_range(0..32)));
+        enter.gprs = core::array::from_fn(|_| value(&mut random));
+        // As a host has to, and often does not.
+        if let Pending::Psci(_) = scene.rec(0, |rec| rec.pending.get()) {
+            let target = scene.recs[random.random_range(1..3)];
+            fake.status(PsciComplete, &[scene.recs[0], target, 0]);
+        }
+        let status = scene.enter_rec(0, enter);
+        fake.cpus().script.lock().unwrap().clear();
+        scene.rec(0, |rec| {
+            assert_eq!(rec.state.get(), RecState::Ready);
+            rec.runnable.set(true);
+            if round % 50 == 49 {
+                rec.pending.set(Pending::None);
+            }
+        });
+        if status != RmiStatus::Success {
+            assert_eq!(status, RmiStatus::ErrorRec, "round {round}");
+            continue;
+        }
+        let exit: RmiRecExit = fake.get(scene.run + 0x800);
+        reasons[usize::from(exit.exit_reason)] += 1;
+        check_masks(&exit, round);
+    }
+    assert!(reasons.iter().all(|&count| count > rounds / 100), "{reasons:?}");
+}
+
+/// What A4.3 lets the host see for each reason.
+fn check_masks(exit: &RmiRecExit, round: usize) {
+    let mut masked = exit.clone();
+    masked.gicv3_hcr &= 0b1111_1110 | 1 << 14 | 0x1f << 27;
+    masked.far &= 0xfff;
+    masked.hpfar &= 0xffff_ffff_fff0;
+    let reason = RmiRecExitReason::from_bits(exit.exit_reason).unwrap();
+    if reason != RmiRecExitReason::HostCall {
+        masked.imm = 0;
+        masked.gprs[4..].fill(0);
+    }
+    if !matches!(reason, RmiRecExitReason::HostCall | RmiRecExitReason::Psci) {
+        masked.gprs[1..].fill(0);
+    }
+    if reason != RmiRecExitReason::RipasChange {
+        (masked.ripas_base, masked.ripas_top, masked.ripas_value) = (0, 0, 0);
+    } else {
+        assert!(masked.ripas_base < masked.ripas_top && masked.ripas_top <= SHARED && masked.ripas_value <= 1);
+    }
+    let is_unprotected = exit.hpfar << 8 & SHARED != 0;
+    masked.esr &= match (reason, exit.esr >> 26) {
+        (RmiRecExitReason::Sync, 0x01) => exits::SEEN_OF_WAIT,
+        (RmiRecExitReason::Sync, 0x18) => exits::SEEN_OF_REGISTER,
+        (RmiRecExitReason::Sync, 0x20) => exits::SEEN_OF_FETCH,
+        (RmiRecExitReason::Sync, 0x24) if is_unprotected && exit.esr & ISV != 0 => exits::SEEN_OF_EMULATABLE,
+        (RmiRecExitReason::Sync, 0x24) if is_unprotected => exits::SEEN_OF_UNPROTECTED,
+        (RmiRecExitReason::Sync, 0x24) => exits::SEEN_OF_ACCESS,
+        (RmiRecExitReason::Serror, _) => exits::SEEN_OF_SERROR,
+        _ => 0,
+    };
+    if exit.esr >> 26 != 0x24 || exit.esr & ISV == 0 {
+        masked.far = 0;
+        let may_tell = !matches!(reason, RmiRecExitReason::Sync) || matches!(exit.esr >> 26, 0x01 | 0x18);
+        if !may_tell {
+            masked.gprs[0] = 0;
+        }
+    }
+    if matches!(reason, RmiRecExitReason::Irq | RmiRecExitReason::Fiq | RmiRecExitReason::RipasChange) {
+        masked.gprs[0] = 0;
+        masked.hpfar = 0;
+    }
+    assert_eq!(*exit, masked, "round {round}");
 }
