@@ -53,6 +53,6 @@ mod rsi;
 mod rtt;
 pub mod world;
 
-pub use by_stage2::{ByStage2, Cpus, NoTables};
+pub use by_stage2::{ByStage2, Cpus};
 pub use monitor::Monitor;
 pub use world::World;
