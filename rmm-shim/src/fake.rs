@@ -4,6 +4,8 @@
 
 use std::alloc::Layout;
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
@@ -14,13 +16,16 @@ use hyp::mapping::{
     Address, Attributes, Barrier, Capabilities, El2, GRANULE, Geometry, Leaves, Map, Mmu, NoQuiesce, Options,
     Pa, Pool, Range, Scope, Slot, Stage2, Tlbi,
 };
-use hyp::owner::{HostPage, Memory, Ownership};
-use hyp::stage2::{CpuLimits, Registers, host_map};
-use rmm_abi::v1_0::rmi::{RmiCommand, RmiRealmParams, RmiStatus};
+use hyp::owner::{HostPage, HypervisorPage, Memory, Ownership};
+use hyp::stage2::{CpuLimits, Registers, Supplied, host_map};
+use rmm_abi::v1_0::rmi::{
+    RmiCommand, RmiRealmParams, RmiRecCreateFlags, RmiRecMpidr, RmiRecParams, RmiStatus,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::by_stage2::{ByStage2, Cpus, NoTables};
+use crate::by_stage2::{ByStage2, Cpus};
 use crate::monitor::Monitor;
+use crate::rtt::Rtte;
 use crate::world::{Features, World};
 
 pub const MIB: u64 = 1 << 20;
@@ -88,13 +93,13 @@ pub struct RealmMmu {
 // SAFETY: as for `Shared`; the tables are those of the host.
 unsafe impl Mmu for RealmMmu {
     type Tables = Linear;
-    type Pool = NoTables;
+    type Pool = Supplied;
     type Quiesce = NoQuiesce;
     fn tables(&self) -> &Linear {
         &self.shared.linear
     }
-    fn pool(&self) -> &NoTables {
-        &NoTables
+    fn pool(&self) -> &Supplied {
+        &Supplied
     }
     fn quiesce(&self) -> &NoQuiesce {
         &NoQuiesce
@@ -143,8 +148,8 @@ impl Cpus for FakeCpus {
     fn entry_features(&self) -> EntryFeatures {
         EntryFeatures::default()
     }
-    fn mmu(&self, vmid: u16, _: Pa) -> RealmMmu {
-        RealmMmu { shared: self.shared, vmid }
+    fn mmu(&self, registers: &Registers) -> RealmMmu {
+        RealmMmu { shared: self.shared, vmid: (registers.vttbr >> 48) as u16 }
     }
     fn run(
         &self,
@@ -363,6 +368,79 @@ impl Fake {
         let rd = self.delegated();
         self.ok(RmiCommand::RealmCreate, &[rd, self.put(params)]);
         rd
+    }
+
+    /// A new REC of a realm: the next one.
+    pub fn rec(&self, rd: u64) -> u64 {
+        let mut params = RmiRecParams::zeroed();
+        let index = self.monitor.lock().realm(rd).expect("a realm").rec_index.get();
+        (params.flags, params.mpidr) = (RmiRecCreateFlags::RUNNABLE, RmiRecMpidr::from_index(index));
+        let rec = self.delegated();
+        self.ok(RmiCommand::RecCreate, &[rd, rec, self.put(&params)]);
+        rec
+    }
+
+    /// A granule of data that a realm gets at a page that has an RTT, with what RIPAS that has.
+    pub fn data(&self, rd: u64, ipa: u64) -> u64 {
+        let data = self.delegated();
+        self.ok(RmiCommand::DataCreateUnknown, &[rd, data, ipa]);
+        data
+    }
+
+    /// Gives a realm 2 MiB of data as a block, RAM.
+    pub fn block(&self, rd: u64, ipa: u64) -> u64 {
+        self.rtts(rd, ipa, 3);
+        self.ok(RmiCommand::RttInitRipas, &[rd, ipa, ipa + 2 * MIB]);
+        let start = self.granules(512, 2 * MIB);
+        for offset in (0..2 * MIB).step_by(GRANULE as usize) {
+            self.ok(RmiCommand::GranuleDelegate, &[start + offset]);
+            self.ok(RmiCommand::DataCreateUnknown, &[rd, start + offset, ipa + offset]);
+        }
+        self.ok(RmiCommand::RttFold, &[rd, ipa, 3]);
+        start
+    }
+
+    /// Where a walk to `level` ends in a realm's tables.
+    pub fn rtte(&self, rd: u64, ipa: u64, level: i64) -> (i64, Rtte) {
+        let lock = self.monitor.lock();
+        let walk = lock.realm(rd).expect("a realm").walk(ipa, level);
+        (walk.level, walk.rtte)
+    }
+
+    /// What host, EL2 and all realms have, where: equal if nothing differs but the sizes of entries of host and EL2.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let all = self.end.next_multiple_of(GIB);
+        let mut last = None;
+        let _ = self.host.cpu(0).unwrap().read().walk(Range::new(0, all).unwrap(), |visited| {
+            let is = Some(HostPage::of(&visited));
+            if last != is {
+                (0, visited.start, format!("{is:?}")).hash(&mut hasher);
+                last = is;
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        let mut last = None;
+        let _ = self.el2.cpu(0).unwrap().read().walk(Range::new(0, all).unwrap(), |visited| {
+            let is = Some(HypervisorPage::of(&visited));
+            if last != is {
+                (1, visited.start, format!("{is:?}")).hash(&mut hasher);
+                last = is;
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        let lock = self.monitor.lock();
+        for rd in lock.state.realms.iter().flatten() {
+            let realm = lock.realm(rd.get()).expect("in the list");
+            let whole = Range::new(0, 1 << realm.ipa_width).unwrap();
+            let _ = realm.write().walk(whole, |visited| {
+                (2, visited.start, visited.level, visited.entry.encode(visited.level)).hash(&mut hasher);
+                ControlFlow::<()>::Continue(())
+            });
+            (*realm.measurements.borrow(), format!("{:?}", realm.state)).hash(&mut hasher);
+            (realm.rec_index.get(), realm.num_recs.get(), realm.rpv, realm.vmid).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// Gives a realm RTTs down to `level` for `ipa`.

@@ -55,6 +55,6 @@ mod rtt;
 mod tests_rec;
 pub mod world;
 
-pub use by_stage2::{ByStage2, Cpus, NoTables};
+pub use by_stage2::{ByStage2, Cpus};
 pub use monitor::Monitor;
 pub use world::World;

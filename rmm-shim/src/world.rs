@@ -47,8 +47,8 @@ pub unsafe trait World {
     fn id_view(&self) -> &IdView;
     /// What the machine has that changes how an exception is taken.
     fn entry_features(&self) -> EntryFeatures;
-    /// The MMU for the map at `root` under the hardware's `vmid`, which is not the host's.
-    fn mmu(&self, vmid: u16, root: Pa) -> Self::Mmu;
+    /// The MMU for the map that `registers` install, under a VMID that no other map has.
+    fn mmu(&self, registers: &Registers) -> Self::Mmu;
 
     /// What the granule at `pa` is: [`HostPage::Fixed`] if it never changes hands (`PaIsDelegable` is false).
     fn granule(&self, pa: u64) -> HostPage;
