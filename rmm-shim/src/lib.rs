@@ -52,7 +52,7 @@ mod rmi;
 mod rsi;
 mod rtt;
 #[cfg(test)]
-mod tests_rec;
+mod tests;
 pub mod world;
 
 pub use by_stage2::{ByStage2, Cpus};
