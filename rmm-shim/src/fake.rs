@@ -2,7 +2,6 @@
 //!
 //! Invariant: what host, hypervisor and realms have is what their maps say; the test reaches memory beside them, as a debugger would.
 
-use std::alloc::Layout;
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
@@ -205,10 +204,10 @@ impl Fake {
 
     /// With so much RAM, most of which should not be touched if it is large.
     pub fn with_ram(size: u64) -> Self {
-        let layout = Layout::from_size_align(size as usize, 2 * MIB as usize).unwrap();
-        // SAFETY: of a size. It lives as long as the process, as the maps do.
-        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
-        let offset = (memory.expose_provenance() as u64).wrapping_sub(RAM);
+        // Of no large alignment, as that would be written to; and a granule more.
+        let memory: &'static mut [u8] = vec![0; (size + GRANULE) as usize].leak();
+        let start = (memory.as_mut_ptr().expose_provenance() as u64).next_multiple_of(GRANULE);
+        let offset = start.wrapping_sub(RAM);
         let linear = Linear::new(offset);
         let pool = Pool::new(linear);
         // SAFETY: it is nobody else's.
