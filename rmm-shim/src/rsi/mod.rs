@@ -229,7 +229,7 @@ fn ipa_state_get<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome
     }
     let lock = here.monitor.lock();
     let realm = here.realm(&lock).ok_or(Stop::INPUT)?;
-    let (out_top, ripas) = memory::ripas(realm, input.base, input.top);
+    let (out_top, ripas) = realm.ripas_from(input.base, input.top);
     reply(&mut running.x, RsiStatus::Success, [out_top, ripas.to_rsi().bits().into()]);
     Ok(None)
 }
