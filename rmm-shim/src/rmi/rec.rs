@@ -258,7 +258,8 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
     Ok(Reply::success([]))
 }
 
-/// Does what the host says. The exit that comes of it without the realm having run, if there is one.
+/// Does what the host says. The exit that comes of it without the realm having run, if there is one. What the last exit has left behind is
+/// replaced at the next one ([`leave`]).
 fn apply<W: World>(
     lock: &Locked<'_, W>,
     realm: &Realm<W::Mmu>,
@@ -274,7 +275,7 @@ fn apply<W: World>(
     vcpu.gic.hcr = entered.hcr;
     let count = features.list_registers.min(vcpu.gic.lrs.len());
     vcpu.gic.lrs[..count].copy_from_slice(&entered.lrs[..count]);
-    if let Some(abort) = rec.abort.take() {
+    if let Some(abort) = rec.abort.get() {
         // A4.2.3.
         if flags.contains(RmiRecEnterFlags::INJECT_SEA) {
             abort.inject_external(vcpu, &lock.world.entry_features());
@@ -295,8 +296,6 @@ fn apply<W: World>(
         }
         Pending::None | Pending::Psci(_) => {}
     }
-    rec.pending.set(Pending::None);
-    rec.ripas.set(RipasChange::NONE);
     None
 }
 
