@@ -162,10 +162,11 @@ impl Cpus for FakeCpus {
             let step = self.script.lock().unwrap().pop_front().expect("the script has ended");
             let exit = step(vcpu, registers);
             let mut running = Running { x: vcpu.x, pc: vcpu.pc, pstate: vcpu.pstate };
-            if !matches!(exit, Exit::Synchronous { .. }) || !answer(&mut running, &exit) {
+            let goes_on = matches!(exit, Exit::Synchronous { .. }) && answer(&mut running, &exit);
+            (vcpu.x, vcpu.pc, vcpu.pstate) = (running.x, running.pc, running.pstate);
+            if !goes_on {
                 return exit;
             }
-            (vcpu.x, vcpu.pc, vcpu.pstate) = (running.x, running.pc, running.pstate);
         }
     }
     fn wait(&self) {

@@ -51,6 +51,8 @@ pub mod rec;
 mod rmi;
 mod rsi;
 mod rtt;
+#[cfg(test)]
+mod tests;
 pub mod world;
 
 pub use by_stage2::{ByStage2, Cpus};

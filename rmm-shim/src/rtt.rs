@@ -103,6 +103,10 @@ pub struct Walk {
 }
 
 impl Walk {
+    /// Whether it ended at a table.
+    pub fn is_table(&self) -> bool {
+        self.rtte.state == RmmRttEntryState::Table
+    }
     /// The IPA after the entry.
     pub fn end(&self) -> u64 {
         self.start + self.size()

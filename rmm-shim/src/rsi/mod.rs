@@ -25,7 +25,7 @@ use crate::measurement;
 use crate::rec::{Pending, RipasChange};
 use crate::world::World;
 use hyp::el2::vcpu::{Running, Vcpu};
-use memory::Place;
+use memory::Missing;
 
 /// SMCCC_VERSION (SMCCC DEN0028): Linux looks for RSI only behind it.
 const SMCCC_VERSION: u32 = 0x8000_0000;
@@ -107,7 +107,7 @@ enum Stop {
     /// This status.
     Status(RsiStatus),
     /// The host has to map this IPA, whose walk ended at this level.
-    Missing(u64, u8),
+    Missing(u64, i64),
 }
 
 impl From<FailureCondition> for Stop {
@@ -120,10 +120,10 @@ impl Stop {
     const INPUT: Self = Self::Status(RsiStatus::ErrorInput);
 
     /// Of a command that wanted to access `ipa`.
-    fn of_place(place: Place, ipa: u64) -> Self {
-        match place {
-            Place::Away(level) => Self::Missing(ipa, level),
-            Place::Empty | Place::Here(_) => Self::INPUT,
+    fn of(missing: Missing, ipa: u64) -> Self {
+        match missing {
+            Missing::Away(level) => Self::Missing(ipa, level),
+            Missing::Empty => Self::INPUT,
         }
     }
 }
@@ -208,7 +208,7 @@ fn realm_config<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome 
             config.rpv = realm.rpv;
         }
     })
-    .map_err(|place| Stop::of_place(place, input.addr))?;
+    .map_err(|missing| Stop::of(missing, input.addr))?;
     reply(&mut running.x, RsiStatus::Success, []);
     Ok(None)
 }
@@ -229,7 +229,7 @@ fn ipa_state_get<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome
     }
     let lock = here.monitor.lock();
     let realm = here.realm(&lock).ok_or(Stop::INPUT)?;
-    let (out_top, ripas) = memory::ripas(realm, input.base, input.top).ok_or(Stop::INPUT)?;
+    let (out_top, ripas) = memory::ripas(realm, input.base, input.top);
     reply(&mut running.x, RsiStatus::Success, [out_top, ripas.to_rsi().bits().into()]);
     Ok(None)
 }
@@ -276,7 +276,7 @@ fn host_call<W: World>(here: &Here<'_, W>, running: &mut Running, record: &mut R
             (record.imm, record.gprs) = (call.imm, call.gprs);
         }
     })
-    .map_err(|place| Stop::of_place(place, input.addr))?;
+    .map_err(|missing| Stop::of(missing, input.addr))?;
     record.exit_reason = RmiRecExitReason::HostCall.bits();
     Ok(Some(Left { pending: Pending::HostCall(input.addr), ..Left::PLAIN }))
 }
@@ -291,7 +291,7 @@ pub fn complete_host_call<W: World>(
     vcpu: &mut Vcpu,
     addr: u64,
     gprs: &[u64; 31],
-) -> Result<(), u8> {
+) -> Result<(), i64> {
     let written = memory::access(lock, realm, addr, |page| {
         let from = offset(addr) + core::mem::offset_of!(RsiHostCall, gprs);
         if let Some(into) = page.0.get_mut(from..from + size_of_val(gprs)) {
@@ -300,9 +300,9 @@ pub fn complete_host_call<W: World>(
     });
     let status = match written {
         Ok(()) => RsiStatus::Success,
-        Err(Place::Away(level)) => return Err(level),
+        Err(Missing::Away(level)) => return Err(level),
         // Another REC of the realm has given the address up meanwhile: nothing the host could do would bring it back.
-        Err(Place::Empty | Place::Here(_)) => RsiStatus::ErrorInput,
+        Err(Missing::Empty) => RsiStatus::ErrorInput,
     };
     reply(&mut vcpu.x, status, []);
     Ok(())
