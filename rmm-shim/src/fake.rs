@@ -345,11 +345,17 @@ impl Fake {
 
     /// Parameters of a realm of `s2sz` bits, with new roots, delegated.
     pub fn params(&self, s2sz: u8) -> RmiRealmParams {
-        let (level, roots) = if s2sz < 44 { (1, 1u32 << s2sz.saturating_sub(39)) } else { (0, 1) };
-        let base = self.granules(roots.into(), u64::from(roots) * GRANULE);
-        for root in 0..u64::from(roots) {
+        let roots = if s2sz < 44 { 1 << s2sz.saturating_sub(39) } else { 1 };
+        let base = self.granules(roots, roots * GRANULE);
+        for root in 0..roots {
             self.ok(RmiCommand::GranuleDelegate, &[base + root * GRANULE]);
         }
+        self.params_at(s2sz, base)
+    }
+
+    /// Parameters of a realm of `s2sz` bits with its roots from `base` on.
+    pub fn params_at(&self, s2sz: u8, base: u64) -> RmiRealmParams {
+        let (level, roots) = if s2sz < 44 { (1, 1u32 << s2sz.saturating_sub(39)) } else { (0, 1) };
         let mut params = RmiRealmParams::zeroed();
         (params.s2sz, params.num_bps, params.num_wps) = (s2sz, 1, 1);
         (params.vmid, params.rtt_base) = ((base >> 12) as u16, base);
@@ -371,12 +377,18 @@ impl Fake {
 
     /// A new REC of a realm: the next one.
     pub fn rec(&self, rd: u64) -> u64 {
+        let rec = self.delegated();
+        self.rec_at(rd, rec, self.granule());
+        rec
+    }
+
+    /// A new REC at a delegated granule, its parameters at one of the host's.
+    pub fn rec_at(&self, rd: u64, rec: u64, at: u64) {
         let mut params = RmiRecParams::zeroed();
         let index = self.monitor.lock().realm(rd).expect("a realm").rec_index.get();
         (params.flags, params.mpidr) = (RmiRecCreateFlags::RUNNABLE, RmiRecMpidr::from_index(index));
-        let rec = self.delegated();
-        self.ok(RmiCommand::RecCreate, &[rd, rec, self.put(&params)]);
-        rec
+        self.store(at, params.as_bytes());
+        self.ok(RmiCommand::RecCreate, &[rd, rec, at]);
     }
 
     /// A granule of data that a realm gets at a page that has an RTT, with what RIPAS that has.
