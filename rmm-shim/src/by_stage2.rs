@@ -7,7 +7,7 @@ use core::ptr::NonNull;
 
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
-use hyp::mapping::{Address, Capabilities, GRANULE, Ipa, Mmu, Pa, Range, State, TablePool};
+use hyp::mapping::{Address, Capabilities, GRANULE, Ipa, Mmu, Pa, Range, State};
 use hyp::owner::{HostPage, Memory, OwnerError, Ownership, Placement, Purpose};
 use hyp::stage2::Registers;
 
@@ -17,7 +17,7 @@ use crate::world::{Features, Page, Party, World};
 
 /// What a world wants of the machine's CPUs.
 pub trait Cpus {
-    /// The MMU of a realm's stage 2, with [`NoTables`] for its pool.
+    /// The MMU of a realm's stage 2, whose pool is [`Supplied`](hyp::stage2::Supplied).
     type Mmu: Mmu;
 
     /// See [`World::features`].
@@ -29,7 +29,7 @@ pub trait Cpus {
     /// See [`World::entry_features`].
     fn entry_features(&self) -> EntryFeatures;
     /// See [`World::mmu`].
-    fn mmu(&self, registers: Registers) -> Self::Mmu;
+    fn mmu(&self, registers: &Registers) -> Self::Mmu;
     /// See [`World::can_run`].
     fn can_run(&self) -> bool;
     /// See [`World::run`].
@@ -42,26 +42,6 @@ pub trait Cpus {
     ) -> Exit;
     /// See [`World::wait`].
     fn wait(&self);
-}
-
-/// The pool of a map whose tables somebody else gives, and takes back: it has none, and forgets what it is given.
-#[derive(Clone, Copy, Debug)]
-pub struct NoTables;
-
-// SAFETY: it hands out nothing.
-#[allow(unsafe_code)]
-unsafe impl TablePool for NoTables {
-    fn reserve(&self, count: usize) -> Result<(), usize> {
-        if count == 0 { Ok(()) } else { Err(0) }
-    }
-    unsafe fn cancel(&self, _: usize) {}
-    unsafe fn take(&self) -> Pa {
-        unreachable!("none can be reserved")
-    }
-    fn take_root(&self, _: usize) -> Option<Pa> {
-        None
-    }
-    unsafe fn give(&self, _: Pa) {}
 }
 
 /// Granules by ownership, and the CPUs `C`.
@@ -110,7 +90,7 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     fn entry_features(&self) -> EntryFeatures {
         self.cpus.entry_features()
     }
-    fn mmu(&self, registers: Registers) -> C::Mmu {
+    fn mmu(&self, registers: &Registers) -> C::Mmu {
         self.cpus.mmu(registers)
     }
     fn can_run(&self) -> bool {

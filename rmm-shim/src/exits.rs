@@ -109,9 +109,9 @@ impl Left {
 
     /// An exit for a command of the realm's that accesses memory that the host has not given: as if the realm had accessed it, translation
     /// fault at `level` (A4.3.4.3).
-    pub fn missing(record: &mut RmiRecExit, ipa: u64, level: u8) -> Self {
+    pub fn missing(record: &mut RmiRecExit, ipa: u64, level: i64) -> Self {
         record.exit_reason = RmiRecExitReason::Sync.bits();
-        record.esr = EC_DATA_ABORT << EC_SHIFT | FSC_TRANSLATION | u64::from(level & 0b11);
+        record.esr = EC_DATA_ABORT << EC_SHIFT | FSC_TRANSLATION | level as u64 & 0b11;
         record.hpfar = ipa >> FIPA_SHIFT & FIPA;
         Self::PLAIN
     }
@@ -301,12 +301,15 @@ fn judge<W: World>(here: &Here<'_, W>, esr: u64, ipa: u64) -> Verdict {
         return Verdict::AddressSize;
     };
     let of_protected = if is_fetch { SEEN_OF_FETCH } else { SEEN_OF_ACCESS };
-    match (found.hipas, found.ripas) {
-        (RmmHipas::AssignedNs, _) if !is_fetch && !is_permission => Verdict::Retry,
-        (RmmHipas::AssignedNs | RmmHipas::UnassignedNs, _) => of_unprotected(),
-        (RmmHipas::Assigned, RmmRipas::Ram) => Verdict::Retry,
-        (_, RmmRipas::Empty) => Verdict::External,
-        (_, _) => Verdict::Host(of_protected, false),
+    let rtte = &found.rtte;
+    if !here.is_protected(ipa) {
+        let is_mapped = rtte.is(RmmHipas::AssignedNs);
+        return if is_mapped && !is_fetch && !is_permission { Verdict::Retry } else { of_unprotected() };
+    }
+    match rtte.ripas {
+        RmmRipas::Ram if rtte.is(RmmHipas::Assigned) => Verdict::Retry,
+        RmmRipas::Empty => Verdict::External,
+        _ => Verdict::Host(of_protected, false),
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Invariant: what host, hypervisor and realms have is what their maps say; the test reaches memory beside them, as a debugger would.
 
-use std::alloc::Layout;
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
@@ -14,13 +15,16 @@ use hyp::mapping::{
     Address, Attributes, Barrier, Capabilities, El2, GRANULE, Geometry, Leaves, Map, Mmu, NoQuiesce, Options,
     Pa, Pool, Range, Scope, Slot, Stage2, Tlbi,
 };
-use hyp::owner::{HostPage, Memory, Ownership};
-use hyp::stage2::{CpuLimits, Registers, host_map};
-use rmm_abi::v1_0::rmi::{RmiCommand, RmiRealmParams, RmiStatus};
+use hyp::owner::{HostPage, HypervisorPage, Memory, Ownership};
+use hyp::stage2::{CpuLimits, Registers, Supplied, host_map};
+use rmm_abi::v1_0::rmi::{
+    RmiCommand, RmiRealmParams, RmiRecCreateFlags, RmiRecMpidr, RmiRecParams, RmiStatus,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::by_stage2::{ByStage2, Cpus, NoTables};
+use crate::by_stage2::{ByStage2, Cpus};
 use crate::monitor::Monitor;
+use crate::rtt::Rtte;
 use crate::world::{Features, World};
 
 pub const MIB: u64 = 1 << 20;
@@ -88,13 +92,13 @@ pub struct RealmMmu {
 // SAFETY: as for `Shared`; the tables are those of the host.
 unsafe impl Mmu for RealmMmu {
     type Tables = Linear;
-    type Pool = NoTables;
+    type Pool = Supplied;
     type Quiesce = NoQuiesce;
     fn tables(&self) -> &Linear {
         &self.shared.linear
     }
-    fn pool(&self) -> &NoTables {
-        &NoTables
+    fn pool(&self) -> &Supplied {
+        &Supplied
     }
     fn quiesce(&self) -> &NoQuiesce {
         &NoQuiesce
@@ -143,7 +147,7 @@ impl Cpus for FakeCpus {
     fn entry_features(&self) -> EntryFeatures {
         EntryFeatures::default()
     }
-    fn mmu(&self, registers: Registers) -> RealmMmu {
+    fn mmu(&self, registers: &Registers) -> RealmMmu {
         RealmMmu { shared: self.shared, vmid: (registers.vttbr >> 48) as u16 }
     }
     fn can_run(&self) -> bool {
@@ -161,10 +165,11 @@ impl Cpus for FakeCpus {
             let step = self.script.lock().unwrap().pop_front().expect("the script has ended");
             let exit = step(vcpu, registers);
             let mut running = Running { x: vcpu.x, pc: vcpu.pc, pstate: vcpu.pstate };
-            if !matches!(exit, Exit::Synchronous { .. }) || !answer(&mut running, &exit) {
+            let goes_on = matches!(exit, Exit::Synchronous { .. }) && answer(&mut running, &exit);
+            (vcpu.x, vcpu.pc, vcpu.pstate) = (running.x, running.pc, running.pstate);
+            if !goes_on {
                 return exit;
             }
-            (vcpu.x, vcpu.pc, vcpu.pstate) = (running.x, running.pc, running.pstate);
         }
     }
     fn wait(&self) {
@@ -202,10 +207,10 @@ impl Fake {
 
     /// With so much RAM, most of which should not be touched if it is large.
     pub fn with_ram(size: u64) -> Self {
-        let layout = Layout::from_size_align(size as usize, 2 * MIB as usize).unwrap();
-        // SAFETY: of a size. It lives as long as the process, as the maps do.
-        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
-        let offset = (memory.expose_provenance() as u64).wrapping_sub(RAM);
+        // Of no large alignment, as that would be written to; and a granule more.
+        let memory: &'static mut [u8] = vec![0; (size + GRANULE) as usize].leak();
+        let start = (memory.as_mut_ptr().expose_provenance() as u64).next_multiple_of(GRANULE);
+        let offset = start.wrapping_sub(RAM);
         let linear = Linear::new(offset);
         let pool = Pool::new(linear);
         // SAFETY: it is nobody else's.
@@ -343,11 +348,17 @@ impl Fake {
 
     /// Parameters of a realm of `s2sz` bits, with new roots, delegated.
     pub fn params(&self, s2sz: u8) -> RmiRealmParams {
-        let (level, roots) = if s2sz < 44 { (1, 1u32 << s2sz.saturating_sub(39)) } else { (0, 1) };
-        let base = self.granules(roots.into(), u64::from(roots) * GRANULE);
-        for root in 0..u64::from(roots) {
+        let roots = if s2sz < 44 { 1 << s2sz.saturating_sub(39) } else { 1 };
+        let base = self.granules(roots, roots * GRANULE);
+        for root in 0..roots {
             self.ok(RmiCommand::GranuleDelegate, &[base + root * GRANULE]);
         }
+        self.params_at(s2sz, base)
+    }
+
+    /// Parameters of a realm of `s2sz` bits with its roots from `base` on.
+    pub fn params_at(&self, s2sz: u8, base: u64) -> RmiRealmParams {
+        let (level, roots) = if s2sz < 44 { (1, 1u32 << s2sz.saturating_sub(39)) } else { (0, 1) };
         let mut params = RmiRealmParams::zeroed();
         (params.s2sz, params.num_bps, params.num_wps) = (s2sz, 1, 1);
         (params.vmid, params.rtt_base) = ((base >> 12) as u16, base);
@@ -365,6 +376,85 @@ impl Fake {
         let rd = self.delegated();
         self.ok(RmiCommand::RealmCreate, &[rd, self.put(params)]);
         rd
+    }
+
+    /// A new REC of a realm: the next one.
+    pub fn rec(&self, rd: u64) -> u64 {
+        let rec = self.delegated();
+        self.rec_at(rd, rec, self.granule());
+        rec
+    }
+
+    /// A new REC at a delegated granule, its parameters at one of the host's.
+    pub fn rec_at(&self, rd: u64, rec: u64, at: u64) {
+        let mut params = RmiRecParams::zeroed();
+        let index = self.monitor.lock().realm(rd).expect("a realm").rec_index.get();
+        (params.flags, params.mpidr) = (RmiRecCreateFlags::RUNNABLE, RmiRecMpidr::from_index(index));
+        self.store(at, params.as_bytes());
+        self.ok(RmiCommand::RecCreate, &[rd, rec, at]);
+    }
+
+    /// A granule of data that a realm gets at a page that has an RTT, with what RIPAS that has.
+    pub fn data(&self, rd: u64, ipa: u64) -> u64 {
+        let data = self.delegated();
+        self.ok(RmiCommand::DataCreateUnknown, &[rd, data, ipa]);
+        data
+    }
+
+    /// Gives a realm 2 MiB of data as a block, RAM.
+    pub fn block(&self, rd: u64, ipa: u64) -> u64 {
+        self.rtts(rd, ipa, 3);
+        self.ok(RmiCommand::RttInitRipas, &[rd, ipa, ipa + 2 * MIB]);
+        let start = self.granules(512, 2 * MIB);
+        for offset in (0..2 * MIB).step_by(GRANULE as usize) {
+            self.ok(RmiCommand::GranuleDelegate, &[start + offset]);
+            self.ok(RmiCommand::DataCreateUnknown, &[rd, start + offset, ipa + offset]);
+        }
+        self.ok(RmiCommand::RttFold, &[rd, ipa, 3]);
+        start
+    }
+
+    /// Where a walk to `level` ends in a realm's tables.
+    pub fn rtte(&self, rd: u64, ipa: u64, level: i64) -> (i64, Rtte) {
+        let lock = self.monitor.lock();
+        let walk = lock.realm(rd).expect("a realm").walk(ipa, level);
+        (walk.level, walk.rtte)
+    }
+
+    /// What host, EL2 and all realms have, where: equal if nothing differs but the sizes of entries of host and EL2.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let all = self.end.next_multiple_of(GIB);
+        let mut last = None;
+        let _ = self.host.cpu(0).unwrap().read().walk(Range::new(0, all).unwrap(), |visited| {
+            let is = Some(HostPage::of(&visited));
+            if last != is {
+                (0, visited.start, format!("{is:?}")).hash(&mut hasher);
+                last = is;
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        let mut last = None;
+        let _ = self.el2.cpu(0).unwrap().read().walk(Range::new(0, all).unwrap(), |visited| {
+            let is = Some(HypervisorPage::of(&visited));
+            if last != is {
+                (1, visited.start, format!("{is:?}")).hash(&mut hasher);
+                last = is;
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        let lock = self.monitor.lock();
+        for rd in lock.state.realms.iter().flatten() {
+            let realm = lock.realm(rd.get()).expect("in the list");
+            let whole = Range::new(0, 1 << realm.ipa_width).unwrap();
+            let _ = realm.write().walk(whole, |visited| {
+                (2, visited.start, visited.level, visited.entry.encode(visited.level)).hash(&mut hasher);
+                ControlFlow::<()>::Continue(())
+            });
+            (*realm.measurements.borrow(), format!("{:?}", realm.state)).hash(&mut hasher);
+            (realm.rec_index.get(), realm.num_recs.get(), realm.rpv, realm.vmid).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// Gives a realm RTTs down to `level` for `ipa`.

@@ -45,9 +45,14 @@ impl<W: World> Locked<'_, W> {
         }
     }
 
-    /// The realm whose descriptor is at the PA `rd`.
+    /// The realm whose descriptor is at the PA `rd`. Its map counts on no more than all CPUs can do by now.
     pub fn realm(&self, rd: u64) -> Option<&Realm<W::Mmu>> {
-        self.find(rd, Purpose::Descriptor)
+        let realm: &Realm<W::Mmu> = self.find(rd, Purpose::Descriptor)?;
+        let capabilities = capabilities(self.world);
+        if !capabilities.contains(realm.map.capabilities()) {
+            realm.map.weaken(capabilities);
+        }
+        Some(realm)
     }
 
     /// The REC at the PA `rec`.
@@ -55,25 +60,19 @@ impl<W: World> Locked<'_, W> {
         self.find(rec, Purpose::Rec)
     }
 
-    /// The realm whose descriptor is at the PA `rd`, or the host's error; its map claims no more than all CPUs can do by now.
+    /// The realm whose descriptor is at the PA `rd`, or the host's error.
     ///
     /// # Errors
     /// RMI_ERROR_INPUT: rd_align, rd_bound or rd_state.
     pub fn find_realm(&self, rd: u64) -> Result<&Realm<W::Mmu>, Reply> {
-        let realm = self.realm(rd).ok_or(INPUT)?;
-        let capabilities = capabilities(self.world);
-        if !capabilities.contains(realm.map.capabilities()) {
-            realm.map.weaken(capabilities);
-        }
-        Ok(realm)
+        self.realm(rd).ok_or(INPUT)
     }
 
-    /// The stage 2 of realm `number` whose root is made of the granules at `root`, kept for it and zeroed.
-    pub fn adopt(&self, number: u16, root: Pa, geometry: Geometry) -> Map<Stage2, W::Mmu> {
+    /// The stage 2 that `registers` install, whose root is made of granules that are kept for its realm and zeroed.
+    pub fn adopt(&self, registers: &Registers, root: Pa, geometry: Geometry) -> Map<Stage2, W::Mmu> {
         let options = Options::new(capabilities(self.world));
-        let registers = Registers::of_root(geometry, root, number, self.world.features().limits);
         // SAFETY: the granules are the realm's tables, zero, and stay so until `end_realm`; what hangs from them are other granules of that
-        // kind, by `split`. What the map gives up goes to a pool without tables, or is given back by who asked.
+        // kind, by `unfold`. The map's pool is told of what the map gives up, and hands out nothing.
         unsafe { Map::adopt(self.world.mmu(registers), root, geometry, options) }
     }
 

@@ -54,8 +54,10 @@ mod rsi;
 mod rtt;
 #[cfg(target_os = "none")]
 pub mod target;
+#[cfg(test)]
+mod tests;
 pub mod world;
 
-pub use by_stage2::{ByStage2, Cpus, NoTables};
+pub use by_stage2::{ByStage2, Cpus};
 pub use monitor::Monitor;
 pub use world::World;

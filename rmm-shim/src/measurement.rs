@@ -67,3 +67,84 @@ impl<M: Mmu> Realm<M> {
         self.extend(|rim| RmmMeasurementDescriptorRipas::new(rim, base, top));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rmm_abi::v1_0::rmi::RmiCommand::*;
+    use rmm_abi::v1_0::rmi::{RmiRecCreateFlags, RmiRecParams};
+
+    use super::*;
+    use crate::fake::*;
+
+    /// The RIM after each step, computed apart from this crate: with Python's hashlib, where `put(size, (offset, bytes), ..)` is a structure and
+    /// `le(value, bytes)` a number, and `H` is followed by zeroes up to 64 bytes:
+    ///
+    /// ```python
+    /// rim = H(put(4096, (0x8, le(40, 1)), (0x18, le(1, 1)), (0x20, le(1, 1)), (0x30, le(algorithm, 1))))
+    /// for ipa in (0x1000, 0x2000):
+    ///     rim = H(put(256, (0, le(2, 1)), (8, le(256, 8)), (0x10, rim), (0x50, le(ipa, 8)), (0x58, le(ipa + 4096, 8))))
+    /// page = bytes(i % 251 for i in range(4096))
+    /// rim = H(put(256, (8, le(256, 8)), (0x10, rim), (0x50, le(0x1000, 8)), (0x58, le(1, 8)), (0x60, H(page))))
+    /// rim = H(put(256, (8, le(256, 8)), (0x10, rim), (0x50, le(0x2000, 8))))
+    /// gprs = b"".join(le(i + 7, 8) for i in range(8))
+    /// rec = put(4096, (0, le(1, 8)), (0x200, le(0x80000000, 8)), (0x300, gprs))
+    /// rim = H(put(256, (0, le(1, 1)), (8, le(256, 8)), (0x10, rim), (0x50, H(rec))))
+    /// ```
+    const SHA_256: [&str; 5] = [
+        "045cb3602843a6845cb710fbbfbb92f0c7d611afe0106ac2953e46950a70c42b",
+        "a131ab36fcea778323b5dcefc83add5f68857264f644d2dc012cba9bd8254cf8",
+        "c46f243d0c18be69f513abf2d8542fe6f786da13c559849460e0a287c459698b",
+        "8d319b3e4d67f7b56d344792ef3fc3e5017011bf7f4cbc47d08e9573f8ab2f2b",
+        "92bacfab46dae294cb56f19dc2fa3c3985451608a81c9085480deb2efa39cc8b",
+    ];
+    /// The same with SHA-512.
+    const SHA_512: [&str; 5] = [
+        "066e19aa2c3418dadc20ef31b5595907c612991952553e1e99731a677b5797c9898dffb6e3963a20b8e1af6d136cd2fe6fe25f048577dc3d7e5bf3a79a4b1e81",
+        "9cea59425ab9da884cc34d103eea4c1f70ea781cf1833eb9569e1d2bf6232af5bf0cd7d053019e97839230153854f711a45813ac308bbbe2b2e9ce10a4cae2c6",
+        "c23d7821afb0b245c9a45e6d3d8efadec30471601bbae93c1a3ba972f23c49c5f42bb8de75bfd911689f11bb1f7e8e5386ae0978f048d1ecb78da4fe3acfac42",
+        "291c5cb2b6689a190b8037a6706036510f1a841cf8a9d9d9fe5d52447c122f563ec38b6422d946c31e101533a2fcd2c315e05981dbe06e3da18d045277f4e392",
+        "19b3c266fd6248f17eaf68f525227910234b13bdd32454902eebac2764468e61caa4df4ab7895ccede772bc79386976a7bfd9b9b86fa0c77e9d8f50fe8dc8cc6",
+    ];
+
+    fn measurement(hex: &str) -> Measurement {
+        let mut bytes = [0; 64];
+        for (byte, at) in bytes.iter_mut().zip((0..hex.len()).step_by(2)) {
+            *byte = u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_rim_is_what_others_compute_from_what_the_host_has_done() {
+        for (algorithm, expected) in [(0, SHA_256), (1, SHA_512)] {
+            let fake = Fake::new();
+            let mut params = fake.params(40);
+            // The RPV, the VMID and where the tables lie are not measured.
+            (params.hash_algo, params.rpv) = (algorithm, [0x77; 64]);
+            let rd = fake.realm_of(&params);
+            let check = |step: usize| {
+                let lock = fake.monitor.lock();
+                let realm = lock.realm(rd).unwrap();
+                assert_eq!(realm.measurements.borrow()[0], measurement(expected[step]), "step {step}");
+            };
+            check(0);
+            fake.rtts(rd, 0, 3);
+            fake.ok(RttInitRipas, &[rd, 0x1000, 0x3000]);
+            check(1);
+            let page: [u8; 4096] = core::array::from_fn(|i| (i % 251) as u8);
+            let src = fake.put(&page);
+            fake.ok(DataCreate, &[rd, fake.delegated(), 0x1000, src, 1]);
+            check(2);
+            fake.ok(DataCreate, &[rd, fake.delegated(), 0x2000, src, 0]);
+            check(3);
+            // What is wiped is not measured.
+            fake.ok(DataCreateUnknown, &[rd, fake.delegated(), 0x3000]);
+            check(3);
+            let mut params = RmiRecParams::zeroed();
+            (params.flags, params.pc) = (RmiRecCreateFlags::RUNNABLE, 0x8000_0000);
+            params.gprs = core::array::from_fn(|i| i as u64 + 7);
+            fake.ok(RecCreate, &[rd, fake.delegated(), fake.put(&params)]);
+            check(4);
+        }
+    }
+}

@@ -53,8 +53,8 @@ impl Cpus for Machine {
     fn can_run(&self) -> bool {
         !self.switch.is_streaming()
     }
-    fn mmu(&self, registers: Registers) -> RealmMmu {
-        self.parties.realm_mmu(registers)
+    fn mmu(&self, registers: &Registers) -> RealmMmu {
+        self.parties.realm_mmu(*registers)
     }
     fn run(
         &self,

@@ -47,8 +47,8 @@ pub unsafe trait World {
     fn id_view(&self) -> &IdView;
     /// What the machine has that changes how an exception is taken.
     fn entry_features(&self) -> EntryFeatures;
-    /// The MMU for the map that `registers` put under a guest, whose VMID is not the host's.
-    fn mmu(&self, registers: Registers) -> Self::Mmu;
+    /// The MMU for the map that `registers` install, under a VMID that no other map has.
+    fn mmu(&self, registers: &Registers) -> Self::Mmu;
     /// Whether the calling CPU is in a state in which a realm can run: not in streaming mode.
     fn can_run(&self) -> bool;
 

@@ -5,6 +5,8 @@
 mod data;
 mod features;
 mod granule;
+#[cfg(test)]
+mod random;
 mod realm;
 mod rec;
 mod rtt;

@@ -52,7 +52,8 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RealmCreate) -> 
 
     // rtt_state: refused unless all are delegated.
     world.keep(roots, number, Purpose::Table).map_err(|_| INPUT)?;
-    let map = lock.adopt(number, base, geometry);
+    let registers = Registers::of_root(geometry, base, number, limits);
+    let map = lock.adopt(&registers, base, geometry);
     let realm = Realm {
         rd,
         number,
@@ -67,7 +68,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RealmCreate) -> 
         rtt_num_start: params.rtt_num_start,
         vmid: params.vmid,
         rpv: params.rpv,
-        registers: Registers::new(&map, number, limits),
+        registers,
         map,
     };
     realm.measurements.borrow_mut()[0] = measurement::initial(hash_algo, &params);

@@ -25,7 +25,7 @@ use crate::measurement;
 use crate::rec::{Pending, RipasChange};
 use crate::world::World;
 use hyp::el2::vcpu::{Running, Vcpu};
-use memory::Place;
+use memory::Missing;
 
 /// SMCCC_VERSION (SMCCC DEN0028): Linux looks for RSI only behind it.
 const SMCCC_VERSION: u32 = 0x8000_0000;
@@ -39,8 +39,11 @@ const IMMEDIATE: u64 = 0xffff;
 /// X0 to X16 after a command of RSI.
 fn reply<const N: usize>(x: &mut [u64; 31], status: RsiStatus, outputs: [u64; N]) {
     const { assert!(N <= 16) };
-    x[..17].fill(0);
     x[0] = status.bits();
+    if let Some(results) = x[1..].first_chunk_mut::<16>() {
+        // Not known to be zero: it is stored in place, and no call of `memset` is made of it.
+        *results = [core::hint::black_box(0); 16];
+    }
     x[1..=N].copy_from_slice(&outputs);
 }
 
@@ -80,9 +83,14 @@ pub fn answer_alone(x: &mut [u64; 31], esr: u64) -> bool {
 }
 
 fn version(x: &mut [u64; 31]) {
-    let Some(found) = negotiate(&[VERSION], x[1]) else { return };
-    let status = if found.success { RsiStatus::Success } else { RsiStatus::ErrorInput };
-    reply(x, status, [found.lower.bits(), found.higher.bits()]);
+    const SPOKEN: u64 = VERSION.bits();
+    // Most ask for what there is.
+    let found = if x[1] == SPOKEN { None } else { negotiate(&[VERSION], x[1]) };
+    let (status, lower, higher) = match found {
+        None => (RsiStatus::Success, SPOKEN, SPOKEN),
+        Some(found) => (RsiStatus::ErrorInput, found.lower.bits(), found.higher.bits()),
+    };
+    reply(x, status, [lower, higher]);
 }
 
 /// Answers an SMC of the realm's, or says what the host has to do with it.
@@ -107,7 +115,7 @@ enum Stop {
     /// This status.
     Status(RsiStatus),
     /// The host has to map this IPA, whose walk ended at this level.
-    Missing(u64, u8),
+    Missing(u64, i64),
 }
 
 impl From<FailureCondition> for Stop {
@@ -120,10 +128,10 @@ impl Stop {
     const INPUT: Self = Self::Status(RsiStatus::ErrorInput);
 
     /// Of a command that wanted to access `ipa`.
-    fn of_place(place: Place, ipa: u64) -> Self {
-        match place {
-            Place::Away(level) => Self::Missing(ipa, level),
-            Place::Empty | Place::Here(_) => Self::INPUT,
+    fn of(missing: Missing, ipa: u64) -> Self {
+        match missing {
+            Missing::Away(level) => Self::Missing(ipa, level),
+            Missing::Empty => Self::INPUT,
         }
     }
 }
@@ -208,7 +216,7 @@ fn realm_config<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome 
             config.rpv = realm.rpv;
         }
     })
-    .map_err(|place| Stop::of_place(place, input.addr))?;
+    .map_err(|missing| Stop::of(missing, input.addr))?;
     reply(&mut running.x, RsiStatus::Success, []);
     Ok(None)
 }
@@ -229,7 +237,7 @@ fn ipa_state_get<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome
     }
     let lock = here.monitor.lock();
     let realm = here.realm(&lock).ok_or(Stop::INPUT)?;
-    let (out_top, ripas) = memory::ripas(realm, input.base, input.top).ok_or(Stop::INPUT)?;
+    let (out_top, ripas) = realm.ripas_from(input.base, input.top);
     reply(&mut running.x, RsiStatus::Success, [out_top, ripas.to_rsi().bits().into()]);
     Ok(None)
 }
@@ -276,7 +284,7 @@ fn host_call<W: World>(here: &Here<'_, W>, running: &mut Running, record: &mut R
             (record.imm, record.gprs) = (call.imm, call.gprs);
         }
     })
-    .map_err(|place| Stop::of_place(place, input.addr))?;
+    .map_err(|missing| Stop::of(missing, input.addr))?;
     record.exit_reason = RmiRecExitReason::HostCall.bits();
     Ok(Some(Left { pending: Pending::HostCall(input.addr), ..Left::PLAIN }))
 }
@@ -291,7 +299,7 @@ pub fn complete_host_call<W: World>(
     vcpu: &mut Vcpu,
     addr: u64,
     gprs: &[u64; 31],
-) -> Result<(), u8> {
+) -> Result<(), i64> {
     let written = memory::access(lock, realm, addr, |page| {
         let from = offset(addr) + core::mem::offset_of!(RsiHostCall, gprs);
         if let Some(into) = page.0.get_mut(from..from + size_of_val(gprs)) {
@@ -300,9 +308,9 @@ pub fn complete_host_call<W: World>(
     });
     let status = match written {
         Ok(()) => RsiStatus::Success,
-        Err(Place::Away(level)) => return Err(level),
+        Err(Missing::Away(level)) => return Err(level),
         // Another REC of the realm has given the address up meanwhile: nothing the host could do would bring it back.
-        Err(Place::Empty | Place::Here(_)) => RsiStatus::ErrorInput,
+        Err(Missing::Empty) => RsiStatus::ErrorInput,
     };
     reply(&mut vcpu.x, status, []);
     Ok(())

@@ -1,0 +1,336 @@
+//! The calls of SMCCC and RSI.
+
+use super::*;
+
+#[test]
+fn a_realm_finds_the_interface_as_it_looks_for_it() {
+    let scene = Scene::active();
+    // What its other registers held stays: PSCI and SMCCC results are in X0 to X3.
+    let call = |x: &[u64]| {
+        let mut all = [0x77; 18];
+        all[..x.len()].copy_from_slice(x);
+        let after = scene.answered(&all);
+        assert_eq!(after[4..18], all[4..]);
+        after[0]
+    };
+    assert_eq!(call(&[0x8400_0000]), 0x1_0001, "PSCI_VERSION: 1.1");
+    assert_eq!(call(&[0x8400_000a, 0x8000_0000]), 0, "PSCI_FEATURES(SMCCC_VERSION)");
+    assert_eq!(call(&[0x8000_0000]), 0x1_0002, "SMCCC_VERSION: 1.2");
+    assert_eq!(call(&[0x8000_0001, 0x8000_0000]), 0, "SMCCC_ARCH_FEATURES(SMCCC_VERSION)");
+    assert_eq!(call(&[0x8000_0001, 0x8000_8000]), NOT_SUPPORTED, "SMCCC_ARCH_FEATURES(WORKAROUND_1)");
+    for function in PsciCommand::ALL {
+        assert_eq!(call(&[0x8400_000a, function.fid().into()]), 0, "{}", function.name());
+    }
+    // CPU_ON of 32 bits, MIGRATE, RSI_VERSION.
+    for function in [0x8400_0003, 0x8400_0005, 0xc400_0190] {
+        assert_eq!(call(&[0x8400_000a, function]), NOT_SUPPORTED);
+    }
+    // RMI, a vendor's, a trusted OS's, and nothing at all.
+    for fid in [0xc400_0150, 0xc600_0003, 0x3200_0000, 0x8400_0003, 0, u64::MAX, 0x8400_0014] {
+        assert_eq!(call(&[fid]), NOT_SUPPORTED, "{fid:#x}");
+    }
+    // The hint about SVE is none of the function's, nor is what is above W0.
+    assert_eq!(call(&[0xffff_0000_8401_0000]), 0x1_0001);
+    // An immediate is no call of SMCCC.
+    scene.step(|vcpu| {
+        vcpu.x[0] = 0xc400_0190;
+        synchronous(SMC | 1, 0, 0)
+    });
+    scene.irq();
+    scene.exit();
+    assert_eq!(scene.vcpu().x[0], NOT_SUPPORTED);
+}
+
+#[test]
+fn rsi_leaves_nothing_in_registers_that_are_no_outputs() {
+    let scene = Scene::active();
+    let mut all = [0x77; 31];
+    all[0] = RsiCommand::Version.fid().into();
+    all[1] = 0x1_0000;
+    let x = scene.answered(&all);
+    assert_eq!(x[..3], [0, 0x1_0000, 0x1_0000]);
+    assert!(x[3..17].iter().all(|&x| x == 0));
+    assert_eq!(x[17..], all[17..]);
+    for (asked, status) in [(0, 1), (0x1_0001, 1), (0x2_0000, 1), (u64::MAX, 1)] {
+        let x = scene.answered_by_rsi(RsiCommand::Version, &[asked]);
+        assert_eq!(x[..3], [status, 0x1_0000, 0x1_0000], "{asked:#x}");
+    }
+    for index in [0, 1, u64::MAX] {
+        assert_eq!(scene.answered_by_rsi(RsiCommand::Features, &[index])[..2], [0, 0]);
+    }
+}
+
+#[test]
+fn measurements_are_read_and_extended() {
+    let scene = Scene::active();
+    let rim = scene.realm(|realm| realm.measurements.borrow()[0]);
+    let read = |index: u64| {
+        let x = scene.answered_by_rsi(RsiCommand::MeasurementRead, &[index]);
+        assert_eq!(x[0], 0);
+        assert!(x[9..17].iter().all(|&x| x == 0));
+        <[u64; 8]>::try_from(&x[1..9]).unwrap()
+    };
+    assert_eq!(read(0), doublewords(&rim));
+    assert_eq!(read(4), [0; 8]);
+    let value = [u64::MAX; 8];
+    let extend = |index: u64, size: u64| {
+        let x = scene.answered_by_rsi(RsiCommand::MeasurementExtend, &[&[index, size], &value[..]].concat());
+        assert!(x[1..17].iter().all(|&x| x == 0));
+        x[0]
+    };
+    assert_eq!(extend(4, 3), 0);
+    let mut input = [0; 128];
+    input[64..67].fill(0xff);
+    let mut expected = [0; 64];
+    expected[..32].copy_from_slice(&sha(&input));
+    assert_eq!(read(4), doublewords(&expected));
+    assert_eq!((read(3), read(0)), ([0; 8], doublewords(&rim)));
+    for (id, index, size) in
+        [("index_bound", 0, 3), ("index_bound", 5, 3), ("index_bound", u64::MAX, 3), ("size_bound", 1, 65)]
+    {
+        assert_eq!(extend(index, size), RsiStatus::ErrorInput.bits(), "{id}");
+    }
+    scene.refused(RsiCommand::MeasurementRead, &[5], "index_bound");
+    assert_eq!(extend(1, 64), 0);
+    assert_eq!(extend(1, 0), 0);
+}
+
+#[test]
+fn a_realm_reads_how_it_was_made() {
+    let scene = Scene::active();
+    scene.fake.store(scene.data[0], &[0xcc; 4096]);
+    assert_eq!(scene.answered_by_rsi(RsiCommand::RealmConfig, &[DATA])[0], 0);
+    let config: RsiRealmConfig = scene.fake.get(scene.data[0]);
+    let mut expected = RsiRealmConfig::zeroed();
+    (expected.ipa_width, expected.rpv) = (WIDTH.into(), [0xa7; 64]);
+    assert_eq!(config, expected);
+    scene.refused(RsiCommand::RealmConfig, &[DATA + 8], "addr_align");
+    scene.refused(RsiCommand::RealmConfig, &[MAPPED], "addr_bound");
+    scene.refused(RsiCommand::RealmConfig, &[1 << WIDTH], "addr_bound");
+    scene.refused(RsiCommand::RealmConfig, &[EMPTY], "nothing there");
+    scene.refused(RsiCommand::RealmConfig, &[SPARE], "nothing there");
+}
+
+#[test]
+fn a_command_waits_for_memory_that_the_host_owes() {
+    for command in [RsiCommand::RealmConfig, RsiCommand::HostCall] {
+        for ipa in [ABSENT, DESTROYED] {
+            let scene = Scene::active();
+            scene.rsi(command, &[ipa]);
+            let expected = record(RmiRecExitReason::Sync, |exit| {
+                exit.esr = 0x24 << 26 | 0x07;
+                exit.hpfar = ipa >> 8;
+            });
+            assert_eq!(scene.exit(), expected, "{}", command.name());
+            // It is executed again.
+            assert_eq!((scene.vcpu().pc, scene.vcpu().x[0]), (ENTRY, command.fid().into()));
+            assert_eq!(scene.rec(0, |rec| (rec.pending.get(), rec.abort.get())), (Pending::None, None));
+        }
+    }
+}
+
+#[test]
+fn ripas_is_told_as_far_as_it_is_the_same() {
+    let scene = Scene::active();
+    let get = |base: u64, top: u64| {
+        let x = scene.answered_by_rsi(RsiCommand::IpaStateGet, &[base, top]);
+        assert_eq!(x[0], 0);
+        assert!(x[3..17].iter().all(|&x| x == 0));
+        (x[1], x[2])
+    };
+    const BLOCK: u64 = 2 << 20;
+    // Two assigned pages and one that is not: RAM all.
+    assert_eq!(get(DATA, BASE + BLOCK), (EMPTY, 1));
+    assert_eq!(get(DATA, MORE), (MORE, 1));
+    assert_eq!(get(EMPTY, DESTROYED), (DESTROYED, 0));
+    assert_eq!(get(DESTROYED, BASE + BLOCK), (SPARE, 2));
+    // To the end of its RTT.
+    assert_eq!(get(SPARE, BASE + 3 * BLOCK), (BASE + BLOCK, 0));
+    // Blocks in one step.
+    assert_eq!(get(BASE + BLOCK, BASE + 3 * BLOCK + PAGE), (BASE + 3 * BLOCK + PAGE, 0));
+    let top = SHARED;
+    for (id, args) in [
+        ("base_align", [DATA + 1, MORE]),
+        ("end_align", [DATA, MORE + 1]),
+        ("size_valid", [DATA, DATA]),
+        ("size_valid", [MORE, DATA]),
+        ("rgn_bound", [top, top + PAGE]),
+        ("rgn_bound", [top - PAGE, top + PAGE]),
+        ("rgn_bound", [DATA, !0xfff]),
+    ] {
+        scene.refused(RsiCommand::IpaStateGet, &args, id);
+    }
+    assert_eq!(get(top - PAGE, top), (top, 0));
+}
+
+#[test]
+fn ripas_of_pages_goes_on_to_the_first_that_is_another() {
+    const FIRST: u64 = BASE + (4 << 20);
+    const LAST: u64 = FIRST + (2 << 20);
+    let scene = Scene::new();
+    let (fake, rd) = (scene.fake, scene.rd);
+    fake.rtts(rd, FIRST, 3);
+    fake.ok(RttInitRipas, &[rd, FIRST, LAST]);
+    for page in (FIRST..LAST).step_by(0x1000) {
+        fake.ok(DataCreateUnknown, &[rd, fake.delegated(), page]);
+    }
+    let get = |base, top| scene.realm(|realm| realm.ripas_from(base, top));
+    assert_eq!(get(FIRST, LAST), (LAST, RmmRipas::Ram));
+    assert_eq!(get(FIRST, LAST + PAGE), (LAST, RmmRipas::Ram));
+    assert_eq!(get(FIRST + PAGE, FIRST + 2 * PAGE), (FIRST + 2 * PAGE, RmmRipas::Ram));
+    // From the end on: what is DESTROYED, and before it RAM.
+    for page in [511, 510, 504, 503, 100, 17, 16, 9, 8, 7, 1, 0].map(|page| FIRST + page * PAGE) {
+        fake.ok(DataDestroy, &[rd, page]);
+        assert_eq!(get(page, LAST).1, RmmRipas::Destroyed);
+        if page > FIRST {
+            assert_eq!(get(FIRST, LAST), (page, RmmRipas::Ram));
+            assert_eq!(get(page - PAGE, page), (page, RmmRipas::Ram));
+        }
+    }
+    assert_eq!(get(FIRST, LAST), (FIRST + 2 * PAGE, RmmRipas::Destroyed));
+}
+
+#[test]
+fn a_change_of_ripas_is_asked_of_the_host_and_told_when_it_comes_back() {
+    let scene = Scene::active();
+    for (id, args) in [
+        ("base_align", [DATA + 1, MORE, 1, 0]),
+        ("top_align", [DATA, MORE + 1, 1, 0]),
+        ("size_valid", [DATA, DATA, 1, 0]),
+        ("rgn_bound", [DATA, SHARED + PAGE, 1, 0]),
+        ("ripas_valid", [DATA, MORE, 2, 0]),
+        ("ripas_valid", [DATA, MORE, 3, 0]),
+        ("ripas_valid", [DATA, MORE, 0xff, 0]),
+    ] {
+        scene.refused(RsiCommand::IpaStateSet, &args, id);
+    }
+    let ask = |base: u64, top: u64, ripas: u64| {
+        scene.rsi(RsiCommand::IpaStateSet, &[base, top, ripas]);
+        let expected = record(RmiRecExitReason::RipasChange, |exit| {
+            (exit.ripas_base, exit.ripas_top, exit.ripas_value) = (base, top, ripas as u8);
+        });
+        assert_eq!(scene.exit(), expected);
+    };
+    let told = |flags: RmiRecEnterFlags| {
+        scene.irq();
+        assert_eq!(scene.exit_after(flagged(flags)), interrupted());
+        let x = scene.vcpu().x;
+        assert!(x[3..17].iter().all(|&x| x == 0));
+        assert_eq!(scene.rec(0, |rec| (rec.ripas.get().addr, rec.ripas.get().top)), (0, 0));
+        [x[0], x[1], x[2]]
+    };
+    let reject = RmiRecEnterFlags::RIPAS_RESPONSE;
+    ask(EMPTY, DESTROYED, 1);
+    assert_eq!(told(RmiRecEnterFlags::empty()), [0, EMPTY, 0]);
+    ask(EMPTY, DESTROYED, 1);
+    assert_eq!(told(reject), [0, EMPTY, 1]);
+    // Nothing is left to be told.
+    scene.irq();
+    scene.exit_after(flagged(reject));
+    // Done by the host: both, and no more to reject.
+    ask(EMPTY, DESTROYED, 1);
+    let done = scene.fake.ok(RttSetRipas, &[scene.rd, scene.recs[0], EMPTY, DESTROYED]);
+    assert_eq!(done[1], DESTROYED);
+    assert_eq!(told(reject), [0, DESTROYED, 0]);
+    assert_eq!(scene.answered_by_rsi(RsiCommand::IpaStateGet, &[DATA, SPARE])[1..3], [DESTROYED, 1]);
+    // A change to EMPTY cannot be rejected.
+    ask(EMPTY, DESTROYED, 0);
+    assert_eq!(told(reject), [0, EMPTY, 0]);
+    // The host has no change to make that was not asked for.
+    let args = [scene.rd, scene.recs[0], EMPTY, DESTROYED];
+    assert_eq!(scene.fake.status(RttSetRipas, &args), RmiStatus::ErrorInput);
+}
+
+#[test]
+fn a_change_from_destroyed_needs_the_realms_word() {
+    let scene = Scene::active();
+    for (flags, end) in [(0, DESTROYED), (1, SPARE), (u64::MAX, SPARE)] {
+        scene.rsi(RsiCommand::IpaStateSet, &[DESTROYED, SPARE, 1, flags]);
+        scene.exit();
+        let args = [scene.rd, scene.recs[0], DESTROYED, SPARE];
+        let done = scene.fake.call(RttSetRipas, &args);
+        if flags == 0 {
+            assert!(status(&done) != RmiStatus::Success || done[1] == end);
+        } else {
+            assert_eq!((status(&done), done[1]), (RmiStatus::Success, end));
+        }
+        scene.irq();
+        scene.exit();
+        assert_eq!(scene.vcpu().x[1], end);
+    }
+}
+
+#[test]
+fn host_calls_go_there_and_back() {
+    let scene = Scene::active();
+    let addr = DATA + 0x300;
+    let mut call = RsiHostCall::zeroed();
+    call.imm = 0xc10e;
+    call.gprs = core::array::from_fn(|n| 0x100 + n as u64);
+    scene.fake.store(scene.data[0] + 0x300, call.as_bytes());
+    for (id, addr) in [("addr_align", addr + 8), ("addr_bound", MAPPED), ("addr_bound", !0xff)] {
+        scene.refused(RsiCommand::HostCall, &[addr], id);
+    }
+    scene.refused(RsiCommand::HostCall, &[EMPTY], "nothing there");
+    let pc = scene.vcpu().pc;
+    scene.rsi(RsiCommand::HostCall, &[addr]);
+    let expected = record(RmiRecExitReason::HostCall, |exit| (exit.imm, exit.gprs) = (call.imm, call.gprs));
+    assert_eq!(scene.exit(), expected);
+    let mut enter = RmiRecEnter::zeroed();
+    enter.gprs = core::array::from_fn(|n| 0x200 + n as u64);
+    scene.irq();
+    assert_eq!(scene.exit_after(enter.clone()), interrupted());
+    let after: RsiHostCall = scene.fake.get(scene.data[0] + 0x300);
+    assert_eq!((after.imm, after.gprs), (call.imm, enter.gprs));
+    let vcpu = scene.vcpu();
+    assert_eq!(vcpu.pc, pc + 4);
+    assert!(vcpu.x[..17].iter().all(|&x| x == 0));
+    // Once.
+    scene.irq();
+    scene.exit();
+    assert_eq!(scene.fake.get::<RsiHostCall>(scene.data[0] + 0x300), after);
+}
+
+#[test]
+fn an_answer_to_a_host_call_waits_for_its_memory() {
+    let scene = Scene::active();
+    scene.rsi(RsiCommand::HostCall, &[DATA]);
+    scene.exit();
+    scene.fake.ok(DataDestroy, &[scene.rd, DATA]);
+    let mut enter = RmiRecEnter::zeroed();
+    enter.gprs[1] = 0x1234;
+    let runs = scene.fake.cpus().runs.load(std::sync::atomic::Ordering::SeqCst);
+    let expected = record(RmiRecExitReason::Sync, |exit| {
+        exit.esr = 0x24 << 26 | 0x07;
+        exit.hpfar = DATA >> 8;
+    });
+    assert_eq!(scene.exit_after(enter.clone()), expected);
+    assert_eq!(scene.rec(0, |rec| rec.pending.get()), Pending::HostCall(DATA));
+    assert_eq!(scene.fake.cpus().runs.load(std::sync::atomic::Ordering::SeqCst), runs, "it has not run");
+    // As DESTROYED can only become RAM again by the realm's other RECs, one asks.
+    let other = Scene::active();
+    other.rsi(RsiCommand::HostCall, &[DATA]);
+    other.exit();
+    other.rec(0, |rec| rec.pending.set(Pending::HostCall(EMPTY)));
+    other.irq();
+    other.exit_after(enter);
+    assert_eq!(other.vcpu().x[0], RsiStatus::ErrorInput.bits(), "given up meanwhile");
+}
+
+#[test]
+fn there_are_no_attestation_tokens() {
+    let scene = Scene::active();
+    let x = scene.answered_by_rsi(RsiCommand::AttestationTokenInit, &[1; 8]);
+    assert_eq!(x[0], RsiStatus::ErrorUnknown.bits());
+    let token = |args: &[u64; 3]| scene.answered_by_rsi(RsiCommand::AttestationTokenContinue, args)[0];
+    assert_eq!(token(&[DATA, 0, 0x1000]), RsiStatus::ErrorState.bits(), "state");
+    for (id, args) in [
+        ("addr_align", [DATA + 1, 0, 1]),
+        ("addr_bound", [MAPPED, 0, 1]),
+        ("offset_bound", [DATA, 0x1000, 0]),
+        ("size_overflow", [DATA, 1, u64::MAX]),
+        ("size_bound", [DATA, 1, 0x1000]),
+    ] {
+        assert_eq!(token(&args), RsiStatus::ErrorInput.bits(), "{id}");
+    }
+}
