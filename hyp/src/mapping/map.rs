@@ -1266,7 +1266,7 @@ impl<'c, 'm, R: Regime, M: Mmu, S: Shape> Writer<'c, 'm, R, M, S> {
     /// As [`Writer::unmap`].
     pub fn set_state(&mut self, range: Range<R::Input>, state: State) -> Result<(), MapError> {
         if range.size() == GRANULE
-            && let Some(mut page) = self.page(range.start())
+            && let Some(mut page) = self.page(range.start(), None)
             && page.replace(Entry::State(state))
         {
             return Ok(());

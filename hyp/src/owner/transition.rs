@@ -220,70 +220,55 @@ fn look_realm<M: Mmu, S: Shape>(
     look(writer, at, RealmPage::Fixed, wrong).map_err(|(ipa, found)| OwnerError::Realm { ipa, found })
 }
 
-// A range of one page, which has an entry of its own in a map and of which nothing is owed, is found by one walk, and nothing can fail any more once it is
-// what it has to be.
+// A range of one page, which has an entry of its own in a map that is what it has to be, and of which nothing is owed, is found by one walk; and nothing can
+// fail any more. All else takes the way of ranges, which knows what is wrong.
 
-/// Such a page of the host's, if it is one.
+/// Such a page of the host's.
 #[inline(always)]
 fn page_of_host<'w, M: Mmu, S: Shape>(
     writer: &'w mut Writer<'_, '_, Stage2, M, S>,
     part: &Part,
     wanted: HostPage,
-) -> Result<Option<Page<'w, Stage2, M, S>>, OwnerError> {
-    if part.pa.size() != GRANULE {
-        return Ok(None);
-    }
-    let Some(page) = writer.page(part.ipa.start()) else { return Ok(None) };
-    match wanted.entry(part.pa.start()) {
-        Some(entry) if page.says(entry) => Ok(Some(page)),
-        _ => match HostPage::of(&page.visited()) {
-            // With something in it that is not looked at.
-            found if found == wanted => Ok(None),
-            found => Err(OwnerError::Host { page: part.pa.start().get(), found }),
-        },
-    }
+) -> Option<Page<'w, Stage2, M, S>> {
+    let entry = wanted.entry(part.pa.start()).filter(|_| part.pa.size() == GRANULE)?;
+    writer.page(part.ipa.start(), Some(entry))
 }
 
-/// Such a page at EL2, if it is one.
+/// Such a page at EL2.
 #[inline(always)]
 fn page_of_el2<'w, M: Mmu, S: Shape>(
     writer: &'w mut Writer<'_, '_, El2, M, S>,
     part: &Part,
     wanted: HypervisorPage,
-) -> Result<Option<Page<'w, El2, M, S>>, OwnerError> {
-    let Some(page) = writer.page(part.va.start()) else { return Ok(None) };
-    match wanted.entry(part.pa.start()) {
-        Some(entry) if page.says(entry) => Ok(Some(page)),
-        _ => match HypervisorPage::of(&page.visited()) {
-            found if found == wanted => Ok(None),
-            found => Err(OwnerError::Hypervisor { page: part.pa.start().get(), found }),
-        },
-    }
+) -> Option<Page<'w, El2, M, S>> {
+    let entry = wanted.entry(part.pa.start())?;
+    writer.page(part.va.start(), Some(entry))
 }
 
-/// Looks whether one page is data at EL2, in a leaf of whatever size.
+/// Such a page of a realm's, which has nothing there.
 #[inline(always)]
-fn look_el2_at<M: Mmu, S: Shape>(writer: &Writer<'_, '_, El2, M, S>, part: &Part) -> Result<(), OwnerError> {
-    let found =
-        writer.find(part.va.start()).map_or(HypervisorPage::Fixed, |visited| HypervisorPage::of(&visited));
-    match found {
-        HypervisorPage::Mapped => Ok(()),
-        found => Err(OwnerError::Hypervisor { page: part.pa.start().get(), found }),
-    }
+fn no_page_of_realm<'w, M: Mmu, S: Shape>(
+    writer: &'w mut Writer<'_, '_, Stage2, M, S>,
+    at: Range<Ipa>,
+    vacant: Option<State>,
+) -> Option<Page<'w, Stage2, M, S>> {
+    writer.page(at.start(), nothing(vacant))
 }
 
-/// Such a page of a realm's, if it is one.
+/// Such a page of a realm's.
 #[inline(always)]
 fn page_of_realm<'w, M: Mmu, S: Shape>(
     writer: &'w mut Writer<'_, '_, Stage2, M, S>,
     at: Range<Ipa>,
     wanted: RealmPage,
-) -> Result<Option<Page<'w, Stage2, M, S>>, OwnerError> {
-    let Some(page) = writer.page(at.start()) else { return Ok(None) };
-    match wrong_in_realm(&page.visited(), at, wanted) {
-        None => Ok(Some(page)),
-        Some(found) => Err(OwnerError::Realm { ipa: at.start().get(), found }),
-    }
+) -> Option<Page<'w, Stage2, M, S>> {
+    let page = writer.page(at.start(), None)?;
+    let is_wanted = match (RealmPage::of_entry(&page.entry()), wanted) {
+        (RealmPage::Owned(output) | RealmPage::Withheld(output), RealmPage::Owned(page)) => output == page,
+        (RealmPage::Borrowed(output), RealmPage::Borrowed(page)) => output == page,
+        _ => false,
+    };
+    is_wanted.then_some(page)
 }
 
 /// Makes the entry of such a page another one.
@@ -295,7 +280,7 @@ fn put<R: Regime, M: Mmu, S: Shape>(
 ) -> Result<(), OwnerError> {
     match entry.is_some_and(|entry| page.replace(entry)) {
         true => Ok(()),
-        false => sure(party, Err(MapError::NotQuiet(page.visited().start))),
+        false => sure(party, Err(MapError::NotQuiet(page.start()))),
     }
 }
 
@@ -305,8 +290,20 @@ const fn of_realm(page: Pa, attributes: Attributes<Stage2>, valid: bool) -> Opti
 }
 
 /// The entry of a realm's that translates nothing.
+#[inline(always)]
 fn nothing(then: Option<State>) -> Option<Entry<Stage2>> {
     Some(then.map_or(Entry::Empty, Entry::State))
+}
+
+/// Looks whether one page is data at EL2, in a leaf of whatever size.
+#[inline(always)]
+fn look_el2_at<M: Mmu, S: Shape>(writer: &Writer<'_, '_, El2, M, S>, part: &Part) -> Result<(), OwnerError> {
+    let found =
+        writer.find(part.va.start()).map_or(HypervisorPage::Fixed, |visited| HypervisorPage::of(&visited));
+    match found {
+        HypervisorPage::Mapped => Ok(()),
+        found => Err(OwnerError::Hypervisor { page: part.pa.start().get(), found }),
+    }
 }
 
 /// Makes what lies across an end of the range end there. No translation changes.
@@ -420,7 +417,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             return Ok(());
         }
         let mut writer = self.write(self.host);
-        if let Some(mut page) = page_of_host(&mut writer, &part, from)? {
+        if let Some(mut page) = page_of_host(&mut writer, &part, from) {
             return put(&mut page, Party::Host, to.entry(part.pa.start()));
         }
         look_host(&writer, &part, from)?;
@@ -496,7 +493,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         }
         let mut host = self.write(self.host);
         let to = Keeper::Delegated;
-        if let Some(mut page) = page_of_host(&mut host, &part, HostPage::Kept(from))? {
+        if let Some(mut page) = page_of_host(&mut host, &part, HostPage::Kept(from)) {
             put(&mut page, Party::Host, HostPage::Kept(to).entry(part.pa.start()))?;
         } else {
             look_host(&host, &part, HostPage::Kept(from))?;
@@ -532,7 +529,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         }
         let mut host = self.write(self.host);
         let el2 = (from == HostPage::Owned).then(|| self.write(self.hypervisor));
-        if let Some(mut page) = page_of_host(&mut host, &part, from)? {
+        if let Some(mut page) = page_of_host(&mut host, &part, from) {
             if let Some(el2) = &el2 {
                 look_el2_at(el2, &part)?;
             }
@@ -575,7 +572,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             return Ok(());
         }
         let mut host = self.write(self.host);
-        if let Some(mut page) = page_of_host(&mut host, &part, HostPage::Kept(from))? {
+        if let Some(mut page) = page_of_host(&mut host, &part, HostPage::Kept(from)) {
             wipe();
             return put(&mut page, Party::Host, HostPage::Owned.entry(part.pa.start()));
         }
@@ -632,9 +629,9 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let vacant = RealmPage::Vacant(placement.vacant);
         let attributes = RealmPage::owned(placement.attributes);
         let keeper = Keeper::Realm(realm.number, Purpose::Data);
-        if let Some(mut of_host) = page_of_host(&mut host, &part, from)?
-            && let Some(mut of_el2) = page_of_el2(&mut el2, &part, HypervisorPage::Mapped)?
-            && let Some(mut of_guest) = page_of_realm(&mut guest, at, vacant)?
+        if let Some(mut of_host) = page_of_host(&mut host, &part, from)
+            && let Some(mut of_el2) = page_of_el2(&mut el2, &part, HypervisorPage::Mapped)
+            && let Some(mut of_guest) = no_page_of_realm(&mut guest, at, placement.vacant)
         {
             let page = part.pa.start();
             put(&mut of_host, Party::Host, HostPage::Kept(keeper).entry(page))?;
@@ -747,6 +744,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     }
 
     /// Takes one page of a realm's data away, if it is one that can be taken so: wiped, and for the host what `change` says.
+    #[inline(always)]
     fn take_page<R: Mmu>(
         &self,
         (host, el2, guest): (
@@ -760,9 +758,9 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     ) -> Result<bool, OwnerError> {
         let page = part.pa.start();
         let (from, to) = change;
-        if let Some(mut of_host) = page_of_host(host, part, from)?
-            && let Some(mut of_el2) = page_of_el2(el2, part, HypervisorPage::Away)?
-            && let Some(mut of_guest) = page_of_realm(guest, at, RealmPage::Owned(page))?
+        if let Some(mut of_host) = page_of_host(host, part, from)
+            && let Some(mut of_el2) = page_of_el2(el2, part, HypervisorPage::Away)
+            && let Some(mut of_guest) = page_of_realm(guest, at, RealmPage::Owned(page))
         {
             put(&mut of_guest, Party::Realm, nothing(then))?;
             put(&mut of_el2, Party::Hypervisor, HypervisorPage::Mapped.entry(page))?;
@@ -801,8 +799,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let mut guest = self.write(realm.map);
         let vacant = RealmPage::Vacant(placement.vacant);
         let attributes = RealmPage::borrowed(placement.attributes);
-        if let Some(mut of_host) = page_of_host(&mut host, &part, HostPage::Owned)?
-            && let Some(mut of_guest) = page_of_realm(&mut guest, at, vacant)?
+        if let Some(mut of_host) = page_of_host(&mut host, &part, HostPage::Owned)
+            && let Some(mut of_guest) = no_page_of_realm(&mut guest, at, placement.vacant)
         {
             let page = part.pa.start();
             put(&mut of_host, Party::Host, HostPage::SharedWithRealm.entry(page))?;
@@ -832,8 +830,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let Some((part, at)) = Self::parts(range, ipa)? else { return Ok(()) };
         let mut host = self.write(self.host);
         let mut guest = self.write(realm.map);
-        if let Some(mut of_host) = page_of_host(&mut host, &part, HostPage::SharedWithRealm)?
-            && let Some(mut of_guest) = page_of_realm(&mut guest, at, RealmPage::Borrowed(range.start()))?
+        if let Some(mut of_host) = page_of_host(&mut host, &part, HostPage::SharedWithRealm)
+            && let Some(mut of_guest) = page_of_realm(&mut guest, at, RealmPage::Borrowed(range.start()))
         {
             put(&mut of_guest, Party::Realm, nothing(then))?;
             return put(&mut of_host, Party::Host, HostPage::Owned.entry(range.start()));
