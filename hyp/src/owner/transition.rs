@@ -439,12 +439,13 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         Ok(Held::new(range))
     }
 
-    /// The host gives pages up, to be some realm's. What they hold stays.
+    /// The host gives pages up, to be some realm's. What they hold stays, and no cache has it dirty: so it is with all delegated pages.
     ///
     /// # Errors
     /// As [`Ownership::donate`].
     pub fn delegate(&self, range: Range<Pa>) -> Result<(), OwnerError> {
-        self.hand(range, HostPage::Owned, Keeper::Delegated, |_| ())
+        let clean = |held: &mut Held| self.granules.clean_and_invalidate(held);
+        self.hand(range, HostPage::Owned, Keeper::Delegated, clean)
     }
 
     /// Delegated pages become something of a realm's that the hypervisor keeps for it: not [`Purpose::Data`]. `fill` is called once nothing can
@@ -587,7 +588,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     }
 
     /// Delegated pages become a realm's data. `fill` is called once nothing can fail any more: what it leaves there is what the realm finds,
-    /// also with its MMU off. If it does nothing, that is what the host has left there, or zeroes.
+    /// also with its MMU off.
     ///
     /// # Errors
     /// [`OwnerError`], of each party.
@@ -598,7 +599,25 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         placement: &Placement,
         fill: impl FnOnce(&mut Held),
     ) -> Result<(), OwnerError> {
+        let fill = |held: &mut Held| {
+            fill(held);
+            self.granules.clean_and_invalidate(held);
+        };
         self.to_realm(range, HostPage::Kept(Keeper::Delegated), realm, placement, fill)
+    }
+
+    /// As [`Ownership::assign`], with what is in them: what the host has left there, or zeroes.
+    ///
+    /// # Errors
+    /// As [`Ownership::assign`].
+    pub fn assign_unfilled<R: Mmu>(
+        &self,
+        range: Range<Pa>,
+        realm: &Realm<'_, R, S>,
+        placement: &Placement,
+    ) -> Result<(), OwnerError> {
+        // Nobody has written to them since they were cleaned.
+        self.to_realm(range, HostPage::Kept(Keeper::Delegated), realm, placement, |_| ())
     }
 
     /// The host's pages become a realm's data, with what they hold.
@@ -611,7 +630,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         realm: &Realm<'_, R, S>,
         placement: &Placement,
     ) -> Result<(), OwnerError> {
-        self.to_realm(range, HostPage::Owned, realm, placement, |_| ())
+        let clean = |held: &mut Held| self.granules.clean_and_invalidate(held);
+        self.to_realm(range, HostPage::Owned, realm, placement, clean)
     }
 
     fn to_realm<R: Mmu>(
@@ -635,9 +655,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         {
             let page = part.pa.start();
             put(&mut of_host, Party::Host, HostPage::Kept(keeper).entry(page))?;
-            let mut held = Held::new(range);
-            fill(&mut held);
-            self.granules.clean_and_invalidate(&held);
+            fill(&mut Held::new(range));
             put(&mut of_el2, Party::Hypervisor, HypervisorPage::Away.entry(page))?;
             return put(&mut of_guest, Party::Realm, of_realm(page, attributes, placement.translates));
         }
@@ -656,9 +674,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             join(&mut el2, part.va, cut);
             return begun;
         }
-        let mut held = Held::new(range);
-        fill(&mut held);
-        self.granules.clean_and_invalidate(&held);
+        fill(&mut Held::new(range));
         let gone = self.hypervisor.protect(part.va, Change::INVALIDATE).map(Debt::flush);
         sure(Party::Hypervisor, gone)?;
         prepared.commit();
