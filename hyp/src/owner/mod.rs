@@ -104,7 +104,8 @@
 //! Nothing per page. Each of the host's map and the EL2 map needs at most one table for each 2 MiB and each 1 GiB of RAM that is not of one state
 //! throughout, that is 2 + 2 tables for a lone page of realm data, 1 + 1 for another page elsewhere in that GiB, none for another
 //! in its 2 MiB, and no more than 513 + 513 for a GiB, whatever is done with its pages: 4 MiB and 8 KiB per GiB of RAM, 0.39 %.
-//! States of a whole block cost none. The EL2 map's half is needed for realm data only. A realm's own tables are beside this.
+//! States of a whole block cost none. The EL2 map's half is needed for realm data only. A realm's own tables are beside this: they are its map's, and stay
+//! when what they had is taken away and nothing takes its place.
 //! Nothing is joined on the way back, which would make each call read a table or two: [`tidy`](Ownership::tidy) joins, when there is time.
 
 mod granule;

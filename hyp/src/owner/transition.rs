@@ -332,7 +332,7 @@ fn join<R: Regime, M: Mmu, S: Shape>(
     }
 }
 
-/// Takes a range from a realm: afterwards no CPU translates it.
+/// Takes a range from a realm: afterwards no CPU translates it. The realm's tables stay, but for those that a state takes the place of.
 fn take<M: Mmu, S: Shape>(
     writer: &mut Writer<'_, '_, Stage2, M, S>,
     at: Range<Ipa>,
@@ -340,7 +340,7 @@ fn take<M: Mmu, S: Shape>(
 ) -> Result<(), MapError> {
     match then {
         Some(state) => writer.set_state(at, state),
-        None => writer.unmap(at).map(Debt::flush),
+        None => writer.unmap_keeping_tables(at).map(Debt::flush),
     }
 }
 
