@@ -41,18 +41,20 @@ const STAND_IN_ANSWERS: [i64; 2] = [0, INTERNAL_FAILURE];
 const UID: u32 = 0x8600_ff01;
 const UID_ANSWER: [u64; 4] = [0x523c_1d6e, 0x384b_0a7f, 0xa5d7_419c, 0x948f_e0b2];
 const REVISION: u32 = 0x8600_ff03;
-const REVISION_ANSWER: [u64; 2] = [0, 3];
+const REVISION_ANSWER: [u64; 2] = [0, 4];
 /// How often the CPU came to EL2 by the kind in x1: see [`Tally`].
 pub const EXITS: u32 = 0xc600_0001;
 /// No other CPU will come.
 const FINALIZE: u32 = 0xc600_0002;
+/// Sharing pages, giving them away and having them back: the first, in x1, and how many, up to 512, in x2.
+const PAGES: core::ops::RangeInclusive<u32> = 0xc600_0003..=0xc600_0006;
 /// Calls of trials, which a build without them does not know.
 const TRIALS: core::ops::RangeInclusive<u32> = 0xc600_0010..=0xc600_0014;
 /// Kinds of exit.
 pub const KINDS: usize = 7;
 
 /// Identifiers that mean something, or look as if they did.
-const KNOWN: [u32; 37] = [
+const KNOWN: [u32; 41] = [
     VERSION,
     ARCH_FEATURES,
     ARCH_OF_FIRMWARE[0],
@@ -89,6 +91,10 @@ const KNOWN: [u32; 37] = [
     REVISION,
     EXITS,
     FINALIZE,
+    *PAGES.start(),
+    *PAGES.start() + 1,
+    *PAGES.start() + 2,
+    *PAGES.end(),
     STAND_IN,
     *TRIALS.start(),
     *TRIALS.end(),
@@ -190,6 +196,10 @@ impl Calls {
             }
         };
         x[0] = above | u64::from(function);
+        // The memory that it runs in is not given away.
+        if PAGES.contains(&function) && self.is_ram(x[1]) {
+            x[2] = 0;
+        }
         if function == STAND_IN && x[2] == KEY {
             x[2] = 0;
         }
@@ -226,6 +236,7 @@ impl Calls {
             UID => expected[..4].copy_from_slice(&UID_ANSWER),
             REVISION => expected[..2].copy_from_slice(&REVISION_ANSWER),
             FINALIZE => expected[0] = 0,
+            function if PAGES.contains(&function) => expected[0] = INVALID_PARAMETER as u64,
             EXITS => match self.exits(before[1], x1) {
                 Some(count) => expected[..2].copy_from_slice(&[0, count]),
                 None => expected[0] = INVALID_PARAMETER as u64,

@@ -427,18 +427,20 @@ fn answer(host: &Host, handler: &impl SmcHandler, frame: &mut Frame) {
     let percpu = PerCpu::this();
     let me = percpu.number();
     #[cfg(any(feature = "trial", feature = "stand-in"))]
-    let [function, args @ ..] = frame.x;
+    let [function, args @ ..] = &frame.x;
+    #[cfg(any(feature = "trial", feature = "stand-in"))]
+    let function = *function as u32;
     #[cfg(feature = "stand-in")]
-    if let Some(answer) = super::stand_in::call(me, function as u32, &args) {
+    if let Some(answer) = super::stand_in::call(me, function, args) {
         frame.x[..2].copy_from_slice(&answer);
         return;
     }
     #[cfg(feature = "trial")]
     {
-        if function as u32 == smccc::psci::PSCI_SYSTEM_OFF {
+        if function == smccc::psci::PSCI_SYSTEM_OFF {
             super::trial::tell_costs(host);
         }
-        if let Some(answer) = super::trial::call(host, me, function as u32, &args) {
+        if let Some(answer) = super::trial::call(host, me, function, args) {
             frame.x[..4].copy_from_slice(&answer);
             return;
         }

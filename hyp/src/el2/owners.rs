@@ -110,7 +110,7 @@ fn make(host: &Host, step: Step, start: u64) -> Result<(), Failed> {
         }
         Step::Delegate => owners.delegate(page)?,
         Step::Undelegate => owners.undelegate(page)?,
-        Step::Assign => owners.assign(page, &realm, &own(true)?, |_| ())?,
+        Step::Assign => owners.assign_unfilled(page, &realm, &own(true)?)?,
         Step::AssignWithheld => owners.assign(page, &realm, &own(false)?, |_| ())?,
         Step::Release => owners.release(page, &realm, ipa(OWN_IPA)?, unassigned)?,
         Step::Keep => owners.keep(page, REALM, Purpose::Rec, |_| ())?,

@@ -94,6 +94,17 @@ impl<R: Regime> Operation<R> for Restate<R> {
     }
 }
 
+/// Nothing is left, and the tables stay.
+#[derive(Clone, Copy)]
+pub(super) struct Empty;
+
+impl<R: Regime> Operation<R> for Empty {
+    #[inline(always)]
+    fn word(self, raw: u64, _level: u8) -> u64 {
+        if is_unlinked(raw) { raw } else { 0 }
+    }
+}
+
 /// The range's ends cut no leaf and no run.
 #[derive(Clone, Copy)]
 pub(super) struct Cut;

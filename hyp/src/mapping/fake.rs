@@ -1,7 +1,7 @@
 //! An MMU for the host's tests: tables in ordinary memory, and what would be maintenance counted.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::mmu::{Barrier, Mmu, Quiesce, Scope, TableMemory, Tlbi};
 use super::pool::Pool;
@@ -23,12 +23,20 @@ pub struct Memory {
     pub stores: AtomicUsize,
     pub fills: AtomicUsize,
     pub exchanges: AtomicUsize,
+    /// Called after each store to a linked table.
+    pub watch: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Memory {
     fn word(&self, table: Pa, index: usize) -> &AtomicU64 {
         let number = ((table.get() - BASE) / GRANULE) as usize;
         &self.words[number * self.entries + index]
+    }
+
+    fn tell(&self) {
+        if let Some(watch) = self.watch.get() {
+            watch();
+        }
     }
 }
 
@@ -39,10 +47,12 @@ impl TableMemory for Arc<Memory> {
     unsafe fn store(&self, table: Pa, index: usize, raw: u64) {
         self.stores.fetch_add(1, Relaxed);
         self.word(table, index).store(raw, Relaxed);
+        self.tell();
     }
     unsafe fn link(&self, table: Pa, index: usize, raw: u64) {
         self.stores.fetch_add(1, Relaxed);
         self.word(table, index).store(raw, Release);
+        self.tell();
     }
     unsafe fn compare_exchange(&self, table: Pa, index: usize, old: u64, new: u64) -> bool {
         self.exchanges.fetch_add(1, Relaxed);

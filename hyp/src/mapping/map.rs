@@ -19,7 +19,7 @@ use spin::{Mutex, MutexGuard};
 
 use super::addr::{ADDRESS_BITS, Address, GRANULE, Pa, Range};
 use super::descriptor::{Attributes, Change, Entry, Regime, State, TYPE, is_table, is_unlinked, pa};
-use super::edit::{Clear, Cut, CutAll, Edit, Needs, Operation, Restate, ToPages};
+use super::edit::{Clear, Cut, CutAll, Edit, Empty, Needs, Operation, Restate, ToPages};
 use super::geometry::{Geometry, Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
 use super::mmu::{Mmu, Quiesce, Reservation, Scope, TablePool};
 use super::rule::Capabilities;
@@ -1260,6 +1260,22 @@ impl<'c, 'm, R: Regime, M: Mmu, S: Shape> Writer<'c, 'm, R, M, S> {
         map.edit(Clear(None), ends, Way::CLEAR).map(|done| map.owe(done))
     }
 
+    /// As [`Writer::unmap`], but every table stays, be it empty: for who has given them, and asks for them back one by one.
+    ///
+    /// # Errors
+    /// As [`Writer::unmap`].
+    pub fn unmap_keeping_tables(&mut self, range: Range<R::Input>) -> Result<Debt<'m, R, M, S>, MapError> {
+        let map = self.map;
+        if range.size() == GRANULE
+            && let Some(mut page) = self.page(range.start(), None)
+            && page.replace(Entry::Empty)
+        {
+            return Ok(Debt::new(map, Spans::new(), &[]));
+        }
+        let ends = map.checked(range)?;
+        map.edit(Empty, ends, Way::CLEAR).map(|done| map.owe(done))
+    }
+
     /// Splits so that nothing, be it a leaf, a run or a software state, lies across either end of `range`: whatever else is done to the range
     /// then, while this is the writer, needs no table and no quiet.
     ///
@@ -1297,7 +1313,7 @@ impl<'c, 'm, R: Regime, M: Mmu, S: Shape> Writer<'c, 'm, R, M, S> {
     /// As [`Writer::unmap`].
     pub fn set_state(&mut self, range: Range<R::Input>, state: State) -> Result<(), MapError> {
         if range.size() == GRANULE
-            && let Some(mut page) = self.page(range.start())
+            && let Some(mut page) = self.page(range.start(), None)
             && page.replace(Entry::State(state))
         {
             return Ok(());

@@ -7,7 +7,7 @@
 
 use super::addr::{Address, GRANULE};
 use super::descriptor::{CONTIGUOUS, Entry, Regime, VALID, is_changing, is_leaf, is_table, pa};
-use super::geometry::{LAST_LEVEL, Shape, level_shift};
+use super::geometry::{LAST_LEVEL, Shape, level_shift, level_size};
 use super::map::{Map, Writer};
 use super::mmu::Mmu;
 use super::rule::Strategy;
@@ -27,43 +27,53 @@ pub struct Page<'w, R: Regime, M: Mmu, S: Shape = Granule4K> {
     _gate: Entered<'w>,
 }
 
-/// The entry that an address lies in: its table, index, level and word. `ALONE`: nobody else is changing anything.
-#[inline(always)]
-fn locate<R: Regime, M: Mmu, S: Shape, const ALONE: bool>(
-    map: &Map<R, M, S>,
-    address: u64,
-) -> (Pa, usize, u8, u64) {
+/// The table of the last level that has an address.
+// Not in its callers, where it would take the registers that they need.
+#[inline(never)]
+fn last_table<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, address: u64) -> Option<Pa> {
     let words = Words::new(map.mmu());
-    let (mut table, mut level) = (map.root(), map.geometry().start_level());
+    let mut table = map.root();
+    let mut shift = level_shift::<S>(map.geometry().start_level());
     // A root may be of several tables.
-    let mut index = (address >> level_shift::<S>(level)) as usize;
-    loop {
-        let raw = if ALONE { words.load(table, index) } else { words.settled(table, index) };
-        if !is_table(raw, level) {
-            return (table, index, level, raw);
+    let mut index = (address >> shift) as usize;
+    while shift > level_shift::<S>(LAST_LEVEL) {
+        let raw = words.load(table, index);
+        // Above the last level that is a table.
+        if !is_table(raw, 0) {
+            return None;
         }
-        (table, level) = (pa(raw), level + 1);
-        index = (address >> level_shift::<S>(level)) as usize & (S::ENTRIES - 1);
+        shift -= level_shift::<S>(0) - level_shift::<S>(1);
+        (table, index) = (pa(raw), (address >> shift) as usize & (S::ENTRIES - 1));
     }
+    Some(table)
 }
 
 impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
     /// What the map says at an address, if it reaches it. Beside others, who may be changing what a leaf says.
-    #[inline(always)]
+    #[inline]
     pub fn find(&self, address: R::Input) -> Option<Visited<R>> {
         let (map, address) = (self.target(), address.get());
         if address >> map.geometry().input_bits() != 0 {
             return None;
         }
-        let (_, _, level, raw) = locate::<_, _, _, false>(map, address);
-        let start = address & !((1 << level_shift::<S>(level)) - 1);
-        Some(Visited { start, level, entry: Entry::decode::<S>(raw, level) })
+        let words = Words::new(map.mmu());
+        let (mut table, mut level) = (map.root(), map.geometry().start_level());
+        let mut index = (address >> level_shift::<S>(level)) as usize;
+        loop {
+            let raw = words.settled(table, index);
+            if !is_table(raw, level) {
+                let start = address & !(level_size::<S>(level) - 1);
+                return Some(Visited { start, level, entry: Entry::decode::<S>(raw, level) });
+            }
+            (table, level) = (pa(raw), level + 1);
+            index = (address >> level_shift::<S>(level)) as usize & (S::ENTRIES - 1);
+        }
     }
 
-    /// The entry of the page that begins at an address, if it has one of its own and nothing is in the way: `None` says only that it is to be changed as a
-    /// range of one page.
+    /// The entry of the page that begins at an address, if it has one of its own, nothing is in the way, and it is `wanted` if anything is: `None` says only
+    /// that it is to be looked at, and changed, as a range of one page.
     #[inline(always)]
-    pub fn page(&mut self, address: R::Input) -> Option<Page<'_, R, M, S>> {
+    pub fn page(&mut self, address: R::Input, wanted: Option<Entry<R>>) -> Option<Page<'_, R, M, S>> {
         let (map, start) = (self.target(), address.get());
         if start >> map.geometry().input_bits() != 0 || start % GRANULE != 0 || map.hardware_updates() {
             return None;
@@ -73,24 +83,26 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         if map.is_others_owed(EXCLUSIVE) {
             return None;
         }
-        let (table, index, level, raw) = locate::<_, _, _, true>(map, start);
-        let is_simple =
-            level == LAST_LEVEL && !is_changing(raw) && !(is_leaf(raw, level) && raw & CONTIGUOUS != 0);
-        is_simple.then_some(Page { map, table, index, start, raw, _gate: gate })
+        let table = last_table(map, start)?;
+        let index = (start >> level_shift::<S>(LAST_LEVEL)) as usize;
+        let index = if map.geometry().start_level() == LAST_LEVEL { index } else { index & (S::ENTRIES - 1) };
+        let raw = Words::new(map.mmu()).load(table, index);
+        let is_wanted = wanted.is_none_or(|wanted| raw == wanted.encode(LAST_LEVEL));
+        let is_simple = !is_changing(raw) && !(is_leaf(raw, LAST_LEVEL) && raw & CONTIGUOUS != 0);
+        (is_wanted && is_simple).then_some(Page { map, table, index, start, raw, _gate: gate })
     }
 }
 
 impl<R: Regime, M: Mmu, S: Shape> Page<'_, R, M, S> {
-    /// What the entry says.
+    /// What it says.
     #[inline(always)]
-    pub fn visited(&self) -> Visited<R> {
-        Visited { start: self.start, level: LAST_LEVEL, entry: Entry::decode::<S>(self.raw, LAST_LEVEL) }
+    pub fn entry(&self) -> Entry<R> {
+        Entry::decode::<S>(self.raw, LAST_LEVEL)
     }
 
-    /// Whether it says just this.
-    #[inline(always)]
-    pub fn says(&self, entry: Entry<R>) -> bool {
-        self.raw == entry.encode(LAST_LEVEL)
+    /// Its address.
+    pub fn start(&self) -> u64 {
+        self.start
     }
 
     /// Makes it say something else: any state, nothing, or a leaf. With `false` nothing was changed, as it takes more than a store: a leaf that

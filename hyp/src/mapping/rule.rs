@@ -112,6 +112,7 @@ pub enum Strategy {
 }
 
 /// The rule.
+#[inline(always)]
 pub(super) const fn strategy(change: Difference, stage: Stage, capabilities: Capabilities) -> Strategy {
     let broken = match stage {
         Stage::One => Strategy::BreakQuiescently,

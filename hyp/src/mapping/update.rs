@@ -330,6 +330,7 @@ impl Counters {
 }
 
 /// What `old` and `new` of one `level` differ in; a table among `new` says the same as `old`, smaller, but for `memory`.
+#[inline(always)]
 pub(super) fn difference<R: Regime>(old: u64, new: u64, level: u8, memory: bool) -> Difference {
     let leaf = !is_table(new, level);
     Difference {
@@ -421,6 +422,7 @@ pub(super) fn exchange<M: Mmu>(
 }
 
 /// The rule's answer for a map's difference.
+#[inline(always)]
 pub(super) fn answer<R: Regime, M: Mmu, S: Shape>(map: &Map<R, M, S>, difference: Difference) -> Strategy {
     strategy(difference, R::STAGE, map.capabilities())
 }

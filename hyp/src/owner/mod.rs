@@ -40,11 +40,12 @@
 //! | [`unshare`](Ownership::unshare) | host | shared with the hypervisor | host's |
 //! | [`donate`](Ownership::donate) | host | host's | hypervisor's |
 //! | [`give_back`](Ownership::give_back) | hypervisor | hypervisor's | host's; wiped |
-//! | [`delegate`](Ownership::delegate) | host | host's | delegated |
+//! | [`delegate`](Ownership::delegate) | host | host's | delegated; cleaned |
 //! | [`undelegate`](Ownership::undelegate) | host | delegated | host's |
 //! | [`keep`](Ownership::keep) | host, for a realm | delegated | the realm's descriptor, REC or table; filled |
 //! | [`unkeep`](Ownership::unkeep) | host, for a realm | the realm's descriptor, REC or table | delegated; wiped |
 //! | [`assign`](Ownership::assign) | host, for a realm | delegated; the realm has nothing at the IPA | the realm's data, filled, cleaned |
+//! | [`assign_unfilled`](Ownership::assign_unfilled) | host, for a realm | the same | the realm's data as it was |
 //! | [`release`](Ownership::release) | host, for a realm | the realm's data, at the IPA | delegated; wiped |
 //! | [`donate_to_realm`](Ownership::donate_to_realm) | host, for a realm | host's; the realm has nothing at the IPA | the realm's data as it was, cleaned |
 //! | [`reclaim`](Ownership::reclaim) | host, for a realm | the realm's data, at the IPA | host's; wiped |
@@ -67,12 +68,13 @@
 //! | call | changes nothing | may fail, whole | cannot fail |
 //! |---|---|---|---|
 //! | share, unshare | | host: mark | |
-//! | donate, delegate | | host: state, flush | |
+//! | donate | | host: state, flush | |
+//! | delegate | | host: state, flush | clean |
 //! | keep | | host: state | fill |
 //! | give_back | host: prepare | | wipe; host: map |
 //! | undelegate | host: prepare | | host: map |
 //! | unkeep | | host: state | wipe |
-//! | assign, donate_to_realm | realm: prepare; EL2: split | host: state, flush | fill, clean; EL2: invalidate, flush; realm: map |
+//! | assign, assign_unfilled, donate_to_realm | realm: prepare; EL2: split | host: state, flush | fill, clean (not for assign_unfilled); EL2: invalidate, flush; realm: map |
 //! | release | EL2, host: split | realm: unmap, flush | EL2: validate; wipe; host: state |
 //! | reclaim | EL2: split; host: prepare | realm: unmap, flush | EL2: validate; wipe; host: map |
 //! | share_with_realm | realm: prepare | host: mark | realm: map |
@@ -81,6 +83,9 @@
 //! So at no moment do two of host, hypervisor and realm translate a page that is not meant for both, and each of them has lost it (flush) before
 //! the next one gets it. What was split for a call that then failed is joined again, as far as it can be.
 //! If the engine ever broke its word about a step that cannot fail, the call would stop there: the page is then nobody's to reach.
+//!
+//! One page that has an entry of its own in every map that the call changes, and of which no TLB is owed anything, takes the same steps in the same
+//! order by one walk of each map and one store to each ([`Page`](crate::mapping::Page)); all other ranges take the way that the table says.
 //!
 //! # Locks
 //!
@@ -91,7 +96,7 @@
 //!
 //! All are waited for with the EL2 map's [`Mmu::wait`](crate::mapping::Mmu::wait), whichever it is: a split of an EL2 block may ask every CPU
 //! to stand still while the writers are held, and a CPU that waits for one of them must count as standing still. What the engine locks inside
-//! is its own, one map at a time. Who holds a map's writer otherwise must not wait for a writer before it in this order (admission and joining
+//! is its own, one map at a time, but for single pages: there a call has the maps' pages, in the same order, once it is the writer of all of them. Who holds a map's writer otherwise must not wait for a writer before it in this order (admission and joining
 //! hold one at a time). The caller has no [`Reader`](crate::mapping::Reader) of any of the maps. Calls on different pages wait for
 //! each other, as long as wiping or filling takes: who gives large ranges away does so in parts.
 //!
@@ -100,7 +105,8 @@
 //! Nothing per page. Each of the host's map and the EL2 map needs at most one table for each 2 MiB and each 1 GiB of RAM that is not of one state
 //! throughout, that is 2 + 2 tables for a lone page of realm data, 1 + 1 for another page elsewhere in that GiB, none for another
 //! in its 2 MiB, and no more than 513 + 513 for a GiB, whatever is done with its pages: 4 MiB and 8 KiB per GiB of RAM, 0.39 %.
-//! States of a whole block cost none. The EL2 map's half is needed for realm data only. A realm's own tables are beside this.
+//! States of a whole block cost none. The EL2 map's half is needed for realm data only. A realm's own tables are beside this: they are its map's, and stay
+//! when what they had is taken away and nothing takes its place.
 //! Nothing is joined on the way back, which would make each call read a table or two: [`tidy`](Ownership::tidy) joins, when there is time.
 
 mod granule;

@@ -220,7 +220,12 @@ pub enum RealmPage {
 impl RealmPage {
     /// What an entry of a realm's stage 2 says of its first IPA, and so of those after it.
     pub fn of(visited: &Visited<Stage2>) -> Self {
-        match visited.entry {
+        Self::of_entry(&visited.entry)
+    }
+
+    #[inline(always)]
+    pub(super) fn of_entry(entry: &Entry<Stage2>) -> Self {
+        match *entry {
             Entry::Empty | Entry::Unlinked(_) => Self::Vacant(None),
             Entry::State(state) => Self::Vacant(Some(state)),
             Entry::Leaf { output, attributes, valid, .. } => match (attributes.mark(), valid) {

@@ -220,70 +220,55 @@ fn look_realm<M: Mmu, S: Shape>(
     look(writer, at, RealmPage::Fixed, wrong).map_err(|(ipa, found)| OwnerError::Realm { ipa, found })
 }
 
-// A range of one page, which has an entry of its own in a map and of which nothing is owed, is found by one walk, and nothing can fail any more once it is
-// what it has to be.
+// A range of one page, which has an entry of its own in a map that is what it has to be, and of which nothing is owed, is found by one walk; and nothing can
+// fail any more. All else takes the way of ranges, which knows what is wrong.
 
-/// Such a page of the host's, if it is one.
+/// Such a page of the host's.
 #[inline(always)]
 fn page_of_host<'w, M: Mmu, S: Shape>(
     writer: &'w mut Writer<'_, '_, Stage2, M, S>,
     part: &Part,
     wanted: HostPage,
-) -> Result<Option<Page<'w, Stage2, M, S>>, OwnerError> {
-    if part.pa.size() != GRANULE {
-        return Ok(None);
-    }
-    let Some(page) = writer.page(part.ipa.start()) else { return Ok(None) };
-    match wanted.entry(part.pa.start()) {
-        Some(entry) if page.says(entry) => Ok(Some(page)),
-        _ => match HostPage::of(&page.visited()) {
-            // With something in it that is not looked at.
-            found if found == wanted => Ok(None),
-            found => Err(OwnerError::Host { page: part.pa.start().get(), found }),
-        },
-    }
+) -> Option<Page<'w, Stage2, M, S>> {
+    let entry = wanted.entry(part.pa.start()).filter(|_| part.pa.size() == GRANULE)?;
+    writer.page(part.ipa.start(), Some(entry))
 }
 
-/// Such a page at EL2, if it is one.
+/// Such a page at EL2.
 #[inline(always)]
 fn page_of_el2<'w, M: Mmu, S: Shape>(
     writer: &'w mut Writer<'_, '_, El2, M, S>,
     part: &Part,
     wanted: HypervisorPage,
-) -> Result<Option<Page<'w, El2, M, S>>, OwnerError> {
-    let Some(page) = writer.page(part.va.start()) else { return Ok(None) };
-    match wanted.entry(part.pa.start()) {
-        Some(entry) if page.says(entry) => Ok(Some(page)),
-        _ => match HypervisorPage::of(&page.visited()) {
-            found if found == wanted => Ok(None),
-            found => Err(OwnerError::Hypervisor { page: part.pa.start().get(), found }),
-        },
-    }
+) -> Option<Page<'w, El2, M, S>> {
+    let entry = wanted.entry(part.pa.start())?;
+    writer.page(part.va.start(), Some(entry))
 }
 
-/// Looks whether one page is data at EL2, in a leaf of whatever size.
+/// Such a page of a realm's, which has nothing there.
 #[inline(always)]
-fn look_el2_at<M: Mmu, S: Shape>(writer: &Writer<'_, '_, El2, M, S>, part: &Part) -> Result<(), OwnerError> {
-    let found =
-        writer.find(part.va.start()).map_or(HypervisorPage::Fixed, |visited| HypervisorPage::of(&visited));
-    match found {
-        HypervisorPage::Mapped => Ok(()),
-        found => Err(OwnerError::Hypervisor { page: part.pa.start().get(), found }),
-    }
+fn no_page_of_realm<'w, M: Mmu, S: Shape>(
+    writer: &'w mut Writer<'_, '_, Stage2, M, S>,
+    at: Range<Ipa>,
+    vacant: Option<State>,
+) -> Option<Page<'w, Stage2, M, S>> {
+    writer.page(at.start(), nothing(vacant))
 }
 
-/// Such a page of a realm's, if it is one.
+/// Such a page of a realm's.
 #[inline(always)]
 fn page_of_realm<'w, M: Mmu, S: Shape>(
     writer: &'w mut Writer<'_, '_, Stage2, M, S>,
     at: Range<Ipa>,
     wanted: RealmPage,
-) -> Result<Option<Page<'w, Stage2, M, S>>, OwnerError> {
-    let Some(page) = writer.page(at.start()) else { return Ok(None) };
-    match wrong_in_realm(&page.visited(), at, wanted) {
-        None => Ok(Some(page)),
-        Some(found) => Err(OwnerError::Realm { ipa: at.start().get(), found }),
-    }
+) -> Option<Page<'w, Stage2, M, S>> {
+    let page = writer.page(at.start(), None)?;
+    let is_wanted = match (RealmPage::of_entry(&page.entry()), wanted) {
+        (RealmPage::Owned(output) | RealmPage::Withheld(output), RealmPage::Owned(page)) => output == page,
+        (RealmPage::Borrowed(output), RealmPage::Borrowed(page)) => output == page,
+        _ => false,
+    };
+    is_wanted.then_some(page)
 }
 
 /// Makes the entry of such a page another one.
@@ -295,7 +280,7 @@ fn put<R: Regime, M: Mmu, S: Shape>(
 ) -> Result<(), OwnerError> {
     match entry.is_some_and(|entry| page.replace(entry)) {
         true => Ok(()),
-        false => sure(party, Err(MapError::NotQuiet(page.visited().start))),
+        false => sure(party, Err(MapError::NotQuiet(page.start()))),
     }
 }
 
@@ -305,8 +290,20 @@ const fn of_realm(page: Pa, attributes: Attributes<Stage2>, valid: bool) -> Opti
 }
 
 /// The entry of a realm's that translates nothing.
+#[inline(always)]
 fn nothing(then: Option<State>) -> Option<Entry<Stage2>> {
     Some(then.map_or(Entry::Empty, Entry::State))
+}
+
+/// Looks whether one page is data at EL2, in a leaf of whatever size.
+#[inline(always)]
+fn look_el2_at<M: Mmu, S: Shape>(writer: &Writer<'_, '_, El2, M, S>, part: &Part) -> Result<(), OwnerError> {
+    let found =
+        writer.find(part.va.start()).map_or(HypervisorPage::Fixed, |visited| HypervisorPage::of(&visited));
+    match found {
+        HypervisorPage::Mapped => Ok(()),
+        found => Err(OwnerError::Hypervisor { page: part.pa.start().get(), found }),
+    }
 }
 
 /// Makes what lies across an end of the range end there. No translation changes.
@@ -335,7 +332,7 @@ fn join<R: Regime, M: Mmu, S: Shape>(
     }
 }
 
-/// Takes a range from a realm: afterwards no CPU translates it.
+/// Takes a range from a realm: afterwards no CPU translates it. The realm's tables stay, but for those that a state takes the place of.
 fn take<M: Mmu, S: Shape>(
     writer: &mut Writer<'_, '_, Stage2, M, S>,
     at: Range<Ipa>,
@@ -343,7 +340,7 @@ fn take<M: Mmu, S: Shape>(
 ) -> Result<(), MapError> {
     match then {
         Some(state) => writer.set_state(at, state),
-        None => writer.unmap(at).map(Debt::flush),
+        None => writer.unmap_keeping_tables(at).map(Debt::flush),
     }
 }
 
@@ -420,7 +417,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             return Ok(());
         }
         let mut writer = self.write(self.host);
-        if let Some(mut page) = page_of_host(&mut writer, &part, from)? {
+        if let Some(mut page) = page_of_host(&mut writer, &part, from) {
             return put(&mut page, Party::Host, to.entry(part.pa.start()));
         }
         look_host(&writer, &part, from)?;
@@ -442,12 +439,13 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         Ok(Held::new(range))
     }
 
-    /// The host gives pages up, to be some realm's. What they hold stays.
+    /// The host gives pages up, to be some realm's. What they hold stays, and no cache has it dirty: so it is with all delegated pages.
     ///
     /// # Errors
     /// As [`Ownership::donate`].
     pub fn delegate(&self, range: Range<Pa>) -> Result<(), OwnerError> {
-        self.hand(range, HostPage::Owned, Keeper::Delegated, |_| ())
+        let clean = |held: &mut Held| self.granules.clean_and_invalidate(held);
+        self.hand(range, HostPage::Owned, Keeper::Delegated, clean)
     }
 
     /// Delegated pages become something of a realm's that the hypervisor keeps for it: not [`Purpose::Data`]. `fill` is called once nothing can
@@ -539,7 +537,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         }
         let mut host = self.write(self.host);
         let to = Keeper::Delegated;
-        if let Some(mut page) = page_of_host(&mut host, &part, HostPage::Kept(from))? {
+        if let Some(mut page) = page_of_host(&mut host, &part, HostPage::Kept(from)) {
             put(&mut page, Party::Host, HostPage::Kept(to).entry(part.pa.start()))?;
         } else {
             look_host(&host, &part, HostPage::Kept(from))?;
@@ -575,7 +573,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         }
         let mut host = self.write(self.host);
         let el2 = (from == HostPage::Owned).then(|| self.write(self.hypervisor));
-        if let Some(mut page) = page_of_host(&mut host, &part, from)? {
+        if let Some(mut page) = page_of_host(&mut host, &part, from) {
             if let Some(el2) = &el2 {
                 look_el2_at(el2, &part)?;
             }
@@ -618,7 +616,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             return Ok(());
         }
         let mut host = self.write(self.host);
-        if let Some(mut page) = page_of_host(&mut host, &part, HostPage::Kept(from))? {
+        if let Some(mut page) = page_of_host(&mut host, &part, HostPage::Kept(from)) {
             wipe();
             return put(&mut page, Party::Host, HostPage::Owned.entry(part.pa.start()));
         }
@@ -633,7 +631,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     }
 
     /// Delegated pages become a realm's data. `fill` is called once nothing can fail any more: what it leaves there is what the realm finds,
-    /// also with its MMU off. If it does nothing, that is what the host has left there, or zeroes.
+    /// also with its MMU off.
     ///
     /// # Errors
     /// [`OwnerError`], of each party.
@@ -644,7 +642,25 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         placement: &Placement,
         fill: impl FnOnce(&mut Held),
     ) -> Result<(), OwnerError> {
+        let fill = |held: &mut Held| {
+            fill(held);
+            self.granules.clean_and_invalidate(held);
+        };
         self.to_realm(range, HostPage::Kept(Keeper::Delegated), realm, placement, fill)
+    }
+
+    /// As [`Ownership::assign`], with what is in them: what the host has left there, or zeroes.
+    ///
+    /// # Errors
+    /// As [`Ownership::assign`].
+    pub fn assign_unfilled<R: Mmu>(
+        &self,
+        range: Range<Pa>,
+        realm: &Realm<'_, R, S>,
+        placement: &Placement,
+    ) -> Result<(), OwnerError> {
+        // Nobody has written to them since they were cleaned.
+        self.to_realm(range, HostPage::Kept(Keeper::Delegated), realm, placement, |_| ())
     }
 
     /// The host's pages become a realm's data, with what they hold.
@@ -657,7 +673,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         realm: &Realm<'_, R, S>,
         placement: &Placement,
     ) -> Result<(), OwnerError> {
-        self.to_realm(range, HostPage::Owned, realm, placement, |_| ())
+        let clean = |held: &mut Held| self.granules.clean_and_invalidate(held);
+        self.to_realm(range, HostPage::Owned, realm, placement, clean)
     }
 
     fn to_realm<R: Mmu>(
@@ -675,15 +692,13 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let vacant = RealmPage::Vacant(placement.vacant);
         let attributes = RealmPage::owned(placement.attributes);
         let keeper = Keeper::Realm(realm.number, Purpose::Data);
-        if let Some(mut of_host) = page_of_host(&mut host, &part, from)?
-            && let Some(mut of_el2) = page_of_el2(&mut el2, &part, HypervisorPage::Mapped)?
-            && let Some(mut of_guest) = page_of_realm(&mut guest, at, vacant)?
+        if let Some(mut of_host) = page_of_host(&mut host, &part, from)
+            && let Some(mut of_el2) = page_of_el2(&mut el2, &part, HypervisorPage::Mapped)
+            && let Some(mut of_guest) = no_page_of_realm(&mut guest, at, placement.vacant)
         {
             let page = part.pa.start();
             put(&mut of_host, Party::Host, HostPage::Kept(keeper).entry(page))?;
-            let mut held = Held::new(range);
-            fill(&mut held);
-            self.granules.clean_and_invalidate(&held);
+            fill(&mut Held::new(range));
             put(&mut of_el2, Party::Hypervisor, HypervisorPage::Away.entry(page))?;
             return put(&mut of_guest, Party::Realm, of_realm(page, attributes, placement.translates));
         }
@@ -702,9 +717,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             join(&mut el2, part.va, cut);
             return begun;
         }
-        let mut held = Held::new(range);
-        fill(&mut held);
-        self.granules.clean_and_invalidate(&held);
+        fill(&mut Held::new(range));
         let gone = self.hypervisor.protect(part.va, Change::INVALIDATE).map(Debt::flush);
         sure(Party::Hypervisor, gone)?;
         prepared.commit();
@@ -790,6 +803,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     }
 
     /// Takes one page of a realm's data away, if it is one that can be taken so: wiped, and for the host what `change` says.
+    #[inline(always)]
     fn take_page<R: Mmu>(
         &self,
         (host, el2, guest): (
@@ -803,9 +817,9 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     ) -> Result<bool, OwnerError> {
         let page = part.pa.start();
         let (from, to) = change;
-        if let Some(mut of_host) = page_of_host(host, part, from)?
-            && let Some(mut of_el2) = page_of_el2(el2, part, HypervisorPage::Away)?
-            && let Some(mut of_guest) = page_of_realm(guest, at, RealmPage::Owned(page))?
+        if let Some(mut of_host) = page_of_host(host, part, from)
+            && let Some(mut of_el2) = page_of_el2(el2, part, HypervisorPage::Away)
+            && let Some(mut of_guest) = page_of_realm(guest, at, RealmPage::Owned(page))
         {
             put(&mut of_guest, Party::Realm, nothing(then))?;
             put(&mut of_el2, Party::Hypervisor, HypervisorPage::Mapped.entry(page))?;
@@ -844,8 +858,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let mut guest = self.write(realm.map);
         let vacant = RealmPage::Vacant(placement.vacant);
         let attributes = RealmPage::borrowed(placement.attributes);
-        if let Some(mut of_host) = page_of_host(&mut host, &part, HostPage::Owned)?
-            && let Some(mut of_guest) = page_of_realm(&mut guest, at, vacant)?
+        if let Some(mut of_host) = page_of_host(&mut host, &part, HostPage::Owned)
+            && let Some(mut of_guest) = no_page_of_realm(&mut guest, at, placement.vacant)
         {
             let page = part.pa.start();
             put(&mut of_host, Party::Host, HostPage::SharedWithRealm.entry(page))?;
@@ -875,8 +889,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let Some((part, at)) = Self::parts(range, ipa)? else { return Ok(()) };
         let mut host = self.write(self.host);
         let mut guest = self.write(realm.map);
-        if let Some(mut of_host) = page_of_host(&mut host, &part, HostPage::SharedWithRealm)?
-            && let Some(mut of_guest) = page_of_realm(&mut guest, at, RealmPage::Borrowed(range.start()))?
+        if let Some(mut of_host) = page_of_host(&mut host, &part, HostPage::SharedWithRealm)
+            && let Some(mut of_guest) = page_of_realm(&mut guest, at, RealmPage::Borrowed(range.start()))
         {
             put(&mut of_guest, Party::Realm, nothing(then))?;
             return put(&mut of_host, Party::Host, HostPage::Owned.entry(range.start()));
