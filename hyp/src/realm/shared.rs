@@ -9,7 +9,7 @@ use rmm_abi::v1_0::rsi::{RsiResponse, RsiRipas, RsiRipasChangeFlags};
 use smccc::Call;
 
 use super::rsi::{Config, Rsi, RsiError};
-use crate::mapping::{Address, Change, El1And0, Entry, Leaves, Map, MapError, Mmu, Pa, Range, Writer};
+use crate::mapping::{Address, Change, Debt, El1And0, Entry, Leaves, Map, MapError, Mmu, Pa, Range, Writer};
 use crate::stage1::{LinearMap, SetMemoryError};
 
 /// How often the monitor is asked again without having come any further, before that is told.
@@ -182,7 +182,7 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
     pub fn give_up(&self, unfinished: Unfinished) -> Result<(), SharingError> {
         let unmap = || -> Result<(), SetMemoryError> {
             let range = self.linear.input(unfinished.range)?;
-            self.write(|writer| Ok(writer.unmap(range)?.flush()))
+            self.write(|writer| writer.unmap(range).map(Debt::flush))
         };
         match unmap() {
             Ok(()) => Ok(()),
