@@ -545,7 +545,7 @@ mod by_threads {
         fn exchange(&self, range: Range<Pa>, seed: u64) -> bool {
             let mut memory = self.memory.lock().unwrap();
             (0..range.size() / 8).all(|i| {
-                let word = memory.get_mut(&(SHARED | range.start().get() + 8 * i));
+                let word = memory.get_mut(&(SHARED + range.start().get() + 8 * i));
                 word.is_some_and(|word| {
                     let holds = *word == exchanged(seed, i);
                     *word = !*word;
