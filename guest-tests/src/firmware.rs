@@ -1,5 +1,7 @@
 //! Calls that end above EL1, and who answers them in a test build of the hypervisor (`hyp::el2::stand_in`).
 
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use smccc::{Call, Hvc};
 
 /// The call is not implemented.
@@ -34,7 +36,15 @@ pub fn has_stand_in(does: Does) -> bool {
     call::<Hvc>(STAND_IN, [does as u64, KEY, 0])[0] == 0
 }
 
+/// Nobody answers an HVC.
+static ALONE: AtomicBool = AtomicBool::new(false);
+
+/// Says that nobody answers an HVC, as in a realm: none is made any more.
+pub fn no_hypervisor() {
+    ALONE.store(true, Relaxed);
+}
+
 /// Has the firmware's stand-in answer from now on, or the firmware itself; whether there is a stand-in.
 pub fn stand_in(on: bool) -> bool {
-    call::<Hvc>(STAND_IN, [on.into(), KEY, 0])[0] == 0
+    !ALONE.load(Relaxed) && call::<Hvc>(STAND_IN, [on.into(), KEY, 0])[0] == 0
 }

@@ -18,7 +18,7 @@ mod requests;
 mod roles;
 
 use guest_tests::report::{self, Report};
-use guest_tests::say;
+use guest_tests::{firmware, say};
 use hyp::machine::Machine;
 use hyp::realm::Rsi;
 use smccc::Smc;
@@ -26,8 +26,9 @@ use smccc::Smc;
 /// The entry code comes here on the boot CPU, on the boot map.
 #[unsafe(no_mangle)]
 extern "C" fn payload_main(device_tree: u64) -> ! {
-    // In a realm there is no UART where it is elsewhere.
+    // In a realm there is no UART where it is elsewhere, and nobody to call but the monitor.
     report::move_to(0);
+    firmware::no_hypervisor();
     let found = Rsi::<Smc>::find(0);
     if found.is_err() {
         report::move_to(report::UART);

@@ -30,8 +30,9 @@ use hyp::start::BOOT_TABLES;
 use smccc::{Call, Smc};
 use spin::Once;
 
+/// Bytes of a page.
 pub const PAGE: u64 = 4096;
-pub const BLOCK: u64 = 2 << 20;
+const BLOCK: u64 = 2 << 20;
 
 /// The realm's CPUs at the gate.
 pub struct Kernel;

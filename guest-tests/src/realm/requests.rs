@@ -22,7 +22,7 @@ use spin::{Mutex, Once};
 
 use crate::checks;
 use crate::host::{self, EXCHANGE};
-use crate::own::{self, BLOCK, GATE, Own, PAGE, own};
+use crate::own::{self, GATE, Own, PAGE, own};
 use crate::roles::{ASK, FAILED, FP, TIMER, Work};
 
 /// Requests of all phases, unless `cloven.requests` says otherwise.
@@ -278,5 +278,3 @@ impl Run<'_, '_> {
         }
     }
 }
-
-const _: () = assert!(BLOCK % PAGE == 0);

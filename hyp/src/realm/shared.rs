@@ -9,11 +9,15 @@ use rmm_abi::v1_0::rsi::{RsiResponse, RsiRipas, RsiRipasChangeFlags};
 use smccc::Call;
 
 use super::rsi::{Config, Rsi, RsiError};
-use crate::mapping::{Address, Change, El1And0, Entry, Leaves, Map, MapError, Mmu, Pa, Range, Writer};
+use crate::mapping::geometry::{Granule4K, Shape, level_size};
+use crate::mapping::{Address, Change, Debt, El1And0, Entry, Leaves, Map, MapError, Mmu, Pa, Range, Writer};
 use crate::stage1::{LinearMap, SetMemoryError};
 
 /// How often the monitor is asked again without having come any further, before that is told.
 const PATIENCE: u32 = 10_000;
+/// Bytes of a block of level 2, and of a run of pages.
+const BLOCK: u64 = level_size::<Granule4K>(2);
+const RUN: u64 = level_size::<Granule4K>(3) << Granule4K::RUN_BITS;
 
 /// Whose a range is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,7 +186,7 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
     pub fn give_up(&self, unfinished: Unfinished) -> Result<(), SharingError> {
         let unmap = || -> Result<(), SetMemoryError> {
             let range = self.linear.input(unfinished.range)?;
-            self.write(|writer| Ok(writer.unmap(range)?.flush()))
+            self.write(|writer| writer.unmap(range).map(Debt::flush))
         };
         match unmap() {
             Ok(()) => Ok(()),
@@ -210,10 +214,7 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
         self.set_ripas(range, side, &mut done).map_err(|cause| stopped(done, cause))?;
         let finished = match side {
             Side::Decrypted => self.linear.protect(range, self.shared.then(Change::VALIDATE)),
-            Side::Encrypted => self.linear.input(range).and_then(|input| {
-                let change = self.own.then(Change::VALIDATE);
-                self.write(|writer| writer.protect_and_collapse(input, change, self.leaves))
-            }),
+            Side::Encrypted => self.take_back(range),
         };
         finished.map_err(|error| match error {
             SetMemoryError::Map(error) => stopped(done, Cause::Map(error)),
@@ -297,6 +298,40 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
             }
         }
         Ok(())
+    }
+
+    /// Makes a range translate to what is the realm's own, and joins it.
+    fn take_back(&self, range: Range<Pa>) -> Result<(), SetMemoryError> {
+        let (input, change) = (self.linear.input(range)?, self.own.then(Change::VALIDATE));
+        if self.beside_pinned(range, BLOCK) == Some(range) {
+            return self.write(|writer| writer.protect_and_collapse(input, change, self.leaves));
+        }
+        self.linear.protect(range, change)?;
+        let runs = Leaves { blocks: false, ..self.leaves };
+        for (unit, leaves) in [(BLOCK, self.leaves), (RUN, runs)] {
+            if let Some(part) = self.beside_pinned(range, unit) {
+                let input = self.linear.input(part)?;
+                // What cannot be joined now works all the same.
+                let _ = self.write(|writer| writer.collapse(input, leaves));
+            }
+        }
+        Ok(())
+    }
+
+    /// A range without what is of a unit at either end that has something pinned too: that stays in pages, never to be split.
+    fn beside_pinned(&self, range: Range<Pa>, unit: u64) -> Option<Range<Pa>> {
+        let is_pinned = |address: u64| {
+            let of_unit = Range::<Pa>::new(address & !(unit - 1), unit);
+            of_unit.is_ok_and(|of_unit| self.linear.pinned().any(|pinned| pinned.overlaps(of_unit)))
+        };
+        let (mut start, mut end) = (range.start().get(), range.end());
+        if is_pinned(start) {
+            start = start.next_multiple_of(unit);
+        }
+        if is_pinned(end - 1) {
+            end &= !(unit - 1);
+        }
+        (start < end).then(|| Range::new(start, end - start).ok()).flatten()
     }
 
     /// Does `work` as the map's writer.

@@ -281,6 +281,36 @@ fn only_edges_are_split_and_whole_blocks_cost_a_store_each_way() {
 }
 
 #[test]
+fn what_comes_back_is_not_joined_with_what_is_pinned() {
+    for level in [0, 3] {
+        let (mmu, _rmm) = (FakeMmu::new(32), monitor());
+        let options = Options::new(Capabilities::LEAST | Capabilities::bbm(level));
+        let mut map = linear_map(&mmu, options).unwrap();
+        // Both its ends lie within a block, of the same attributes as what is beside it; one within a run.
+        let pinned = range(RAM + 3 * MIB, 2 * MIB - 3 * GRANULE);
+        let mut writer = map.get_mut();
+        add(&mut writer, pinned, DATA, Leaves::PAGES).unwrap();
+        add_ram(&mut writer, &[range(RAM, 8 * MIB)], &[pinned], DATA, Leaves::LARGEST).unwrap();
+        drop(writer);
+        let linear = LinearMap::new(map, Box::leak(Box::new([pinned])));
+        let shared = shared(&linear);
+        let before = census(&linear);
+        let (start, end) = (pinned.start().get(), pinned.end());
+        for asked in [
+            range(start - GRANULE, GRANULE),
+            range(end, GRANULE),
+            range(RAM, 3 * MIB),
+            range(end, 3 * MIB + 3 * GRANULE),
+            range(start - 17 * GRANULE, 17 * GRANULE),
+        ] {
+            shared.set_memory_decrypted(asked).unwrap();
+            shared.set_memory_encrypted(asked).unwrap();
+            assert_eq!(census(&linear), before, "level {level}, {asked}");
+        }
+    }
+}
+
+#[test]
 fn what_is_pinned_or_not_protected_or_half_a_page_is_refused_and_nobody_is_asked() {
     let (mmu, rmm) = (FakeMmu::new(32), monitor());
     let linear = linear(&mmu, 3);
@@ -515,7 +545,7 @@ mod by_threads {
         fn exchange(&self, range: Range<Pa>, seed: u64) -> bool {
             let mut memory = self.memory.lock().unwrap();
             (0..range.size() / 8).all(|i| {
-                let word = memory.get_mut(&(SHARED | range.start().get() + 8 * i));
+                let word = memory.get_mut(&(SHARED + range.start().get() + 8 * i));
                 word.is_some_and(|word| {
                     let holds = *word == exchanged(seed, i);
                     *word = !*word;

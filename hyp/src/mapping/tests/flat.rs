@@ -57,6 +57,34 @@ impl Flat {
             }
         }
     }
+    /// Bit number `bit` of each output becomes `value`.
+    #[allow(dead_code, reason = "the fuzz target changes no outputs")]
+    pub fn alias(&mut self, start: u64, end: u64, bit: u32, value: bool, valid: Option<bool>) {
+        if start == end {
+            return;
+        }
+        self.cut(start);
+        self.cut(end);
+        let weight = 1u64 << bit;
+        let leaves: Vec<_> =
+            self.0.range(start..end).map(|(&start, &(end, known))| (start, end, known)).collect();
+        for (start, end, known) in leaves {
+            let Known::Leaf(shift, bits, was) = known else { continue };
+            let mut at = start;
+            while at < end {
+                // Up to where the outputs' bit is another.
+                let output = at.wrapping_add(shift);
+                let next = end.min(at + (weight - (output & (weight - 1))));
+                let shift = match (output & weight != 0, value) {
+                    (false, true) => shift.wrapping_add(weight),
+                    (true, false) => shift.wrapping_sub(weight),
+                    _ => shift,
+                };
+                self.set(at, next, Some(Known::Leaf(shift, bits, valid.unwrap_or(was))));
+                at = next;
+            }
+        }
+    }
     pub fn at(&self, address: u64) -> Option<Known> {
         self.0
             .range(..=address)

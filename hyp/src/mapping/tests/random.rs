@@ -95,7 +95,7 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
 
     /// One random call; `false` if it ran out of tables.
     fn step(&mut self) -> bool {
-        let kind = self.random.below(20);
+        let kind = self.random.below(21);
         // Few tables left: make room.
         let is_crowded = |world: &Self| world.map.mmu().pool().free() < 24 && world.kept == 0;
         if is_crowded(self) {
@@ -181,6 +181,18 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
                     unsafe { self.map.mmu().pool().give(table) };
                 }
                 self.finish(result.map(|_| None), |_| {})
+            }
+            19 => {
+                let (start, size) = self.input(1 << 40);
+                let (bit, value) = (self.random.of(&[30, 34, 38, 40, 47]), self.random.one_in(2));
+                let alias = Change::output_bit(bit, value).unwrap();
+                let (change, valid) = self.random.of(&[
+                    (alias, None),
+                    (Change::INVALIDATE.then(alias), Some(false)),
+                    (alias.then(Change::VALIDATE), Some(true)),
+                ]);
+                let result = self.map.protect(range(start, size), change);
+                self.done(result, |flat| flat.alias(start, start + size, bit, value, valid))
             }
             _ => {
                 let (start, _) = self.input(0);
@@ -273,6 +285,7 @@ impl<'m, R: Tried, S: Shape> World<'m, R, S> {
                 | MapError::Mapped(_)
                 | MapError::HasState(_)
                 | MapError::Differs(_)
+                | MapError::TooLarge { .. }
                 | MapError::NoTable { .. },
             ) => true,
             Err(error) => panic!("{error}"),
