@@ -458,9 +458,7 @@ fn manner(machine: &Machine<'_>) -> Manner {
     Manner {
         reject: machine.parameter("cloven.reject").and_then(|text| text.parse().ok()),
         partial: machine.parameter("cloven.partial").and_then(bytes),
-        reclaim: machine
-            .bootargs
-            .is_some_and(|text| text.split_ascii_whitespace().any(|word| word == "cloven.reclaim")),
+        reclaim: machine.parameter("cloven.reclaim").is_some_and(|value| value != "0"),
     }
 }
 
@@ -471,13 +469,7 @@ fn recs(machine: &Machine<'_>) -> usize {
 }
 
 /// Makes the realm, runs it, takes it apart, and checks what there is to be seen on the way. Without an RMM it says so, and nothing is checked.
-pub fn run_realm(
-    report: &mut Report,
-    machine: &Machine<'_>,
-    memory: &Memory,
-    image: &[u8],
-    orders: Orders,
-) {
+pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, image: &[u8], orders: Orders) {
     let features = match features() {
         None => return say!("payload: no RMM answers RMI_VERSION: no realm is made"),
         Some(Ok(features)) => features,
@@ -546,7 +538,9 @@ pub fn run_realm(
     report.check(
         "realm.host.all_comes_back_wiped",
         given == returned && bad == 0 && given > 0,
-        format_args!("{given} granules given, {returned} came back, {bad} of them not wiped or not the host's"),
+        format_args!(
+            "{given} granules given, {returned} came back, {bad} of them not wiped or not the host's"
+        ),
     );
 }
 
@@ -637,8 +631,8 @@ fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, o
             say!("@cloven figure realm.host.exits_{name} {count} exits");
         }
     }
-    let [changes, rejected, exchanged] = [&realm.changes, &realm.rejected, &realm.exchanged]
-        .map(|count| count.load(Ordering::Relaxed));
+    let [changes, rejected, exchanged] =
+        [&realm.changes, &realm.rejected, &realm.exchanged].map(|count| count.load(Ordering::Relaxed));
     say!("@cloven figure realm.host.ripas_changes {changes} changes");
     say!("@cloven figure realm.host.ripas_changes_rejected {rejected} changes");
     say!("@cloven figure realm.host.exchanged {exchanged} doublewords");
