@@ -415,8 +415,10 @@ fn shape(realm: &Realm) -> Result<[u64; 4], Problem> {
 /// What a host must not do, tried: the number of those that were carried out, or refused by another status than these.
 fn liberties(realm: &Realm, hypervisor: u64) -> usize {
     use RmiCommand as C;
-    const INPUT: u64 = 1;
-    const REALM: u64 = 2;
+    const INPUT: &[u64] = &[1];
+    const REALM: &[u64] = &[2];
+    // Two things are wrong with these, and the specification does not say which is told.
+    const INPUT_OR_RTT: &[u64] = &[1, 4];
     let (rd, data, rec) = (realm.rd, realm.plan.ram, realm.recs[0].pa);
     let tries = [
         // A granule that is given already, in each of its states; the hypervisor's; what is none.
@@ -438,13 +440,13 @@ fn liberties(realm: &Realm, hypervisor: u64) -> usize {
         (C::RealmDestroy, [rd, 0, 0], REALM),
         (C::RealmCreate, [rd, realm.plan.backing, 0], INPUT),
         // The realm's memory at another place, and what is not delegated.
-        (C::DataCreateUnknown, [rd, data, RAM], INPUT),
-        (C::DataCreateUnknown, [rd, realm.plan.backing, RAM], INPUT),
+        (C::DataCreateUnknown, [rd, data, RAM], INPUT_OR_RTT),
+        (C::DataCreateUnknown, [rd, realm.plan.backing, RAM], INPUT_OR_RTT),
         (C::DataCreateUnknown, [rd, realm.plan.backing, RAM | SHARED], INPUT),
     ];
     let wrong = tries.iter().filter(|(command, inputs, expected)| {
         let [status, ..] = call(*command, inputs);
-        let is_wrong = status & 0xff != *expected;
+        let is_wrong = !expected.contains(&(status & 0xff));
         if is_wrong {
             say!("payload: {} {inputs:x?} was answered by {status:#x}", command.name());
         }
