@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the mapping engine beside other crates and beside the bound.
+//! `cargo xtask bench`: the mapping engine beside other crates and beside the bound; or what a realm pays ([`costs`]).
 //!
 //! Invariant: the subjects are built and run by one program in one profile; this file only starts it.
 
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::workspace;
+use crate::{costs, workspace};
 
 /// The options of `cargo xtask bench`.
 #[derive(Args, Clone, Debug)]
@@ -27,6 +27,9 @@ pub struct BenchArgs {
     /// Draw what leaves are left after pages were made read-only and put back, to this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Measure in QEMU what a realm and its host pay for each call, beside what a real RMM and pKVM take
+    #[arg(long, conflicts_with_all = ["only", "seed", "rounds", "quick", "svg"])]
+    realm: bool,
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -34,6 +37,9 @@ pub struct BenchArgs {
 
 /// Carries out `cargo xtask bench`; returns whether every subject did what it was asked to.
 pub fn run(args: &BenchArgs) -> Result<bool> {
+    if args.realm {
+        return costs::run(args.json.as_deref());
+    }
     let mut bench = workspace::cargo();
     bench.args(["run", "--quiet", "--profile", "bench", "-p", "bench", "--"]);
     if let Some(text) = &args.only {

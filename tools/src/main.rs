@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod compare;
 mod console;
+mod costs;
 mod dump;
 mod images;
 mod linux;
@@ -51,7 +52,7 @@ enum Verb {
         after_help = "To see them change: `--bbm 3`, `--append cloven.changes=100` for fewer changes than 10,000 in each trial."
     )]
     Dump(Box<dump::DumpArgs>),
-    /// Measure the mapping engine beside other crates and the bound, as ratios in one run
+    /// Measure the mapping engine beside other crates and the bound, as ratios in one run; or, with --realm, what a realm and its host pay
     Bench(bench::BenchArgs),
     /// Check formatting, lints, documentation, feature combinations and the placement of unsafe code and assembly
     Check(check::CheckArgs),

@@ -66,7 +66,10 @@ struct Rim {
 impl Rim {
     /// RMI_REALM_CREATE (B4.3.9.4): flags, s2sz, sve_vl, num_bps, num_wps, pmu_num_ctrs and hash_algo at their places in RmiRealmParams
     /// (B4.4.12).
-    fn create(flags: u64, [s2sz, sve_vl, num_bps, num_wps, pmu_num_ctrs, hash_algo]: [u8; 6]) -> Result<Self> {
+    fn create(
+        flags: u64,
+        [s2sz, sve_vl, num_bps, num_wps, pmu_num_ctrs, hash_algo]: [u8; 6],
+    ) -> Result<Self> {
         let algorithm = match hash_algo {
             0 => Algorithm::Sha256,
             1 => Algorithm::Sha512,
@@ -100,7 +103,8 @@ impl Rim {
     /// RMI_REC_CREATE (B4.3.12.4): only of a REC that may run. flags, pc and gprs at their places in RmiRecParams (B4.4.19).
     fn rec(&mut self, flags: u64, pc: u64, gprs: [u64; 8]) {
         let params = Bytes::<GRANULE>::new().word(0, flags).word(0x200, pc);
-        let params = (0x300..).step_by(8).zip(gprs).fold(params, |params, (at, value)| params.word(at, value));
+        let params =
+            (0x300..).step_by(8).zip(gprs).fold(params, |params, (at, value)| params.word(at, value));
         let content = self.algorithm.hash(&params.0);
         let descriptor = self.descriptor(1).measurement(0x50, &content);
         self.extend(&descriptor);
@@ -108,7 +112,10 @@ impl Rim {
 
     /// RMI_RTT_INIT_RIPAS (B4.3.18.4): one step for each RTT entry from `base` to `top`, all of one level.
     fn ripas(&mut self, base: u64, top: u64, level: u32) -> Result<()> {
-        ensure!((1..=3).contains(&level) && base < top, "no entries of level {level} from {base:#x} to {top:#x}");
+        ensure!(
+            (1..=3).contains(&level) && base < top,
+            "no entries of level {level} from {base:#x} to {top:#x}"
+        );
         let size = 1u64 << (12 + 9 * (3 - level));
         let mut at = base;
         while at < top {

@@ -545,6 +545,30 @@ impl Scenario {
         }
     }
 
+    /// A realm on as many RECs as there are CPUs, whose host and hypervisor believe in one level: a small one that makes some hundred requests,
+    /// or with `full` one of 1 GiB that makes tens of thousands.
+    fn realm(recs: u32, bbm: Bbm, full: bool) -> Self {
+        let (memory, append): (Size, &[&str]) = match full {
+            false => (GIB, &["cloven.changes=100", "cloven.requests=400"]),
+            true => (Size(4 << 30), &["cloven.changes=100", "cloven.requests=40000", "cloven.realm=1G"]),
+        };
+        Self {
+            name: match full {
+                false => "a realm shares its memory and takes it back",
+                true => "a realm of 1 GiB shares its memory and takes it back",
+            },
+            append,
+            features: &[run::TRIAL],
+            lifecycle: Lifecycle { bbm: Some(bbm), ..Lifecycle::default() },
+            ..Self::payload(recs, memory, "max")
+        }
+    }
+
+    /// The same with a host that does as it may, but not as it should.
+    fn realm_of(name: &'static str, append: &'static [&'static str]) -> Self {
+        Self { name, append, ..Self::payload(2, GIB, "max") }
+    }
+
     /// A stock Linux as the host of CPUs that differ.
     fn linux_on(lifecycle: Lifecycle) -> Self {
         Self { features: &[run::TRIAL], lifecycle, ..Self::linux("7.2", 4, GIB, "max") }
@@ -574,6 +598,8 @@ impl Scenario {
     fn timeout(&self, trials: bool) -> Duration {
         match (self.linux, self.expect) {
             (Some(_), _) => run::LINUX_TIMEOUT + Duration::from_secs(self.work.unwrap_or(0)),
+            // A thousand of its granules are looked at in the time of one request.
+            (None, Expect::Pass) if self.append.contains(&"cloven.realm=1G") => run::HOSTILE_TIMEOUT,
             // Each of their invalidations stops all emulated CPUs, on whatever cores there are.
             (None, Expect::Pass) if trials => run::LINUX_TIMEOUT,
             (None, Expect::Pass) if self.is_hostile() => run::HOSTILE_TIMEOUT,
@@ -655,6 +681,31 @@ fn lifecycles(full: bool) -> Vec<Scenario> {
     all
 }
 
+/// Realms: each number of RECs and each level stand in one; with `full` each of one with each of the other.
+fn realms(full: bool) -> Vec<Scenario> {
+    let mut all = vec![
+        Scenario::realm(1, Bbm::all(0), false),
+        Scenario::realm(2, Bbm::all(1), false),
+        Scenario::realm(4, Bbm::all(2), false),
+        Scenario::realm(4, Bbm::all(3), false),
+        Scenario::realm(4, Bbm::all(0), false),
+        Scenario::realm_of(
+            "a realm goes on where its host changes RIPAS bit by bit",
+            &["cloven.requests=200", "cloven.partial=64K"],
+        ),
+        Scenario::realm_of(
+            "a realm gets memory back that its host had taken meanwhile",
+            &["cloven.requests=200", "cloven.reclaim=1"],
+        ),
+    ];
+    if full {
+        for recs in [1, 2, 4] {
+            all.extend(LEVELS.map(|bbm| Scenario::realm(recs, bbm, true)));
+        }
+    }
+    all
+}
+
 /// All scenarios; with `full` every combination that a user may choose from.
 fn scenarios(full: bool) -> Vec<Scenario> {
     let half = Size(512 << 20);
@@ -731,6 +782,9 @@ fn scenarios(full: bool) -> Vec<Scenario> {
     });
     all.push(Scenario::hostile(full));
     all.extend(lifecycles(full));
+    if run::REALM_IS_DUE {
+        all.extend(realms(full));
+    }
     let gib = |count: u64| Size(count << 30);
     all.extend([
         Scenario::linux("7.2", 4, GIB, "max"),
@@ -1071,6 +1125,21 @@ mod tests {
                 let wanted = Scenario::lifecycle(cpus, mixed(boot, others, policy)).title();
                 assert!(all.iter().any(|scenario| scenario.title() == wanted), "{wanted}");
             }
+        }
+    }
+
+    #[test]
+    fn realms_have_each_level_and_each_number_of_recs() {
+        let (few, all) = (realms(false), realms(true));
+        for recs in [1, 2, 4] {
+            assert!(few.iter().any(|scenario| scenario.machine.cpus == recs), "{recs} RECs");
+            for bbm in LEVELS {
+                let wanted = Scenario::realm(recs, bbm, true).title();
+                assert!(all.iter().any(|scenario| scenario.title() == wanted), "{wanted}");
+            }
+        }
+        for bbm in LEVELS {
+            assert!(few.iter().any(|scenario| scenario.lifecycle.bbm == Some(bbm)), "{bbm}");
         }
     }
 

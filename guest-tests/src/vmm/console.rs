@@ -36,7 +36,11 @@ fn line(text: &str) {
     if text.starts_with("@cloven check ") {
         CHECKS.fetch_add(1, Relaxed);
     }
-    if text.starts_with("@cloven ") { say(format_args!("{text}")) } else { say(format_args!("realm: {text}")) }
+    if text.starts_with("@cloven ") {
+        say(format_args!("{text}"))
+    } else {
+        say(format_args!("realm: {text}"))
+    }
 }
 
 /// REC `number` prints a byte.

@@ -175,8 +175,7 @@ impl Realm {
     }
 
     fn synchronous(&self, number: usize, run: &Run) -> Result<Then, Refused> {
-        let [esr, far, hpfar] =
-            [field!(run, exit.esr), field!(run, exit.far), field!(run, exit.hpfar)];
+        let [esr, far, hpfar] = [field!(run, exit.esr), field!(run, exit.far), field!(run, exit.hpfar)];
         let value: u64 = field!(run, exit.gprs[0]);
         match cause(esr, far, hpfar) {
             Cause::Wait => Ok(AGAIN),

@@ -34,8 +34,7 @@ const PROGRAM: [u32; 5] = [
 
 /// Whether the command line asks for it.
 pub fn is_wanted(machine: &Machine<'_>) -> bool {
-    let mut words = machine.bootargs.into_iter().flat_map(str::split_ascii_whitespace);
-    words.any(|word| word == "cloven.measure")
+    machine.parameter("cloven.measure").is_some_and(|value| value != "0")
 }
 
 /// What some calls took.
@@ -172,11 +171,7 @@ fn new_realm(realm: &Realm) -> Result<(), Problem> {
     let level = PAGE as u64;
     let create = |number| [rd, table, block(number), level];
     let other = |number| [rd, block(number), level];
-    pair(
-        ["RTT_CREATE_EMPTY", "RTT_DESTROY"],
-        [C::RttCreate, C::RttDestroy],
-        [&create(2), &other(2)],
-    )?;
+    pair(["RTT_CREATE_EMPTY", "RTT_DESTROY"], [C::RttCreate, C::RttDestroy], [&create(2), &other(2)])?;
     let [mut made, mut folded] = [Times::new(), Times::new()];
     for _ in 0..TIMES {
         made.call(C::RttCreate, &create(3))?;

@@ -48,7 +48,11 @@ pub const fn cause(esr: u64, far: u64, hpfar: u64) -> Cause {
         EC_DATA_ABORT => {
             let can_be_emulated = esr & ISV != 0;
             let offset = if can_be_emulated { far & OFFSET } else { 0 };
-            Cause::Data { ipa: granule | offset, is_store: can_be_emulated && esr & WNR != 0, can_be_emulated }
+            Cause::Data {
+                ipa: granule | offset,
+                is_store: can_be_emulated && esr & WNR != 0,
+                can_be_emulated,
+            }
         }
         EC_INSTRUCTION_ABORT => Cause::Fetch { ipa: granule },
         EC_WFX => Cause::Wait,

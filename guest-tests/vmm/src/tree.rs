@@ -84,11 +84,12 @@ impl Writer<'_> {
 
     /// Where `name` stands among the strings.
     fn name(&mut self, name: &str) -> u32 {
-        let known = self.strings[..self.strings_len].split_inclusive(|byte| *byte == 0).scan(0, |at, text| {
-            let start = *at;
-            *at += text.len();
-            Some((start, text))
-        });
+        let known =
+            self.strings[..self.strings_len].split_inclusive(|byte| *byte == 0).scan(0, |at, text| {
+                let start = *at;
+                *at += text.len();
+                Some((start, text))
+            });
         let known = known.into_iter().find(|(_, text)| text.strip_suffix(&[0]) == Some(name.as_bytes()));
         if let Some((at, _)) = known {
             return at as u32;
