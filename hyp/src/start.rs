@@ -8,8 +8,8 @@
 //! The linker script gives `image_start`, `image_relocations`, `image_relocations_end`, `image_bss` and `image_arena`; the
 //! arena follows the variables, and `more` bytes of it are cleared with them.
 
-/// Tables of a boot map that has blocks in four places: a root, and a table of level 1 and 2 for each.
-pub const BOOT_TABLES: u64 = 9;
+/// Tables of a boot map that has blocks in five places: a root, and a table of level 1 and 2 for each.
+pub const BOOT_TABLES: u64 = 11;
 
 /// The macros `range`, `each_line`, `zero`, `self_relocate`, `drop_cached` and those of a boot map as text for `global_asm!`.
 #[macro_export]

@@ -99,7 +99,7 @@ _start:
     b       primary
     .long   0
     .quad   0                           // text_offset
-    .quad   0x200000                    // image_size: the linker script asserts it
+    .quad   0x400000                    // image_size: the linker script asserts it
     .quad   0xa                         // little-endian, 4 KiB pages, anywhere in memory
     .quad   0
     .quad   0
@@ -148,6 +148,8 @@ primary:
     bl      .Lmap_block
 4:  mov     x0, x23
     mov     x1, #0x745                  // Normal, inner shareable, accessed, read, write and execute
+    bl      .Lmap_block
+    add     x0, x0, #0x200000
     bl      .Lmap_block
 
     drop_cached {block_size}

@@ -6,7 +6,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 4096 | guard: not mapped, so an overflow faults |
-//! | 20480 | stack |
+//! | 36864 | stack: a realm's run has 8 KiB of it for the host's vectors |
 //! | 8192 | [`PerCpu`], and above it the stack on which a fault of our own is told |
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -22,7 +22,7 @@ use crate::mapping::{Address, AddressError, GRANULE, Pa, Range};
 use crate::stage1::Registers;
 
 const GUARD_SIZE: u64 = GRANULE;
-pub const STACK_SIZE: u64 = 5 * GRANULE;
+pub const STACK_SIZE: u64 = 9 * GRANULE;
 const DATA_SIZE: u64 = 2 * GRANULE;
 /// Bytes in the block of one CPU.
 pub const BLOCK_SIZE: u64 = GUARD_SIZE + STACK_SIZE + DATA_SIZE;
