@@ -178,21 +178,26 @@ fn interrupts(machine: &Machine<'_>, on: bool) {
 
 fn timers(report: &mut Report, machine: &Machine<'_>) {
     interrupts(machine, true);
-    // The virtual one first; it is told, so the physical one is next; both are told, so it goes on and sees them as they are.
-    let first = run(Flags::FRESH, Code::Timers, SOON);
-    let second = run(Flags::empty(), Code::Timers, 0);
-    let third = run(Flags::empty(), Code::Timers, 0);
-    let fourth = run(Flags::empty(), Code::Timers, 0);
-    let again = run(Flags::empty(), Code::Timers, 0);
-    let holds = first[..2] == INTERRUPT
-        && second[..2] == INTERRUPT
-        && third == [0, hvc(10), 5, 5]
-        && fourth == [0, hvc(11), 7, 7]
-        && again[..2] == INTERRUPT;
+    // Each of them once, or both at once if that took so long; then it goes on, and sees them as they are.
+    let mut stops = 0;
+    let mut flags = Flags::FRESH;
+    let seen = loop {
+        let answer = run(flags, Code::Timers, SOON);
+        if answer[..2] != INTERRUPT || stops == 2 {
+            break answer;
+        }
+        stops += 1;
+        flags = Flags::empty();
+    };
+    let masked = run(flags, Code::Timers, 0);
+    let again = run(flags, Code::Timers, 0);
+    // Without FEAT_ECV nobody can hide the mask of the virtual timer.
+    let virtual_ctl = if read_id_aa64mmfr0_el1().ecv() != 0 { 5 } else { 7 };
+    let holds = stops > 0 && seen == [0, hvc(10), virtual_ctl, 5] && masked == [0, hvc(11), 7, 7];
     report.check(
         "guest.timers_stop_it_once",
-        holds,
-        format_args!("{first:x?} {second:x?} {third:x?} {fourth:x?} {again:x?}"),
+        holds && again[..2] == INTERRUPT,
+        format_args!("{stops} times, {seen:x?} {masked:x?} {again:x?}"),
     );
     // A timer of the host's that was set before ends a guest that would go on for ever.
     let deadline = read_cntvct_el0().bits() + SOON;

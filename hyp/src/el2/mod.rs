@@ -40,6 +40,7 @@ pub mod pages;
 pub mod psci;
 pub mod smccc;
 pub mod syndrome;
+#[cfg_attr(not(any(test, target_arch = "aarch64")), expect(dead_code, reason = "some of it is for `switch`"))]
 pub mod vcpu;
 
 #[cfg(target_arch = "aarch64")]

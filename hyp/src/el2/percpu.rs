@@ -101,6 +101,17 @@ impl PerCpu {
         self.number
     }
 
+    /// Bytes of its stack that were ever used, or hold something else than zero since before it was a stack.
+    #[cfg(feature = "trial")]
+    pub fn stack_used(&self) -> u64 {
+        let top = core::ptr::from_ref(self) as u64;
+        let words = (top - STACK_SIZE..top).step_by(8);
+        // SAFETY: its stack, which is mapped; whatever is read there at whatever moment is a number.
+        let unused =
+            words.take_while(|&at| unsafe { (at as *const u64).read_volatile() } == 0).count() as u64;
+        STACK_SIZE - 8 * unused
+    }
+
     /// Sets where it begins the next time it is started.
     pub fn set_host_entry(&self, entry: HostEntry) {
         self.host_pc.store(entry.pc, Ordering::Relaxed);

@@ -464,7 +464,8 @@ impl World {
     ///
     /// After each synchronous exception that is not EL2's own business `answer` is asked, inside the gate; if it says true the guest goes
     /// on at once with the general registers as it left them. All other registers of the guest are on the CPU meanwhile, not in
-    /// `vcpu`, so what needs them is for after the run.
+    /// `vcpu`, and so is its stage 2. So what needs those registers is for after the run, and so is any change of the host's stage 2, whose
+    /// invalidations are made under the VMID that is installed.
     ///
     /// # Safety
     /// Runs at EL2, inside the gate, in the answer to a call of the host. The map of `registers` is whole and lives until this is over; its VMID is

@@ -61,6 +61,8 @@ impl Drop for Time {
 /// What EL2 has cost so far.
 pub fn tell_costs(host: &Host) {
     let exits: u64 = (0..host.cpus.len()).map(|cpu| PerCpu::of(&host.layout, cpu).exits.total()).sum();
+    let stack = (0..host.cpus.len()).map(|cpu| PerCpu::of(&host.layout, cpu).stack_used()).max();
+    info!("@cloven figure el2.stack {} bytes", stack.unwrap_or(0));
     info!("@cloven figure el2.exits {exits} exits");
     info!("@cloven figure el2.ticks {} ticks", TICKS.load(Relaxed));
     for (name, counts) in [("el2", host.el2_map.map().counts()), ("stage2", host.map.counts())] {

@@ -200,7 +200,8 @@ pub enum Exit {
 pub enum Answer {
     /// It was done; the guest goes on after it.
     Answered,
-    /// The guest wrote one of `ICC_SGI0R_EL1`, `ICC_SGI1R_EL1` and `ICC_ASGI1R_EL1`: nothing was changed.
+    /// The guest wrote one of `ICC_SGI0R_EL1`, `ICC_SGI1R_EL1` and `ICC_ASGI1R_EL1`, or `ICC_DIR_EL1`, which traps if its host asked for that by
+    /// `ICH_HCR_EL2.TDIR`: nothing was changed.
     Sgi,
     /// There is no such register; the guest goes on in its handler.
     Undefined,
@@ -422,6 +423,7 @@ impl Trapped {
 
 const ACTLR_EL1: u64 = encoding(3, 0, 1, 0, 1);
 const OSLSR_EL1: u64 = encoding(2, 0, 1, 1, 4);
+const ICC_DIR_EL1: u64 = encoding(3, 0, 12, 11, 1);
 const ICC_SGI1R_EL1: u64 = encoding(3, 0, 12, 11, 5);
 const ICC_ASGI1R_EL1: u64 = encoding(3, 0, 12, 11, 6);
 const ICC_SGI0R_EL1: u64 = encoding(3, 0, 12, 11, 7);
@@ -454,7 +456,7 @@ fn behind(trapped: Trapped, view: &IdView) -> Behind {
     match trapped.encoding() {
         ACTLR_EL1 => Behind::Value(0),
         ICC_SRE_EL1 => Behind::Value(SRE_ONLY),
-        ICC_SGI1R_EL1 | ICC_ASGI1R_EL1 | ICC_SGI0R_EL1 => Behind::Sgi,
+        ICC_SGI1R_EL1 | ICC_ASGI1R_EL1 | ICC_SGI0R_EL1 | ICC_DIR_EL1 => Behind::Sgi,
         OSLSR_EL1 => Behind::Constant(OSLSR_OPEN),
         // Breakpoints, watchpoints, the OS lock, claim tags: op1 0; the debug communications channel: op1 3.
         _ if [0, 1, 7].into_iter().any(|crn| trapped.is_of(2, 0, crn)) || trapped.is_of(2, 3, 0) => {
@@ -515,7 +517,6 @@ impl Timers {
 }
 
 /// The registers of one timer as the hardware has them.
-#[cfg_attr(not(any(test, target_arch = "aarch64")), expect(dead_code, reason = "for the world switch"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timer {
     pub ctl: u64,
@@ -767,8 +768,8 @@ mod tests {
     }
 
     #[test]
-    fn interrupts_to_other_cpus_are_the_hosts_to_send() {
-        for op2 in [5, 6, 7] {
+    fn interrupts_to_other_cpus_are_the_hosts_to_send_and_to_deactivate() {
+        for op2 in [1, 5, 6, 7] {
             let mut vcpu = guest();
             let esr = write(encoding(3, 0, 12, 11, op2), 4);
             assert_eq!(answer_register(&mut vcpu, esr, &everything(), &FEATURES), Answer::Sgi);
