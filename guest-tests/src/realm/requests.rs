@@ -27,6 +27,8 @@ use crate::roles::{ASK, FAILED, FP, TIMER, Work};
 
 /// Requests of all phases, unless `cloven.requests` says otherwise.
 const COUNT: u64 = 400;
+/// As many there are in any case, so that each phase has one.
+const LEAST: u64 = 4;
 /// MiB that are shared at a time, about and at most, unless `cloven.shared` says otherwise.
 const SHARED_MIB: u64 = 32;
 /// Requests between CPU_ON and letting the CPU in.
@@ -119,7 +121,7 @@ struct Run<'a, 'm> {
 pub fn all(report: &mut Report, machine: &Machine<'_>, own: &'static Own) {
     let number = |name| machine.parameter(name).and_then(|text| text.parse().ok());
     let seed: u64 = number("cloven.seed").unwrap_or(1);
-    let count = number("cloven.requests").unwrap_or(COUNT);
+    let count = number("cloven.requests").unwrap_or(COUNT).max(LEAST);
     let most_shared = (number("cloven.shared").unwrap_or(SHARED_MIB) << 20) / PAGE;
     let made = Requests::new(&own.free, own.pages, most_shared as usize);
     let Some(made) = made else {

@@ -268,13 +268,14 @@ impl<'a> Requests<'a> {
             _ => 1,
         };
         let first = random.below(self.pages() as u64) as usize;
-        // Blocks where blocks are, if the part begins with one.
+        // Whole blocks more often than not, where they are.
         let aligned = count.is_multiple_of(BLOCK) && random.below(4) != 0;
-        let first = if aligned {
-            first - (self.place(first).0 / PAGE) as usize % BLOCK.min(first + 1)
-        } else {
-            first
+        let block = || {
+            let address = self.place(first).0;
+            let first = first.checked_sub((address / PAGE) as usize % BLOCK)?;
+            self.place(first).0.is_multiple_of(BLOCK as u64 * PAGE).then_some(first)
         };
+        let first = if aligned { block().unwrap_or(first) } else { first };
         (first, count, if full { Side::Encrypted } else { Side::Decrypted })
     }
 

@@ -40,8 +40,8 @@ pub enum Cause {
     Stalled,
     /// The monitor.
     Rsi(RsiError),
-    /// The map, all else done.
-    Map(MapError),
+    /// The map. It has changed nothing since the range stopped translating.
+    Memory(SetMemoryError),
 }
 
 impl fmt::Display for Cause {
@@ -51,7 +51,7 @@ impl fmt::Display for Cause {
             Self::Destroyed(address) => write!(f, "the host has destroyed what was at {address:#x}"),
             Self::Stalled => write!(f, "the monitor comes no further"),
             Self::Rsi(error) => error.fmt(f),
-            Self::Map(error) => error.fmt(f),
+            Self::Memory(error) => error.fmt(f),
         }
     }
 }
@@ -182,19 +182,15 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
     /// Leaves the range of what could not be finished without leaves: no call makes it translate any more.
     ///
     /// # Errors
-    /// [`SharingError::Unfinished`] if the map cannot say so, with [`Cause::Map`]: it goes on not translating.
+    /// [`SharingError::Unfinished`] if the map cannot say so, with [`Cause::Memory`]: it goes on not translating.
     pub fn give_up(&self, unfinished: Unfinished) -> Result<(), SharingError> {
         let unmap = || -> Result<(), SetMemoryError> {
             let range = self.linear.input(unfinished.range)?;
             self.write(|writer| writer.unmap(range).map(Debt::flush))
         };
-        match unmap() {
-            Ok(()) => Ok(()),
-            Err(SetMemoryError::Map(error)) => {
-                Err(SharingError::Unfinished(Unfinished { cause: Cause::Map(error), ..unfinished }))
-            }
-            Err(pinned) => Err(SharingError::Memory(pinned)),
-        }
+        let stopped =
+            |error| SharingError::Unfinished(Unfinished { cause: Cause::Memory(error), ..unfinished });
+        unmap().map_err(stopped)
     }
 
     fn change(&self, range: Range<Pa>, side: Side) -> Result<(), SharingError> {
@@ -216,10 +212,7 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
             Side::Decrypted => self.linear.protect(range, self.shared.then(Change::VALIDATE)),
             Side::Encrypted => self.take_back(range),
         };
-        finished.map_err(|error| match error {
-            SetMemoryError::Map(error) => stopped(done, Cause::Map(error)),
-            pinned => SharingError::Memory(pinned),
-        })
+        finished.map_err(|error| stopped(done, Cause::Memory(error)))
     }
 
     /// Makes the range's RIPAS, from `done` on, what `side` asks for.
@@ -244,11 +237,7 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
 
     /// The end of what is of one kind at the start of a range, and whether that was shared: its leaves still have their outputs.
     fn first_part(&self, range: Range<Pa>) -> Result<(u64, bool), Cause> {
-        let map = |error| match error {
-            SetMemoryError::Map(error) => Cause::Map(error),
-            SetMemoryError::Pinned(_) => Cause::Stalled,
-        };
-        let input = self.linear.input(range).map_err(map)?;
+        let input = self.linear.input(range).map_err(Cause::Memory)?;
         let is_shared =
             |entry| matches!(entry, Entry::Leaf { output, .. } if output.get() >> self.bits & 1 != 0);
         let mut first = None;
@@ -261,7 +250,7 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
                 }
             }))
         });
-        let end = end.map_err(map)?.break_value().unwrap_or(range.end());
+        let end = end.map_err(Cause::Memory)?.break_value().unwrap_or(range.end());
         Ok((end, first == Some(true)))
     }
 
@@ -303,13 +292,13 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
     /// Makes a range translate to what is the realm's own, and joins it.
     fn take_back(&self, range: Range<Pa>) -> Result<(), SetMemoryError> {
         let (input, change) = (self.linear.input(range)?, self.own.then(Change::VALIDATE));
-        if self.beside_pinned(range, BLOCK) == Some(range) {
+        if self.clear_of_pinned(range, BLOCK) == Some(range) {
             return self.write(|writer| writer.protect_and_collapse(input, change, self.leaves));
         }
         self.linear.protect(range, change)?;
         let runs = Leaves { blocks: false, ..self.leaves };
         for (unit, leaves) in [(BLOCK, self.leaves), (RUN, runs)] {
-            if let Some(part) = self.beside_pinned(range, unit) {
+            if let Some(part) = self.clear_of_pinned(range, unit) {
                 let input = self.linear.input(part)?;
                 // What cannot be joined now works all the same.
                 let _ = self.write(|writer| writer.collapse(input, leaves));
@@ -319,7 +308,7 @@ impl<'m, M: Mmu, C: Call> SharedMemory<'m, M, C> {
     }
 
     /// A range without what is of a unit at either end that has something pinned too: that stays in pages, never to be split.
-    fn beside_pinned(&self, range: Range<Pa>, unit: u64) -> Option<Range<Pa>> {
+    fn clear_of_pinned(&self, range: Range<Pa>, unit: u64) -> Option<Range<Pa>> {
         let is_pinned = |address: u64| {
             let of_unit = Range::<Pa>::new(address & !(unit - 1), unit);
             of_unit.is_ok_and(|of_unit| self.linear.pinned().any(|pinned| pinned.overlaps(of_unit)))

@@ -407,6 +407,36 @@ fn what_is_given_up_never_translates_again() {
 }
 
 #[test]
+fn without_tables_in_the_end_a_range_is_unfinished_with_all_of_its_ripas_done() {
+    let (mmu, rmm) = (FakeMmu::new(32), monitor());
+    let linear = linear(&mmu, 3);
+    let shared = shared(&linear);
+    let before = census(&linear);
+    // Two halves of a block that are under way at once, which somebody joins meanwhile.
+    let [first, second] = [RAM + 512 * MIB, RAM + 513 * MIB].map(|start| range(start, MIB));
+    rmm.state().host = vec![Host::Fails(RsiStatus::ErrorUnknown); 2];
+    let [one, other] = [first, second].map(|half| unfinished(shared.set_memory_decrypted(half)));
+    let block = Range::new(first.start().get(), 2 * MIB).unwrap();
+    linear.map().cpu(0).unwrap().write().collapse(block, Leaves::LARGEST).unwrap();
+    // A page in each of as many blocks takes the tables that are left.
+    let others: Vec<_> =
+        (0..mmu.pool().free() as u64).map(|i| range(RAM + (32 + 2 * i) * MIB, GRANULE)).collect();
+    others.iter().for_each(|page| shared.set_memory_decrypted(*page).unwrap());
+    let one = unfinished(shared.retry(one));
+    let short = MapError::OutOfTables { needed: 1, free: 0 };
+    assert_eq!((one.cause(), one.done()), (Cause::Memory(SetMemoryError::Map(short)), first.end()));
+    assert_eq!(at(&linear, first.start().get()).map(|(_, valid)| valid), Some(false));
+    others.iter().for_each(|page| shared.set_memory_encrypted(*page).unwrap());
+    shared.retry(one).unwrap();
+    shared.retry(other).unwrap();
+    for half in [first, second] {
+        assert_eq!(at(&linear, half.start().get()), Some((SHARED | half.start().get(), true)));
+        shared.set_memory_encrypted(half).unwrap();
+    }
+    assert_eq!(census(&linear), before);
+}
+
+#[test]
 fn a_forgotten_range_heals_by_a_request_for_all_of_it() {
     let (mmu, rmm) = (FakeMmu::new(32), monitor());
     let linear = linear(&mmu, 0);
