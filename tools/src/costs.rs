@@ -1,6 +1,6 @@
 //! `cargo xtask bench --realm`: what a realm and its host pay for each call, beside what a real RMM and pKVM take for it.
 //!
-//! Invariant: ours is measured in one run, theirs are constants from one table, and both are instructions: QEMU counts one tick of a counter
+//! Invariant: ours are measured in two runs, of a realm in blocks and of one in pages, theirs are constants from one table, and both are instructions: QEMU counts one tick of a counter
 //! of 1 GHz for each (`-icount shift=0,sleep=off -smp 1 -cpu max`).
 
 use std::path::Path;
@@ -50,18 +50,25 @@ struct Cost {
     theirs: u64,
     /// How many times EL3's share is in there.
     calls: u64,
+    /// Whether it is of a realm whose memory is in pages.
+    pages: bool,
 }
 
 const fn host(what: &'static str, figure: &'static str, theirs: u64) -> Cost {
-    Cost { what, figure, peer: Peer::TfRmm, theirs, calls: 1 }
+    Cost { what, figure, peer: Peer::TfRmm, theirs, calls: 1, pages: false }
 }
 
 const fn realm(what: &'static str, figure: &'static str, theirs: u64) -> Cost {
-    Cost { what, figure, peer: Peer::TfRmm, theirs, calls: 0 }
+    Cost { what, figure, peer: Peer::TfRmm, theirs, calls: 0, pages: false }
 }
 
 const fn pkvm(what: &'static str, figure: &'static str, theirs: u64) -> Cost {
-    Cost { what, figure, peer: Peer::Pkvm, theirs, calls: 0 }
+    Cost { what, figure, peer: Peer::Pkvm, theirs, calls: 0, pages: false }
+}
+
+/// The same of a realm whose memory is in pages.
+const fn in_pages(cost: Cost) -> Cost {
+    Cost { pages: true, ..cost }
 }
 
 /// All of them. Source of the peers' numbers: measured for this project, each side with the same counter; the machine is above.
@@ -70,16 +77,25 @@ const COSTS: &[Cost] = &[
     realm("trapped ID register read", "realm.id_register", 305),
     realm("RSI_REALM_CONFIG", "realm.realm_config", 2_552),
     realm("IPA_STATE_GET 4 KiB", "realm.ipa_state_get.4K", 1_674),
-    realm("IPA_STATE_SET to EMPTY 4 KiB", "realm.ipa_state_set.4K", 13_473),
-    host("… in SET_RIPAS", "realm.ipa_state_set.4K.rmi", 3_342),
-    realm("IPA_STATE_SET to EMPTY 64 KiB", "realm.ipa_state_set.64K", 15_333),
-    host("… in SET_RIPAS", "realm.ipa_state_set.64K.rmi", 5_202),
-    realm("IPA_STATE_SET to EMPTY 2 MiB of pages", "realm.ipa_state_set.2M.unaligned", 76_833),
-    host("… in SET_RIPAS", "realm.ipa_state_set.2M.unaligned.rmi", 66_702),
+    in_pages(realm("IPA_STATE_SET to EMPTY 4 KiB", "realm.ipa_state_set.4K", 13_473)),
+    in_pages(host("… in SET_RIPAS", "realm.ipa_state_set.4K.rmi", 3_342)),
+    in_pages(realm("IPA_STATE_SET to EMPTY 64 KiB", "realm.ipa_state_set.64K", 15_333)),
+    in_pages(host("… in SET_RIPAS", "realm.ipa_state_set.64K.rmi", 5_202)),
+    in_pages(realm("IPA_STATE_SET to EMPTY 2 MiB of pages", "realm.ipa_state_set.2M", 76_833)),
+    in_pages(host("… in SET_RIPAS", "realm.ipa_state_set.2M.rmi", 66_702)),
+    in_pages(realm("IPA_STATE_GET 2 MiB of pages", "realm.ipa_state_get.2M", 19_048)),
     realm("IPA_STATE_SET to EMPTY 2 MiB block", "realm.ipa_state_set.2M", 13_422),
     host("… in SET_RIPAS", "realm.ipa_state_set.2M.rmi", 3_291),
     realm("IPA_STATE_SET to EMPTY 64 MiB of blocks", "realm.ipa_state_set.64M", 17_514),
     host("… in SET_RIPAS", "realm.ipa_state_set.64M.rmi", 7_383),
+    in_pages(Cost {
+        calls: 32,
+        ..realm("IPA_STATE_SET to EMPTY 64 MiB of pages", "realm.ipa_state_set.64M", 2_146_000)
+    }),
+    in_pages(Cost {
+        calls: 32,
+        ..host("… in SET_RIPAS, 32 calls", "realm.ipa_state_set.64M.rmi", 2_134_000)
+    }),
     host("RMI_VERSION", "rmi.VERSION", 1_195),
     host("GRANULE_DELEGATE", "rmi.GRANULE_DELEGATE", 2_782),
     host("GRANULE_UNDELEGATE", "rmi.GRANULE_UNDELEGATE", 2_227),
@@ -115,12 +131,14 @@ struct Row {
     ratio: Option<f64>,
 }
 
-/// The lines, from the figures of a run.
-fn rows(transcript: &Transcript) -> Vec<Row> {
-    // What the realm's measuring itself takes.
-    let nothing = transcript.figure("realm.nothing").unwrap_or(0);
+/// The lines, from the figures of a run with blocks and of one with pages.
+fn rows(blocks: &Transcript, pages: &Transcript) -> Vec<Row> {
     let row = |cost: &Cost| {
-        let own = if cost.figure.starts_with("realm.") && cost.calls == 0 { nothing } else { 0 };
+        let transcript = if cost.pages { pages } else { blocks };
+        // What the realm's measuring itself takes.
+        let nothing = transcript.figure("realm.nothing").unwrap_or(0);
+        let own =
+            if cost.figure.starts_with("realm.") && !cost.figure.ends_with(".rmi") { nothing } else { 0 };
         let ours = transcript.figure(cost.figure).map(|ticks| ticks.saturating_sub(own));
         let without = cost.theirs.saturating_sub(cost.calls * EL3);
         // RMI_VERSION is little beside that share.
@@ -162,30 +180,27 @@ pub fn run(json: Option<&Path>) -> Result<bool> {
     let image: Image = images::hypervisor(Platform::default().package(), &[])?;
     let machine = Machine { cpus: 1, icount: true, memory: Size(1 << 30), ..Machine::default() };
     ensure!(image.realm.is_some(), "the hypervisor's payload makes no realm");
-    let append = ["cloven.measure=1", "cloven.recs=1", "cloven.realm=256M"].map(str::to_owned).to_vec();
-    let follow = Follow { timeout: Some(run::LINUX_TIMEOUT), ..Follow::default() };
-    let job = Job {
-        image: &image,
-        machine,
-        host: None,
-        bare: false,
-        append,
-        device_tree: None,
-        u_boot: None,
-        follow,
+    let run = |words: &[&str]| {
+        let always = ["cloven.measure=1", "cloven.recs=1", "cloven.realm=144M"];
+        let append = always.iter().chain(words).map(|word| (*word).to_owned()).collect();
+        let follow = Follow { timeout: Some(run::LINUX_TIMEOUT), ..Follow::default() };
+        let (image, machine) = (&image, machine.clone());
+        let job =
+            Job { image, machine, host: None, bare: false, append, device_tree: None, u_boot: None, follow };
+        job.run(&qemu)
     };
-    let outcome = job.run(&qemu)?;
-    let rows = rows(&outcome.transcript);
+    let (blocks, pages) = (run(&[])?, run(&["cloven.pages=1"])?);
+    let rows = rows(&blocks.transcript, &pages.transcript);
     print!("{}", table(&rows));
     let missing: Vec<&str> = rows.iter().filter(|row| row.ours.is_none()).map(|row| row.figure).collect();
     if !missing.is_empty() {
         println!("not measured: {}", missing.join(", "));
     }
-    if outcome.verdict == Verdict::Fail {
+    for outcome in [&blocks, &pages].into_iter().filter(|outcome| outcome.verdict == Verdict::Fail) {
         println!("fail: {}", outcome.reasons.join("; "));
     }
     report::write_json(json, &rows)?;
-    Ok(missing.is_empty() && outcome.verdict == Verdict::Pass)
+    Ok(missing.is_empty() && [blocks, pages].iter().all(|outcome| outcome.verdict == Verdict::Pass))
 }
 
 #[cfg(test)]
@@ -197,7 +212,7 @@ mod tests {
         for line in lines {
             transcript.push(line, |_| None);
         }
-        rows(&transcript)
+        rows(&transcript, &Transcript::default())
     }
 
     #[test]
@@ -227,7 +242,7 @@ mod tests {
 
     #[test]
     fn each_figure_is_compared_once() {
-        let mut figures: Vec<&str> = COSTS.iter().map(|cost| cost.figure).collect();
+        let mut figures: Vec<(&str, bool)> = COSTS.iter().map(|cost| (cost.figure, cost.pages)).collect();
         figures.sort_unstable();
         figures.dedup();
         assert_eq!(figures.len(), COSTS.len());

@@ -457,10 +457,12 @@ fn liberties(realm: &Realm, hypervisor: u64) -> usize {
 
 /// What the command line says of the host's manner.
 fn manner(machine: &Machine<'_>) -> Manner {
+    let is_on = |name| machine.parameter(name).is_some_and(|value| value != "0");
     Manner {
         reject: machine.parameter("cloven.reject").and_then(|text| text.parse().ok()),
         partial: machine.parameter("cloven.partial").and_then(bytes),
-        reclaim: machine.parameter("cloven.reclaim").is_some_and(|value| value != "0"),
+        reclaim: is_on("cloven.reclaim"),
+        pages: is_on("cloven.pages"),
     }
 }
 
@@ -521,7 +523,7 @@ pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, im
         run(report, machine, &realm, recs, orders);
         let now = shape(&realm);
         let canonical = match (&shaped, &now) {
-            (Ok(_), Ok([.., left])) => *left == 0,
+            (Ok(_), Ok([.., left])) => *left == 0 || manner.pages,
             _ => false,
         };
         let detail = format_args!("level 1, level 2, pages, foldable tables: {shaped:?}, then {now:?}");

@@ -20,7 +20,7 @@ use crate::say;
 
 /// Calls of each kind: odd, so that one is in the middle.
 const TIMES: usize = 101;
-/// Hypercalls: a page of the caller's, shared with the hypervisor and not any more.
+/// Hypercalls: pages of the caller's (the first, and how many) are shared with the hypervisor, and not any more.
 const SHARE: u64 = 0xc600_0003;
 const UNSHARE: u64 = 0xc600_0004;
 /// The realm's program: a host call (RSI_HOST_CALL, 0xc4000199) for ever. The structure lies 0x100 bytes from its begin.
@@ -239,7 +239,7 @@ fn hypercalls(page: u64) {
     let [mut share, mut unshare] = [Times::new(), Times::new()];
     let outcome = (0..TIMES).try_for_each(|_| {
         for (times, function) in [(&mut share, SHARE), (&mut unshare, UNSHARE)] {
-            let ([status, ..], ticks) = entry::hvc(function, [page, GRANULE, 0, 0, 0]);
+            let ([status, ..], ticks) = entry::hvc(function, [page, 1, 0, 0, 0]);
             if status != 0 {
                 return ControlFlow::Break((function, status));
             }

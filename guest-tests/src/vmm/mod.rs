@@ -8,7 +8,8 @@
 //!
 //! Words on the command line: `cloven.realm=SIZE` (RAM of the realm, default 64 MiB), `cloven.recs=N` (default 4, at most the CPUs that there
 //! are), `cloven.reject=N` (each Nth change of RIPAS is refused), `cloven.partial=SIZE` (no more of a change is made at once),
-//! `cloven.reclaim=1` (what becomes EMPTY is taken away and given anew), `cloven.measure=1` (each command is timed on a realm of its own). All words that begin with `cloven.` are the realm's command line.
+//! `cloven.reclaim=1` (what becomes EMPTY is taken away and given anew), `cloven.pages=1` (nothing is
+//! folded), `cloven.measure=1` (each command is timed on a realm of its own). All words that begin with `cloven.` are the realm's command line.
 
 mod console;
 pub mod entry;

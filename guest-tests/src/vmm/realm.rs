@@ -34,6 +34,8 @@ pub struct Manner {
     pub partial: Option<u64>,
     /// What becomes EMPTY is taken away, and given anew when it becomes RAM.
     pub reclaim: bool,
+    /// All stays in pages: nothing is folded.
+    pub pages: bool,
 }
 
 /// A REC.
@@ -224,6 +226,9 @@ impl Realm {
     /// What the RMM says but that a table cannot be folded.
     pub fn fold(&self, pool: &mut Pool, base: u64, top: u64) -> Result<u64, Refused> {
         let mut count = 0;
+        if self.manner.pages {
+            return Ok(count);
+        }
         for (size, level) in [(BLOCK, PAGE), (GIB, PAGE - 1)] {
             for start in (base & !(size - 1)..top).step_by(size as usize) {
                 // A realm of less than that has other things beside its RAM there.
