@@ -5,6 +5,7 @@ mod collapse;
 mod common;
 mod dump;
 mod flat;
+mod page;
 mod prepared;
 mod random;
 mod regimes;
