@@ -4,6 +4,7 @@
 //! Invariant: whatever a change takes from the host is back before the store that asked for it is done, and an access that another CPU
 //! lost to it meanwhile is to be tried again. So the host can tell that it was changed by its loads from the page only.
 
+use core::ops::ControlFlow;
 use core::sync::atomic::{
     AtomicU64,
     Ordering::{Relaxed, SeqCst},
@@ -14,7 +15,9 @@ use log::{debug, error};
 use spin::Mutex;
 
 use crate::mapping::addr::ADDRESS_BITS;
-use crate::mapping::{Address, Attributes, Change, GRANULE, Leaves, Map, MapError, Mmu, Pa, Range, Stage2};
+use crate::mapping::{
+    Address, Attributes, Change, Entry, GRANULE, Leaves, Map, MapError, Mmu, Pa, Range, Stage2,
+};
 use crate::trial::Random;
 
 /// Bytes of a block of level 2, of a run of those, and of a block of level 1.
@@ -169,6 +172,14 @@ fn carry_out<M: Mmu>(
         Ring::Rebuild => {
             let mut cpu = map.cpu(cpu).ok_or(MapError::NotQuiet(range.start().get()))?;
             let mut writer = cpu.write();
+            // What the host has given away stays so.
+            let given = writer.walk(range, |visited| match visited.entry {
+                Entry::State(_) => ControlFlow::Break(visited.start),
+                _ => ControlFlow::Continue(()),
+            });
+            if let ControlFlow::Break(address) = given {
+                return Err(MapError::HasState(address));
+            }
             writer.unmap(range)?.flush();
             back(writer.map(range, output.start(), Attributes::<Stage2>::RAM, Leaves::LARGEST))?;
         }
@@ -234,6 +245,24 @@ mod tests {
             assert!(bell.load(0).unwrap() > 0 && bell.load(8).unwrap() > 0);
             all_is_there(map, lent);
         });
+    }
+
+    #[test]
+    fn what_the_host_has_given_away_does_not_come_back_by_it() {
+        let ram = Range::new(GIB, GIB).unwrap();
+        let mmu = FakeMmu::new(600);
+        let limits = CpuLimits { pa_range: 2, vmid_16_bits: true };
+        let map = host_map(&mmu, Options::new(Capabilities::LEAST), limits, &[ram], 4 * GIB, &[]).unwrap();
+        let given = Range::new(GIB + (64 << 20), GRANULE).unwrap();
+        let state = crate::mapping::State::new(2).unwrap();
+        map.cpu(0).unwrap().write().set_state(given, state).unwrap();
+        assert_eq!(carry_out(&map, 0, Ring::Rebuild, ram), Err(MapError::HasState(given.start().get())));
+        for ring in [NOTHING, READ_ONLY, Ring::Collapse, Ring::SplitToPages] {
+            carry_out(&map, 0, ring, Range::new(GIB + (62 << 20), 4 << 20).unwrap()).unwrap();
+        }
+        let mut cpu = map.cpu(0).unwrap();
+        let found = cpu.read().find(given.start()).map(|visited| visited.entry);
+        assert_eq!(found, Some(Entry::State(state)));
     }
 
     #[test]

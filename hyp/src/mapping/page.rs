@@ -88,8 +88,15 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         let index = if map.geometry().start_level() == LAST_LEVEL { index } else { index & (S::ENTRIES - 1) };
         let raw = Words::new(map.mmu()).load(table, index);
         let is_wanted = wanted.is_none_or(|wanted| raw == wanted.encode(LAST_LEVEL));
-        let is_simple = !is_changing(raw) && !(is_leaf(raw, LAST_LEVEL) && raw & CONTIGUOUS != 0);
-        (is_wanted && is_simple).then_some(Page { map, table, index, start, raw, _gate: gate })
+        let is_in_run = is_leaf(raw, LAST_LEVEL) && raw & CONTIGUOUS != 0;
+        (is_wanted && !is_in_run && !is_changing(raw)).then_some(Page {
+            map,
+            table,
+            index,
+            start,
+            raw,
+            _gate: gate,
+        })
     }
 }
 

@@ -89,7 +89,7 @@ enum Has {
 
 /// Whether something is put into pages for a realm.
 fn is_filled(first: usize) -> bool {
-    first % 2 == 0
+    first.is_multiple_of(2)
 }
 
 /// Whether a realm is to translate what it gets at an address: most of it.

@@ -332,6 +332,13 @@ fn join<R: Regime, M: Mmu, S: Shape>(
     }
 }
 
+/// The writers of the host's map, the EL2 map, and a realm's.
+type Writers<'w, 'm, H, E, R, S> = (
+    &'w mut Writer<'m, 'm, Stage2, H, S>,
+    &'w mut Writer<'m, 'm, El2, E, S>,
+    &'w mut Writer<'m, 'm, Stage2, R, S>,
+);
+
 /// Takes a range from a realm: afterwards no CPU translates it. The realm's tables stay, but for those that a state takes the place of.
 fn take<M: Mmu, S: Shape>(
     writer: &mut Writer<'_, '_, Stage2, M, S>,
@@ -806,11 +813,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     #[inline(always)]
     fn take_page<R: Mmu>(
         &self,
-        (host, el2, guest): (
-            &mut Writer<'_, '_, Stage2, H, S>,
-            &mut Writer<'_, '_, El2, E, S>,
-            &mut Writer<'_, '_, Stage2, R, S>,
-        ),
+        (host, el2, guest): Writers<'_, '_, H, E, R, S>,
         (part, at): (&Part, Range<Ipa>),
         change: (HostPage, HostPage),
         then: Option<State>,

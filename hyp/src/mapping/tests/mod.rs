@@ -6,6 +6,7 @@ mod collapse;
 mod common;
 mod dump;
 mod flat;
+mod page;
 mod prepared;
 mod random;
 mod regimes;
