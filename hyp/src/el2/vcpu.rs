@@ -551,11 +551,14 @@ impl Timer {
         let mut ctl = self.ctl & CTL_ENABLE;
         if trapped.is_read() {
             let reached = if now >= self.cval { CTL_ISTATUS } else { 0 };
-            trapped.put(x, match trapped.op2() {
-                TVAL => self.cval.wrapping_sub(now) & 0xffff_ffff,
-                CTL => ctl | reached,
-                _ => self.cval,
-            });
+            trapped.put(
+                x,
+                match trapped.op2() {
+                    TVAL => self.cval.wrapping_sub(now) & 0xffff_ffff,
+                    CTL => ctl | reached,
+                    _ => self.cval,
+                },
+            );
             return true;
         }
         let value = trapped.value(x);

@@ -8,6 +8,7 @@ mod flat;
 mod prepared;
 mod random;
 mod regimes;
+mod tables;
 mod threads;
 mod weaken;
 
