@@ -85,10 +85,10 @@ impl<W: World> Locked<'_, W> {
         self.world.keep(table, realm.number, Purpose::Table).map_err(|_| INPUT)?;
         // SAFETY: kept as the realm's table from here on, until the map has given it back.
         let done = unsafe { realm.map.split_entry(ipa, level - 1, rtt) }.map(Debt::flush);
-        done.or_else(|_| {
+        done.map_err(|_| {
             // It was delegated a moment ago.
             let _ = self.world.unkeep(table, realm.number, Purpose::Table);
-            Err(INPUT)
+            INPUT
         })
     }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     images, placement, report,
-    workspace::{self, ABI, HOST_CRATES, LINUX_TARGET, TARGET},
+    workspace::{self, ABI, HOST_CRATES, LINUX_TARGET, SHIM, TARGET},
 };
 
 /// The images, which build for the target only.
@@ -72,7 +72,11 @@ pub fn run(args: &CheckArgs) -> Result<bool> {
         build.args(["build", "--quiet", "-p", "hyp", "--target", TARGET, "--example", "embedder"]);
         quietly(&mut build)
     });
-    step("lints, target, rmm-abi", &mut || deny(clippy().args(["-p", ABI, "--target", TARGET])));
+    for name in [ABI, SHIM] {
+        step(&format!("lints, target, {name}"), &mut || {
+            deny(clippy().args(["-p", name, "--target", TARGET]))
+        });
+    }
     step("lints, fuzz target", &mut || {
         let mut fuzz = clippy();
         fuzz.args(["--manifest-path", "hyp/fuzz/Cargo.toml"]);
@@ -94,7 +98,7 @@ pub fn run(args: &CheckArgs) -> Result<bool> {
     });
     step("documentation, target", &mut || {
         let mut doc = doc();
-        doc.args(["-p", "hyp", "-p", ABI, "--target", TARGET, "--all-features"])
+        doc.args(["-p", "hyp", "-p", ABI, "-p", SHIM, "--target", TARGET, "--all-features"])
             .args(packages(&IMAGE_CRATES));
         quietly(with_payload(&mut doc)?)
     });

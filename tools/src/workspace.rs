@@ -17,13 +17,16 @@ pub const TARGET: &str = "aarch64-unknown-none-softfloat";
 pub const LINUX_TARGET: &str = "aarch64-unknown-linux-musl";
 
 /// The crates that build for this machine, with tests and documentation.
-pub const HOST_CRATES: [&str; 6] = ["hyp", MODEL, ABI, "vmm-logic", "tools", "bench"];
+pub const HOST_CRATES: [&str; 7] = ["hyp", MODEL, ABI, SHIM, "vmm-logic", "tools", "bench"];
 
 /// The machine model: its tests are a part of their own.
 pub const MODEL: &str = "hyp-model";
 
 /// What hosts, realms and the RMM exchange: a leaf that others of both kinds use.
 pub const ABI: &str = "rmm-abi";
+
+/// What serves hosts and realms in place of the RMM.
+pub const SHIM: &str = "rmm-shim";
 
 /// The root of the workspace.
 pub fn root() -> &'static Path {

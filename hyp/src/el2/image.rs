@@ -1,6 +1,6 @@
 //! The hypervisor's own memory: what the linker laid out, and the arena behind it.
 //!
-//! Invariant: all of it lies in one 2 MiB block at its physical address; nothing that the hypervisor owns lies
+//! Invariant: all of it lies in two adjacent 2 MiB blocks at their physical address; nothing that the hypervisor owns lies
 //! outside. The arena holds, in this order, a block for each CPU (`percpu`), the tables, and the tables of the
 //! boot map, which only the entry code uses.
 

@@ -1341,3 +1341,49 @@ fn what_is_kept_for_a_realm_can_be_worked_on_and_nothing_else_can() {
     assert_eq!(access(first, 2, rec), refused(HostPage::Kept(Keeper::Realm(1, rec))));
     assert_eq!(access(first, 1, Purpose::Table), refused(HostPage::Kept(Keeper::Realm(1, rec))));
 }
+
+#[test]
+#[cfg_attr(miri, ignore)]
+fn a_realms_data_is_the_el2_maps_while_it_is_visited() {
+    let mmus = [FakeMmu::new(20), FakeMmu::new(20), FakeMmu::new(20)];
+    let large = Large::new([&mmus[0], &mmus[1], &mmus[2]]);
+    let log = Log([&mmus[0], &mmus[1], &mmus[2]], Mutex::default());
+    let owner = Ownership::new(&large.host, &large.el2, &log);
+    let (realm, first) = (large.realm(), GIB / GRANULE);
+    let at_el2 = |page: u64| {
+        let visited = large.el2.cpu(7).unwrap().read().find(crate::mapping::Va::new(page * GRANULE).unwrap());
+        HypervisorPage::of(&visited.unwrap())
+    };
+    owner.donate_to_realm(range(first, 512), &realm, &placed(512)).unwrap();
+    let visit = |page, number| owner.visit(range(page, 1), number, |held| (held.range(), at_el2(page)));
+    let (away, mapped) = (HypervisorPage::Away, HypervisorPage::Mapped);
+    assert_eq!(visit(first + 5, 1), Ok((range(first + 5, 1), mapped)));
+    for page in [first, first + 5, first + 511] {
+        assert_eq!(at_el2(page), away);
+    }
+    let data = HostPage::Kept(Keeper::Realm(1, Purpose::Data));
+    assert_eq!(visit(first, 2), Err(OwnerError::Host { page: GIB, found: data }));
+    let not = OwnerError::Host { page: GIB + 512 * GRANULE, found: HostPage::Owned };
+    assert_eq!(visit(first + 512, 1), Err(not));
+}
+
+#[test]
+#[cfg_attr(miri, ignore)]
+fn what_the_host_shares_is_still_its_own_to_read() {
+    let mmus = [FakeMmu::new(20), FakeMmu::new(20), FakeMmu::new(20)];
+    let large = Large::new([&mmus[0], &mmus[1], &mmus[2]]);
+    let owner = Ownership::new(&large.host, &large.el2, Nothing);
+    let (realm, first) = (large.realm(), GIB / GRANULE);
+    owner.share(range(first + 1, 1)).unwrap();
+    owner.share_with_realm(range(first + 2, 1), &realm, &placed(2)).unwrap();
+    owner.delegate(range(first + 4, 1)).unwrap();
+    let mut done = 0;
+    // All of one granule and a part of the next.
+    let some = Range::new(GIB, 3 * GRANULE + 8).unwrap();
+    assert_eq!(owner.while_hosts(some, || done += 1), Ok(()));
+    let more = Range::new(GIB + 8, 4 * GRANULE).unwrap();
+    let found = HostPage::Kept(Keeper::Delegated);
+    let refused = Err(OwnerError::Host { page: GIB + 4 * GRANULE, found });
+    assert_eq!(owner.while_hosts(more, || done += 1), refused);
+    assert_eq!(done, 1);
+}

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use hyp::mapping::{Address, GRANULE};
+use hyp::mapping::GRANULE;
 use hyp::owner::{HostPage, Keeper, Purpose};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -120,7 +120,9 @@ impl Realm {
     fn is_homogeneous(table: &[Rtte], level: i64) -> bool {
         let step = size(level);
         match &table[0] {
-            Assigned(_, addr) | AssignedNs(addr, _) if addr % size(level - 1) != 0 || level < 2 => false,
+            Assigned(_, addr) | AssignedNs(addr, _) if !addr.is_multiple_of(size(level - 1)) || level < 2 => {
+                false
+            }
             Table(..) => false,
             first => table.iter().enumerate().all(|(i, e)| *e == first.part(i as u64 * step)),
         }
@@ -204,7 +206,7 @@ impl Model {
             RttCreate | RttDestroy | RttFold => {
                 let create = command == RttCreate;
                 let (ipa, level) = if create { (x[2], x[3] as i64) } else { (x[1], x[2] as i64) };
-                if !(2..=3).contains(&level) || ipa >= 1 << WIDTH || ipa % size(level - 1) != 0 {
+                if !(2..=3).contains(&level) || ipa >= 1 << WIDTH || !ipa.is_multiple_of(size(level - 1)) {
                     return only(ErrorInput);
                 }
                 let (at, entry) = realm.entry(ipa, level - 1);
@@ -261,7 +263,7 @@ impl Model {
             }
             RttReadEntry => {
                 let (ipa, level) = (x[1], x[2] as i64);
-                if !(1..=3).contains(&level) || ipa >= 1 << WIDTH || ipa % size(level) != 0 {
+                if !(1..=3).contains(&level) || ipa >= 1 << WIDTH || !ipa.is_multiple_of(size(level)) {
                     return only(ErrorInput);
                 }
                 let (at, entry) = realm.entry(ipa, level);
@@ -276,13 +278,13 @@ impl Model {
             }
             RttMapUnprotected | RttUnmapUnprotected => {
                 let (ipa, level) = (x[1], x[2] as i64);
-                if !(1..=3).contains(&level) || !in_half(ipa, false) || ipa % size(level) != 0 {
+                if !(1..=3).contains(&level) || !in_half(ipa, false) || !ipa.is_multiple_of(size(level)) {
                     return only(ErrorInput);
                 }
                 let (at, entry) = realm.entry(ipa, level);
                 if command == RttMapUnprotected {
                     let (addr, ap) = (x[3] & 0xffff_ffff_f000, (x[3] & 1 << 6 != 0, x[3] & 1 << 7 != 0));
-                    if addr % size(level) != 0 {
+                    if !addr.is_multiple_of(size(level)) {
                         return only(ErrorInput);
                     }
                     let is_wrong = at < level || *entry != UnassignedNs;
@@ -316,7 +318,7 @@ impl Model {
                 if !self.is(data, delegated) || !is_src {
                     statuses.push(ErrorInput);
                 }
-                if !in_half(ipa, true) || ipa % GRANULE != 0 {
+                if !in_half(ipa, true) || !ipa.is_multiple_of(GRANULE) {
                     return only(ErrorInput);
                 }
                 if is_known && !realm.is_new {
@@ -336,7 +338,7 @@ impl Model {
             }
             DataDestroy => {
                 let ipa = x[1];
-                if !in_half(ipa, true) || ipa % GRANULE != 0 {
+                if !in_half(ipa, true) || !ipa.is_multiple_of(GRANULE) {
                     return only(ErrorInput);
                 }
                 let (at, entry) = realm.entry(ipa, 3);
@@ -350,7 +352,7 @@ impl Model {
             }
             RttInitRipas => {
                 let (base, top) = (x[1], x[2]);
-                if top <= base || top % GRANULE != 0 || !in_half(top - GRANULE, true) {
+                if top <= base || !top.is_multiple_of(GRANULE) || !in_half(top - GRANULE, true) {
                     return only(ErrorInput);
                 }
                 let (at, entry) = realm.entry(base, 3);
@@ -358,7 +360,7 @@ impl Model {
                 let (_, walk_top) = realm.ripas_top(base, top, false);
                 let mut statuses = vec![];
                 statuses.extend((!realm.is_new).then_some(ErrorRealm(0)));
-                let is_wrong = base % size(at) != 0 || !is_unassigned || walk_top == base;
+                let is_wrong = !base.is_multiple_of(size(at)) || !is_unassigned || walk_top == base;
                 statuses.extend(is_wrong.then_some(rtt(at)));
                 if !statuses.is_empty() {
                     return Answers { statuses, outputs: vec![] };
@@ -374,12 +376,12 @@ impl Model {
                     return Answers { statuses: vec![ErrorRec, ErrorInput], outputs: vec![] };
                 }
                 let change = realm.recs[&rec];
-                if top <= base || top % GRANULE != 0 || base != change.addr || top > change.top {
+                if top <= base || !top.is_multiple_of(GRANULE) || base != change.addr || top > change.top {
                     return only(ErrorInput);
                 }
                 let (at, walk_top) = realm.ripas_top(base, top, !change.destroyed);
                 let is_same = realm.entry(base, 3).1.ripas() == change.value;
-                if !is_same && (base % size(at) != 0 || walk_top == base) {
+                if !is_same && (!base.is_multiple_of(size(at)) || walk_top == base) {
                     return only(rtt(at));
                 }
                 realm.paint(base.next_multiple_of(size(at)), walk_top, at, change.value);

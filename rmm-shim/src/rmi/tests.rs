@@ -376,7 +376,7 @@ fn what_the_host_has_mapped_in_a_root_is_its_own_again_once_the_realm_is_destroy
     let fake = Fake::with_ram(3 * GIB);
     let rd = fake.realm();
     let before = fake.fingerprint();
-    fake.ok(RttMapUnprotected, &[rd, NS + GIB, 1, 2 * GIB | 0b11 << 6]);
+    fake.ok(RttMapUnprotected, &[rd, NS + GIB, 1, (2 * GIB) | (0b11 << 6)]);
     assert_eq!(fake.is(2 * GIB), HostPage::SharedWithRealm);
     assert_eq!(fake.rtte(rd, NS + GIB, 3).0, 1);
     assert_ne!(fake.fingerprint(), before);

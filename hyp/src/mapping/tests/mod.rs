@@ -10,6 +10,7 @@ mod page;
 mod prepared;
 mod random;
 mod regimes;
+mod tables;
 mod threads;
 mod weaken;
 
