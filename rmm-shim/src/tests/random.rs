@@ -9,7 +9,7 @@ fn whatever_a_realm_does_the_host_sees_no_more_than_it_may() {
     let scene = Scene::with_recs(3);
     let fake = scene.fake;
     let seed = std::env::var("CLOVEN_SEED").map_or(1, |text| text.parse().unwrap());
-    let rounds = 2000;
+    let rounds = 10_000;
     let mut random = SmallRng::seed_from_u64(seed);
     let ipas =
         [DATA, MORE, ABSENT, EMPTY, DESTROYED, SPARE, MAPPED, UNMAPPED, BASE - PAGE, SHARED - PAGE, 1 << 41];
@@ -76,7 +76,7 @@ fn whatever_a_realm_does_the_host_sees_no_more_than_it_may() {
         reasons[usize::from(exit.exit_reason)] += 1;
         check_masks(&exit, round);
     }
-    assert!(reasons.iter().all(|&count| count > rounds / 100), "{reasons:?}");
+    assert!(reasons.iter().all(|&count| count > rounds / 500), "{reasons:?}");
 }
 
 /// What A4.3 lets the host see for each reason.
