@@ -74,7 +74,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RecCreate) -> Ou
     realm.rec_index.set(realm.rec_index.get() + 1);
     realm.num_recs.set(realm.num_recs.get() + 1);
     if is_runnable {
-        // What is hashed of it (B4.3.12.4).
+        // What is left is hashed (B4.3.12.4).
         (params.mpidr, params.num_aux, params.aux) = (RmiRecMpidr::from_bits(0), 0, [0; 16]);
         measurement::extend_rec(realm.hash_algo, &mut realm.measurements.borrow_mut()[0], &params);
     }
