@@ -38,7 +38,7 @@ const LEAST_FOR_U_BOOT: Size = Size(64 << 20);
 /// Less than this has no room for a realm of the usual size.
 const LEAST_FOR_REALM: Size = Size(256 << 20);
 /// Whether a host payload that makes no realm fails its run. Where the hypervisor serves no RMI there is none to be made.
-pub const REALM_IS_DUE: bool = false;
+pub const REALM_IS_DUE: bool = true;
 /// Less than this has too few places for the payload's look at RAM.
 const LEAST_FOR_PAYLOAD: Size = Size(16 << 20);
 
