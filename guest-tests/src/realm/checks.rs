@@ -1,5 +1,7 @@
 //! What a realm must find: of RIPAS, of its monitor's other commands, of PSCI, of its timer and of its FP registers.
 
+use core::fmt;
+
 use arm_sysregs::el0::accessors::{
     read_cntfrq_el0, read_cntvct_el0, write_cntv_ctl_el0, write_cntv_cval_el0,
 };
@@ -15,6 +17,7 @@ use guest_tests::firmware::NOT_SUPPORTED;
 use guest_tests::memory::{View, range};
 use guest_tests::probe::{Kind, probe};
 use guest_tests::report::{Report, UART};
+use guest_tests::say;
 use hyp::machine::Machine;
 use hyp::mapping::{Address, Pa, Range};
 use hyp::realm::{RsiError, RsiResponse, RsiRipas, RsiRipasChangeFlags, RsiStatus, Side};
@@ -25,6 +28,15 @@ use smccc::{Call, Smc};
 use crate::entry::{fp_fill, fp_look, take_interrupt, wait_for_interrupt};
 use crate::host::{self, NO_OPERATION};
 use crate::own::{GATE, Outside, Own, PAGE, own};
+
+/// Bytes in their order, two digits each.
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 /// The virtual timer's interrupt, a PPI.
 const TIMER: u64 = 27;
@@ -181,6 +193,10 @@ fn commands(report: &mut Report, own: &'static Own) {
     report.check("realm.measurement_is_extended", holds, detail);
     let rim = before[0].is_ok_and(|rim| rim != [0; 64]);
     report.check("realm.initial_measurement_is_something", rim, format_args!("{:x?}", start(&before[0])));
+    if let Ok(rim) = before[0] {
+        // Whoever has made the realm can work out what it must be.
+        say!("@cloven rim {}", Hex(&rim));
+    }
     let wrong = Err(RsiError::Status(RsiStatus::ErrorInput));
     let (zero, five, read_five) =
         (rsi.extend_measurement(0, &[1]), rsi.extend_measurement(5, &[1]), read(5).map(drop));
