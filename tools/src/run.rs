@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How long a run may take by default.
-pub const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(120);
+pub const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(240);
 /// The same with a Linux as the host, or with trials of live changes.
 pub const LINUX_TIMEOUT: Duration = Duration::from_secs(300);
 /// The same with the hostile payload and ten million operations.
@@ -248,7 +248,7 @@ pub struct MachineArgs {
     /// Wait for a debugger before the first instruction
     #[arg(long, help_heading = "Machine")]
     pub gdb: bool,
-    /// End a run after this time [default: 120, with Linux or trials 300, with --gdb or a shell none]
+    /// End a run after this time [default: 240, with Linux or trials 300, with --gdb or a shell none]
     #[arg(long, value_name = "SECS", help_heading = "Machine", value_parser = seconds)]
     pub timeout: Option<u64>,
     /// How much the hypervisor logs

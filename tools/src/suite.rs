@@ -474,7 +474,8 @@ impl Scenario {
             features: &[],
             work: None,
             lifecycle: Lifecycle::default(),
-            append: &[],
+            // Its realm is a small one: those of their own tests are larger.
+            append: &["cloven.realm=16M", "cloven.requests=50"],
             damage: None,
             u_boot: false,
             expect: Expect::Pass,
@@ -483,7 +484,7 @@ impl Scenario {
 
     fn linux(version: &'static str, cpus: u32, memory: Size, cpu: &str) -> Self {
         let name = "a stock Linux runs as the host";
-        Self { name, linux: Some(version), ..Self::payload(cpus, memory, cpu) }
+        Self { name, linux: Some(version), append: &[], ..Self::payload(cpus, memory, cpu) }
     }
 
     /// The same without an interrupt translation service.
@@ -514,7 +515,11 @@ impl Scenario {
     /// Changes of live maps under CPUs that use them: with `full` as many as `run` makes.
     fn trials(bbm: Bbm, full: bool) -> Self {
         Self {
-            append: if full { &[] } else { &["cloven.changes=2000"] },
+            append: if full {
+                &["cloven.realm=16M"]
+            } else {
+                &["cloven.changes=2000", "cloven.realm=16M", "cloven.requests=50"]
+            },
             name: "maps change under their users",
             features: &[run::TRIAL],
             lifecycle: Lifecycle { bbm: Some(bbm), ..Lifecycle::default() },
@@ -549,7 +554,7 @@ impl Scenario {
     /// or with `full` one of 1 GiB that makes tens of thousands.
     fn realm(recs: u32, bbm: Bbm, full: bool) -> Self {
         let (memory, append): (Size, &[&str]) = match full {
-            false => (GIB, &["cloven.changes=100", "cloven.requests=400"]),
+            false => (GIB, &["cloven.changes=100", "cloven.requests=300", "cloven.realm=16M"]),
             true => (Size(4 << 30), &["cloven.changes=100", "cloven.requests=40000", "cloven.realm=1G"]),
         };
         Self {
@@ -691,11 +696,11 @@ fn realms(full: bool) -> Vec<Scenario> {
         Scenario::realm(4, Bbm::all(0), false),
         Scenario::realm_of(
             "a realm goes on where its host changes RIPAS bit by bit",
-            &["cloven.requests=200", "cloven.partial=64K"],
+            &["cloven.requests=100", "cloven.realm=16M", "cloven.partial=64K"],
         ),
         Scenario::realm_of(
             "a realm gets memory back that its host had taken meanwhile",
-            &["cloven.requests=200", "cloven.reclaim=1"],
+            &["cloven.requests=100", "cloven.realm=16M", "cloven.reclaim=1"],
         ),
     ];
     if full {
