@@ -235,7 +235,8 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: Fdt<'_>, code: &[Page]) ->
     let last = range(end - PAGE, end);
     add(last, View::UserData, A::USER_DATA);
     // Devices: data at their own address, and the UART's page as if it were code.
-    for device in [range(UART, UART + PAGE), machine.gic.distributor] {
+    let redistributor = machine.gic.redistributors.first().copied();
+    for device in [range(UART, UART + PAGE), machine.gic.distributor].into_iter().chain(redistributor) {
         add(device.expanded_to(PAGE), View::Data, A::DEVICE);
     }
     add(range(UART, UART + PAGE), View::Code, A::CODE);

@@ -8,6 +8,7 @@
 //!
 //! [`requests`] are another: there permissions are what is tried.
 
+pub mod guest;
 pub mod requests;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};

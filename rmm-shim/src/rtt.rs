@@ -103,10 +103,6 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Whether it ended at a table.
-    pub fn is_table(&self) -> bool {
-        self.rtte.state == RmmRttEntryState::Table
-    }
     /// The IPA after the entry.
     pub fn end(&self) -> u64 {
         self.start + self.size()
@@ -143,6 +139,9 @@ pub struct RipasRange {
     /// The end of what is as it was asked for then.
     pub top: u64,
 }
+
+/// Bytes that an RTT of the page level describes.
+const END_OF_RTT: u64 = 2 << 20;
 
 /// An address of a realm: smaller than 2^48, as is checked before.
 fn ipa(address: u64) -> Ipa {
@@ -238,6 +237,26 @@ impl<M: Mmu> Realm<M> {
                 visit(&Walk { level: level.into(), start, rtte })
             })
             .break_value()
+    }
+
+    /// RIPAS at the protected IPA `base`, and how far from there it is the same: to `top`, or to the end of the RTT in which the walk ends,
+    /// at most.
+    pub fn ripas_from(&self, base: u64, top: u64) -> (u64, RmmRipas) {
+        // Of what translates the RIPAS is RAM, and most of what is asked about translates.
+        let mut end = if self.has_ipa(base) { self.write().translates_until(ipa(base), top) } else { base };
+        let mut first = (end > base).then_some(RmmRipas::Ram);
+        if end >= top || end > base && end.is_multiple_of(END_OF_RTT) {
+            return (end.min(top), RmmRipas::Ram);
+        }
+        let _ = self.scan(end, PAGE_LEVEL, |walk| {
+            let is_table = walk.rtte.state == RmmRttEntryState::Table;
+            if walk.start >= top || is_table || walk.rtte.ripas != *first.get_or_insert(walk.rtte.ripas) {
+                return ControlFlow::Break(());
+            }
+            end = walk.end();
+            ControlFlow::Continue(())
+        });
+        (end.min(top), first.unwrap_or(RmmRipas::Empty))
     }
 
     /// A walk, and where the next live entry is.

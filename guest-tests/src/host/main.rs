@@ -4,6 +4,8 @@
 
 mod checks;
 mod cpus;
+mod entry_guest;
+mod guests;
 mod trials;
 
 use guest_tests::memory::Memory;
@@ -20,6 +22,7 @@ fn main(report: &mut Report, machine: &Machine<'_>, memory: &'static Memory) {
     let refused = checks::forbidden(report, memory);
     cpus::all(report, machine, memory, refused);
     if refused {
+        guests::all(report, machine);
         trials::all(report, machine, memory);
     }
     checks::round_trip();

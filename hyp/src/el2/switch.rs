@@ -183,6 +183,8 @@ pub struct World {
 struct HostWorld {
     el1: El1,
     timers: [Timer; 2],
+    elr: u64,
+    spsr: u64,
     hcr: u64,
     hcrx: u64,
     vttbr: u64,
@@ -496,6 +498,8 @@ impl World {
                 Timer { ctl: get!("cntp_ctl_el0"), cval: get!("cntp_cval_el0") },
                 Timer { ctl: get!("cntv_ctl_el0"), cval: get!("cntv_cval_el0") },
             ],
+            elr: get!("elr_el2"),
+            spsr: get!("spsr_el2"),
             hcr: get!("hcr_el2"),
             hcrx: 0,
             vttbr: get!("vttbr_el2"),
@@ -692,6 +696,8 @@ impl World {
         let exit = unsafe {
             let exit = with_ipa(exit);
             set!("vbar_el2", vectors_address());
+            set!("elr_el2", host.elr);
+            set!("spsr_el2", host.spsr);
             end_walks(&vcpu.el1);
             load_el1(&host.el1, has.pauth);
             set!("vtcr_el2", host.vtcr);

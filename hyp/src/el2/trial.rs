@@ -12,18 +12,24 @@ use arm_sysregs::el0::accessors::read_cntpct_el0;
 use arm_sysregs::el1::accessors::{read_par_el1, write_par_el1};
 use arm_sysregs::el1::registers::ParEl1;
 use log::{debug, info};
+use spin::{Mutex, Once};
 
 use super::boot::{self, El2Map};
 use super::cache;
 use super::host::{Host, REPAINTED};
 use super::percpu::PerCpu;
 use super::quiet::ENTRY;
+use super::switch::{Streaming, World};
+use super::syndrome::Cause;
+use super::vcpu::{Answer, Exit, Running, Vcpu, answer_register};
 use crate::caps::lifecycle::Phase;
 use crate::caps::policy::Policy;
 use crate::mapping::{
     Address, Attributes, Capabilities, Change as MapChange, Counts, El2, Entry, GRANULE, Leaves, Mmu, Pa,
     Range, Regime, Stage2, Va,
 };
+use crate::stage2;
+use crate::trial::guest::{ADD, Flags, RUN};
 use crate::trial::requests::{
     self, Asked, BLOCK_PAGES, LASTING, PAGES, REGION, Request, Requests, Timed, Use,
 };
@@ -128,8 +134,75 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
             }
             None => REFUSED,
         },
+        RUN if lent(args[1] & !(GRANULE - 1), GRANULE) => {
+            run(host, Flags::from_bits_truncate(args[0]), args[1], args[2])
+        }
+        RUN => [u64::MAX, 0, 0, 0],
         _ => return request_call(host, me, function, args),
     })
+}
+
+/// The one guest of the trial.
+static GUEST: Mutex<Vcpu> = Mutex::new(Vcpu::reset(1 << 31));
+/// Its VMID.
+const VMID: u64 = 0x77;
+/// A list register with virtual interrupt 27 pending, of group 1, at priority 0x80.
+const INTERRUPT_27: u64 = 1 << 62 | 1 << 60 | 0x80 << 48 | 27;
+/// `ICH_VMCR_EL2` that lets through what there is: priority mask 0xf8, group 1 enabled.
+const LET_THROUGH: u64 = 0xf8 << 24 | 1 << 1;
+
+/// Runs the trial's guest.
+fn run(host: &Host, flags: Flags, pc: u64, x0: u64) -> [u64; 4] {
+    static WORLD: Once<World> = Once::new();
+    let world = WORLD.call_once(|| World::read(host.features.entry));
+    let mut vcpu = GUEST.lock();
+    let registers = stage2::Registers { vttbr: host.stage2.vttbr | VMID << 48, ..host.stage2 };
+    if flags.contains(Flags::FRESH) {
+        *vcpu = Vcpu::reset(1 << 31);
+        (vcpu.pc, vcpu.x[0]) = (pc, x0);
+        vcpu.gic.vmcr = LET_THROUGH;
+        // SAFETY: the host's map.
+        unsafe { stage2::install::forget_everywhere(&registers) };
+    }
+    vcpu.trap_wfi = flags.contains(Flags::TRAP_WFI);
+    if flags.contains(Flags::INTERRUPT) {
+        vcpu.gic.lrs[0] = INTERRUPT_27;
+    }
+    if flags.contains(Flags::ADVANCE) {
+        vcpu.advance();
+    }
+    let mut add = |running: &mut Running, exit: &Exit| {
+        let Exit::Synchronous { esr, .. } = *exit else { return false };
+        let is_mine = Cause::decode(esr) == Cause::Smc && running.x[0] == ADD;
+        if is_mine {
+            running.x[2] = running.x[2].wrapping_add(running.x[1]);
+            running.advance();
+        }
+        is_mine
+    };
+    loop {
+        // SAFETY: the host's map is whole for good, and nobody else has that VMID; the lock keeps others from the guest.
+        let exit = unsafe { world.run(&mut vcpu, &registers, !flags.contains(Flags::NO_SVE), &mut add) };
+        let (x0, x1) = (vcpu.x[0], vcpu.x[1]);
+        let answer = match exit {
+            Ok(Exit::Synchronous { esr, far: _, hpfar }) => match Cause::decode(esr) {
+                Cause::SystemRegister { .. } => {
+                    match answer_register(&mut vcpu, esr, &world.view, &world.entry) {
+                        Answer::Sgi => [0, esr, x0, x1],
+                        Answer::Answered | Answer::Undefined => continue,
+                    }
+                }
+                Cause::Abort(_) => [0, esr, x0, hpfar],
+                _ => [0, esr, x0, x1],
+            },
+            Ok(Exit::Irq) => [1, 0, x0, x1],
+            Ok(Exit::Fiq) => [2, 0, x0, x1],
+            Ok(Exit::SError { esr }) => [3, esr, x0, x1],
+            Err(Streaming) => [u64::MAX, 0, 0, 0],
+        };
+        vcpu.timers.tell();
+        return answer;
+    }
 }
 
 /// The answer to `function` if it is one of [`requests`]'.

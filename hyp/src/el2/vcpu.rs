@@ -515,6 +515,7 @@ impl Timers {
 }
 
 /// The registers of one timer as the hardware has them.
+#[cfg_attr(not(any(test, target_arch = "aarch64")), expect(dead_code, reason = "for the world switch"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timer {
     pub ctl: u64,
@@ -570,5 +571,277 @@ impl Timer {
         let hides = ctl == CTL_ENABLE && now >= self.cval;
         self.ctl = if hides { ctl | CTL_IMASK } else { ctl };
         hides
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::syndrome::Cause;
+    use super::*;
+
+    const FEATURES: EntryFeatures = EntryFeatures { pan: true, ssbs: false, tco: false, nmi: false };
+    const EL1H: u64 = 0b0101;
+
+    /// A machine that has all there can be in every field.
+    fn everything() -> IdView {
+        IdView::of(|_, _| u64::MAX)
+    }
+
+    /// The syndrome of an access to a register by x`register`.
+    fn access(encoding: u64, register: u64, is_read: bool) -> u64 {
+        0x18 << 26 | 1 << 25 | encoding | register << 5 | u64::from(is_read)
+    }
+
+    fn read(encoding: u64, register: u64) -> u64 {
+        access(encoding, register, true)
+    }
+
+    fn write(encoding: u64, register: u64) -> u64 {
+        access(encoding, register, false)
+    }
+
+    fn guest() -> Vcpu {
+        let mut vcpu = Vcpu::reset(0x8000_0101);
+        (vcpu.pc, vcpu.el1.vbar) = (0x4000, 0x8_0000);
+        vcpu.x = core::array::from_fn(|number| 0x100 + number as u64);
+        vcpu
+    }
+
+    #[test]
+    fn it_begins_masked_at_el1_without_translation() {
+        let vcpu = Vcpu::reset(0x8000_0003);
+        assert_eq!((vcpu.pc, vcpu.pstate, vcpu.vmpidr), (0, 0x3c5, 0x8000_0003));
+        assert_eq!(vcpu.el1, El1 { sctlr: SCTLR_EL1_OFF, ..El1::default() });
+        // M, C and I.
+        assert_eq!(vcpu.el1.sctlr & (1 << 0 | 1 << 2 | 1 << 12), 0);
+        assert_eq!(
+            (vcpu.x, vcpu.timers, vcpu.gic, vcpu.fp),
+            ([0; 31], Timers::default(), Gic::default(), Fp::default())
+        );
+    }
+
+    #[test]
+    fn it_goes_on_after_an_instruction_without_its_step_and_branch_state() {
+        let mut vcpu = guest();
+        vcpu.pstate = EL1H | 1 << 21 | 0b11 << 10 | 1 << 31;
+        vcpu.advance();
+        assert_eq!((vcpu.pc, vcpu.pstate), (0x4004, EL1H | 1 << 31));
+        vcpu.pc = u64::MAX - 3;
+        vcpu.advance();
+        assert_eq!(vcpu.pc, 0);
+    }
+
+    #[test]
+    fn an_undefined_instruction_is_taken_in_its_own_handler() {
+        let mut vcpu = guest();
+        vcpu.pstate = EL1H | 1 << 31;
+        vcpu.inject(Exception::Undefined, &FEATURES);
+        assert_eq!((vcpu.el1.elr, vcpu.el1.spsr, vcpu.el1.esr), (0x4000, EL1H | 1 << 31, 1 << 25));
+        assert_eq!(vcpu.pc, 0x8_0200);
+        // N stays, all masked; SCTLR_EL1.SPAN leaves PAN as it was.
+        assert_eq!(vcpu.pstate, 0x3c5 | 1 << 31);
+    }
+
+    #[test]
+    fn an_external_abort_says_where_and_what_it_was() {
+        for (access, from, esr) in [
+            (Access::Load, EL1H, 0x25 << 26 | 1 << 25 | 0x10),
+            (Access::Store, EL1H, 0x25 << 26 | 1 << 25 | 1 << 6 | 0x10),
+            (Access::Fetch, EL1H, 0x21 << 26 | 1 << 25 | 0x10),
+            (Access::Load, 0, 0x24 << 26 | 1 << 25 | 0x10),
+        ] {
+            let mut vcpu = guest();
+            vcpu.pstate = from;
+            vcpu.inject_sea(access, 0xffff_8000_1234, &FEATURES);
+            assert_eq!((vcpu.el1.esr, vcpu.el1.far), (esr, 0xffff_8000_1234), "{access:?}");
+            assert_eq!(vcpu.pc, if from == 0 { 0x8_0400 } else { 0x8_0200 });
+        }
+        let mut vcpu = guest();
+        let Cause::Abort(abort) = Cause::decode(0x24 << 26 | 1 << 7 | 0x06) else { panic!("an abort") };
+        vcpu.inject_abort(abort, 0x77, &FEATURES);
+        // On a walk.
+        assert_eq!((vcpu.el1.esr & 0x3f, vcpu.el1.far), (0x14, 0x77));
+    }
+
+    #[test]
+    fn a_guest_is_not_told_of_what_needs_its_hypervisor() {
+        let view = everything();
+        let field = |crm, op2, lowest: u32| view.read(crm, op2) >> lowest & 0xf;
+        // PFR0: levels in AArch64 only, no EL2, EL3, RAS, SVE, SEL2, MPAM, AMU, RME; GICv3's registers; CSV2 without SCXTNUM.
+        assert_eq!(view.read(4, 0), 0xf10f_0000_01ff_0011);
+        // PFR1: BT, SSBS, CSV2_frac: no MTE, SME, NMI, GCS.
+        assert_eq!(view.read(4, 1), 0x1_0000_00ff);
+        assert_eq!([2, 4, 5, 7].map(|op2| view.read(4, op2)), [0; 4], "PFR2, ZFR0, SMFR0, FPFR0");
+        // DFR0: breakpoints and watchpoints as few as can be; DoubleLock is not there. No PMU, SPE, trace, TRBE, BRBE.
+        assert_eq!(view.read(5, 0), 0xf0_0010_1006);
+        assert_eq!([1, 2, 4, 5].map(|op2| view.read(5, op2)), [0; 4], "DFR1, DFR2, AFR0, AFR1");
+        assert_eq!((field(6, 0, 24), field(6, 1, 60), field(6, 2, 32), field(6, 2, 36)), (0, 0, 0, 0));
+        // Atomics, RNDR, pointer authentication, MOPS.
+        assert_eq!((field(6, 0, 20), field(6, 0, 60), field(6, 1, 4), field(6, 2, 16)), (15, 15, 15, 15));
+        // 48 bits of addresses, no fine grained traps, the counter without its offset.
+        assert_eq!((field(7, 0, 0), field(7, 0, 56), field(7, 0, 60)), (5, 0, 1));
+        // No VHE, VMIDs, LORegions, HCRX.
+        assert_eq!([8, 4, 16, 40].map(|lowest| field(7, 1, lowest)), [0; 4]);
+        assert_eq!((field(7, 1, 20), field(7, 2, 52), field(7, 2, 40), field(7, 2, 24)), (15, 15, 0, 0));
+        // TCR2, SCTLR2, permission indirection, 128-bit descriptors.
+        assert_eq!(view.read(7, 3), 0xf000_0000_0000_0000);
+        assert!((1..4).all(|crm| (0..8).all(|op2| view.read(crm, op2) == 0)), "AArch32");
+    }
+
+    #[test]
+    fn fields_that_mean_least_at_another_value_than_zero_stay() {
+        // TGran4 and TGran64 not there, no DoubleLock, no FP.
+        let view = IdView::of(|crm, op2| match (crm, op2) {
+            (7, 0) => 0xf << 28 | 0xf << 24,
+            (5, 0) => 0xf << 36,
+            (4, 0) => 0xf << 16 | 0xf << 20,
+            _ => 0,
+        });
+        assert_eq!((view.read(7, 0), view.read(5, 0) >> 36), (0xff00_0000, 0xf));
+        assert_eq!(view.read(4, 0), 0xff_0011);
+        // FEAT_LPA2 goes, its granules stay.
+        let lpa2 = IdView::of(|crm, op2| if (crm, op2) == (7, 0) { 1 << 28 | 2 << 20 } else { 0 });
+        assert_eq!(lpa2.read(7, 0), 1 << 20);
+    }
+
+    #[test]
+    fn an_id_register_is_read_into_the_register_that_is_named() {
+        let view = everything();
+        let mut vcpu = guest();
+        let before = vcpu.x;
+        let answer = answer_register(&mut vcpu, read(encoding(3, 0, 0, 4, 0), 5), &view, &FEATURES);
+        assert_eq!((answer, vcpu.pc), (Answer::Answered, 0x4004));
+        assert_eq!(vcpu.x[5], view.read(4, 0));
+        let expected = core::array::from_fn(|i| if i == 5 { view.read(4, 0) } else { before[i] });
+        assert_eq!(vcpu.x, expected);
+        // XZR.
+        assert_eq!(
+            answer_register(&mut vcpu, read(encoding(3, 0, 0, 4, 0), 31), &view, &FEATURES),
+            Answer::Answered
+        );
+        assert_eq!(vcpu.x, expected);
+    }
+
+    #[test]
+    fn debug_registers_read_as_zero_and_ignore_writes() {
+        let view = everything();
+        for register in [
+            encoding(2, 0, 0, 2, 2),  // MDSCR_EL1
+            encoding(2, 0, 0, 15, 4), // DBGBVR15_EL1
+            encoding(2, 0, 1, 3, 4),  // OSDLR_EL1
+            encoding(2, 0, 7, 8, 6),  // DBGCLAIMSET_EL1
+            encoding(2, 3, 0, 4, 0),  // DBGDTR_EL0
+            encoding(3, 0, 1, 0, 1),  // ACTLR_EL1
+        ] {
+            let mut vcpu = guest();
+            assert_eq!(answer_register(&mut vcpu, write(register, 3), &view, &FEATURES), Answer::Answered);
+            assert_eq!((vcpu.pc, vcpu.x), (0x4004, guest().x), "{register:#x}");
+            assert_eq!(answer_register(&mut vcpu, read(register, 3), &view, &FEATURES), Answer::Answered);
+            assert_eq!(vcpu.x[3], 0, "{register:#x}");
+        }
+        let mut vcpu = guest();
+        answer_register(&mut vcpu, read(encoding(2, 0, 1, 1, 4), 0), &view, &FEATURES);
+        answer_register(&mut vcpu, read(encoding(3, 0, 12, 12, 5), 1), &view, &FEATURES);
+        assert_eq!((vcpu.x[0], vcpu.x[1]), (8, 7), "OSLSR_EL1, ICC_SRE_EL1");
+    }
+
+    #[test]
+    fn what_is_not_there_is_undefined() {
+        let view = everything();
+        for esr in [
+            write(encoding(3, 0, 0, 4, 0), 0),  // an ID register
+            write(encoding(2, 0, 1, 1, 4), 0),  // OSLSR_EL1
+            read(encoding(3, 3, 9, 12, 0), 0),  // PMCR_EL0
+            read(encoding(2, 1, 8, 0, 0), 0),   // branch records
+            read(encoding(2, 1, 0, 1, 0), 0),   // trace
+            read(encoding(3, 0, 5, 3, 0), 0),   // ERRIDR_EL1
+            read(encoding(3, 0, 10, 4, 3), 0),  // LORC_EL1
+            read(encoding(3, 0, 12, 11, 5), 0), // ICC_SGI1R_EL1 is only written
+            read(encoding(3, 1, 0, 0, 6), 0),   // SMIDR_EL1
+            write(encoding(3, 0, 0, 0, 0), 0),  // MIDR_EL1
+        ] {
+            let mut vcpu = guest();
+            assert_eq!(answer_register(&mut vcpu, esr, &view, &FEATURES), Answer::Undefined, "{esr:#x}");
+            assert_eq!((vcpu.el1.elr, vcpu.pc, vcpu.x), (0x4000, 0x8_0200, guest().x), "{esr:#x}");
+        }
+    }
+
+    #[test]
+    fn interrupts_to_other_cpus_are_the_hosts_to_send() {
+        for op2 in [5, 6, 7] {
+            let mut vcpu = guest();
+            let esr = write(encoding(3, 0, 12, 11, op2), 4);
+            assert_eq!(answer_register(&mut vcpu, esr, &everything(), &FEATURES), Answer::Sgi);
+            assert_eq!(vcpu, guest());
+        }
+    }
+
+    #[test]
+    fn no_syndrome_stops_the_hypervisor() {
+        let view = everything();
+        for iss in 0..1 << 22 {
+            let mut running = guest().running();
+            answer_quickly(&mut running, 0x18 << 26 | iss, &view);
+        }
+        for iss in (0..1 << 25).step_by(0x1_0001) {
+            answer_register(&mut guest(), 0x18 << 26 | iss, &view, &FEATURES);
+        }
+    }
+
+    const RAISED: u64 = CTL_ENABLE | CTL_ISTATUS;
+    const CNTV_TVAL: u64 = encoding(3, 3, 14, 3, 0);
+    const CNTV_CTL: u64 = encoding(3, 3, 14, 3, 1);
+    const CNTV_CVAL: u64 = encoding(3, 3, 14, 3, 2);
+
+    #[test]
+    fn a_timer_that_the_host_was_told_of_is_masked_and_looks_as_if_it_were_not() {
+        let mut timers =
+            Timers { cntv_ctl: RAISED, cntv_cval: 100, cntp_ctl: RAISED | CTL_IMASK, ..Timers::default() };
+        timers.tell();
+        assert_eq!((timers.cntv_told, timers.cntp_told), (true, false));
+        let mut timer = Timer::installed(timers.cntv_ctl, timers.cntv_cval, timers.cntv_told);
+        assert_eq!(timer, Timer { ctl: CTL_ENABLE | CTL_IMASK, cval: 100 });
+        let mut x = [0; 31];
+        let mut see = |encoding: u64| {
+            assert!(timer.access(Trapped::new(read(encoding, 1)), &mut x, 150));
+            x[1]
+        };
+        assert_eq!((see(CNTV_CTL), see(CNTV_CVAL), see(CNTV_TVAL)), (RAISED, 100, 0xffff_ffce));
+        // As the hardware has it in the end.
+        let end = Timer { ctl: timer.ctl | CTL_ISTATUS, ..timer };
+        assert_eq!(end.removed(timer, true, true), (RAISED, true));
+        assert_eq!(end.removed(timer, true, false), (RAISED, true));
+    }
+
+    #[test]
+    fn a_timer_that_the_guest_sets_anew_may_stop_it_again() {
+        let masked = Timer { ctl: CTL_ENABLE | CTL_IMASK, cval: 100 };
+        let mut x = [0; 31];
+        let mut after = |encoding: u64, value: u64| {
+            let mut timer = masked;
+            x[2] = value;
+            let hides = timer.access(Trapped::new(write(encoding, 2)), &mut x, 150);
+            (timer.ctl, timer.cval, hides)
+        };
+        assert_eq!(after(CNTV_CVAL, 200), (CTL_ENABLE, 200, false));
+        assert_eq!(after(CNTV_CVAL, 120), (CTL_ENABLE | CTL_IMASK, 120, true));
+        assert_eq!(after(CNTV_TVAL, 10), (CTL_ENABLE, 160, false));
+        assert_eq!(after(CNTV_TVAL, 0xffff_fff6), (CTL_ENABLE | CTL_IMASK, 140, true));
+        assert_eq!(after(CNTV_CTL, CTL_ENABLE), (CTL_ENABLE | CTL_IMASK, 100, true));
+        // Its own mask, which is no longer ours.
+        assert_eq!(after(CNTV_CTL, CTL_ENABLE | CTL_IMASK), (CTL_ENABLE | CTL_IMASK, 100, false));
+        assert_eq!(after(CNTV_CTL, 0), (0, 100, false));
+    }
+
+    #[test]
+    fn a_mask_of_the_guests_own_is_what_it_reads() {
+        let ctl = RAISED | CTL_IMASK;
+        let installed = Timer::installed(ctl, 100, false);
+        assert_eq!(installed.ctl, CTL_ENABLE | CTL_IMASK);
+        assert_eq!(Timer { ctl, cval: 100 }.removed(installed, false, true), (ctl, false));
+        // Where accesses do not trap, one that it has set anew is its own.
+        let masked = Timer::installed(RAISED, 100, true);
+        assert_eq!(Timer { ctl, cval: 300 }.removed(masked, true, false), (ctl, false));
+        assert_eq!(Timer { ctl: CTL_ENABLE, cval: 300 }.removed(masked, true, false), (CTL_ENABLE, false));
     }
 }

@@ -23,6 +23,15 @@ pub trait TableMemory {
     /// # Safety
     /// See the trait.
     unsafe fn load(&self, table: Pa, index: usize) -> u64;
+    /// As `load`, of who does not follow what it says: nothing is ordered by it.
+    ///
+    /// # Safety
+    /// See the trait.
+    #[inline(always)]
+    unsafe fn glance(&self, table: Pa, index: usize) -> u64 {
+        // SAFETY: the caller's word.
+        unsafe { self.load(table, index) }
+    }
     /// Writes an entry with a single copy atomic store.
     ///
     /// # Safety
@@ -68,6 +77,11 @@ impl TableMemory for Linear {
     unsafe fn load(&self, table: Pa, index: usize) -> u64 {
         // SAFETY: by the caller's word the entry is memory of a table, which is only accessed atomically while it is linked.
         unsafe { AtomicU64::from_ptr(self.at(table, index)).load(Ordering::Acquire) }
+    }
+    #[inline(always)]
+    unsafe fn glance(&self, table: Pa, index: usize) -> u64 {
+        // SAFETY: as for `load`.
+        unsafe { AtomicU64::from_ptr(self.at(table, index)).load(Ordering::Relaxed) }
     }
     #[inline(always)]
     unsafe fn store(&self, table: Pa, index: usize, raw: u64) {

@@ -36,6 +36,12 @@ impl<'m, M: Mmu> Words<'m, M> {
         // geometry of a concatenated root.
         unsafe { self.0.tables().load(table, index) }
     }
+    /// A word of which no address in it is followed.
+    #[inline(always)]
+    pub(super) fn glance(&self, table: Pa, index: usize) -> u64 {
+        // SAFETY: as for `load`.
+        unsafe { self.0.tables().glance(table, index) }
+    }
     /// A word, once nobody is breaking and making it.
     #[inline]
     pub(super) fn settled(&self, table: Pa, index: usize) -> u64 {

@@ -323,6 +323,47 @@ impl<R: Regime, M: Mmu, S: Shape> Writer<'_, '_, R, M, S> {
             raw = load(table, index);
         }
     }
+
+    /// How far all addresses from `address` on translate: to the end of the last leaf of the first one's table that does, without a gap, and
+    /// of those that begin below `end`. `address` itself if it does not. What is being changed does not.
+    pub fn translates_until(&self, address: R::Input, end: u64) -> u64 {
+        /// Entries at a step: of each there is one load and one AND.
+        const STEP: usize = 8;
+        let map = self.target();
+        let (words, geometry, address) = (Words::new(map.mmu()), map.geometry(), address.get());
+        if address >> geometry.input_bits() != 0 {
+            return address;
+        }
+        let (mut table, mut level) = (map.root(), geometry.start_level());
+        let mut first = (address >> level_shift::<S>(level)) as usize;
+        let mut raw = words.load(table, first);
+        while is_table(raw, level) {
+            (table, level) = (pa(raw), level + 1);
+            first = (address >> level_shift::<S>(level)) as usize & (S::ENTRIES - 1);
+            raw = words.load(table, first);
+        }
+        if raw & VALID == 0 || !is_leaf(raw, level) {
+            return address;
+        }
+        let size = level_size::<S>(level);
+        let start = address & !(size - 1);
+        let mut index = first + 1;
+        // Above the last level what is valid may be a table.
+        if level == LAST_LEVEL {
+            let wanted = (end.saturating_sub(start).div_ceil(size) as usize).max(1);
+            let limit = S::ENTRIES.min(first.saturating_add(wanted));
+            let is_valid = |from: usize, count: usize| {
+                (from..from + count).fold(VALID, |all, at| all & words.glance(table, at)) != 0
+            };
+            while index + STEP <= limit && is_valid(index, STEP) {
+                index += STEP;
+            }
+            while index < limit && is_valid(index, 1) {
+                index += 1;
+            }
+        }
+        start + (index - first) as u64 * size
+    }
 }
 
 /// Of a caller who keeps the tables that it may see from being reused.

@@ -243,6 +243,71 @@ mod tests {
         }
     }
 
+    /// Tables of the fake, none of its pool.
+    struct Guest<'a>(&'a FakeMmu);
+
+    // SAFETY: what it has is the fake's, but that it hands out no tables.
+    unsafe impl Mmu for Guest<'_> {
+        type Tables = <FakeMmu as Mmu>::Tables;
+        type Pool = Supplied;
+        type Quiesce = crate::mapping::NoQuiesce;
+        fn tables(&self) -> &Self::Tables {
+            self.0.tables()
+        }
+        fn pool(&self) -> &Supplied {
+            &Supplied
+        }
+        fn quiesce(&self) -> &Self::Quiesce {
+            &crate::mapping::NoQuiesce
+        }
+        fn slots(&self) -> &[crate::mapping::Slot] {
+            self.0.slots()
+        }
+        fn tlbi(&self, operation: crate::mapping::Tlbi, scope: crate::mapping::Scope, operand: u64) {
+            self.0.tlbi(operation, scope, operand);
+        }
+        fn barrier(&self, barrier: crate::mapping::Barrier, scope: crate::mapping::Scope) {
+            self.0.barrier(barrier, scope);
+        }
+    }
+
+    #[test]
+    fn tables_that_are_supplied_come_from_nowhere_else_and_go_back_to_who_supplied_them() {
+        let mmu = FakeMmu::new(8);
+        // An empty root, which nobody uses after this.
+        let root = Map::<Stage2, _>::new(&mmu, Geometry::stage2(40).unwrap(), OPTIONS).unwrap().root();
+        mmu.pool().reserve(1).unwrap();
+        // SAFETY: one was reserved; the root is the pool's, whole and empty.
+        let (table, map) = unsafe {
+            (
+                mmu.pool().take(),
+                Map::<Stage2, _>::adopt(Guest(&mmu), root, Geometry::stage2(40).unwrap(), OPTIONS),
+            )
+        };
+        let registers = Registers::new(&map, 5, CpuLimits { pa_range: 2, vmid_16_bits: true });
+        let of_root = Registers::of_root(
+            Geometry::stage2(40).unwrap(),
+            root,
+            5,
+            CpuLimits { pa_range: 2, vmid_16_bits: true },
+        );
+        assert_eq!(registers, of_root);
+        assert_eq!(registers.vttbr, 5 << 48 | root.get());
+        let at = Ipa::new(0x8000_0000).unwrap();
+        let page = Range::<Ipa>::new(at.get(), GRANULE).unwrap();
+        let mut cpu = map.cpu(0).unwrap();
+        let refused =
+            cpu.write().map(page, Pa::new(GIB).unwrap(), Attributes::<Stage2>::RAM, Leaves::LARGEST);
+        assert!(matches!(refused, Err(MapError::OutOfTables { free: 0, .. })), "{refused:?}");
+        assert!(matches!(
+            Map::<Stage2, _>::new(Guest(&mmu), Geometry::stage2(40).unwrap(), OPTIONS),
+            Err(MapError::OutOfTables { .. })
+        ));
+        // SAFETY: nobody else uses the table.
+        unsafe { map.split_entry(at, 1, table) }.unwrap().flush();
+        assert_eq!(cpu.write().collapse_entry(at, 1), Ok(table));
+    }
+
     #[test]
     fn a_machine_beyond_its_cpus_is_refused() {
         let limits = CpuLimits { pa_range: 0, vmid_16_bits: false };

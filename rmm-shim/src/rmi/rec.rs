@@ -74,7 +74,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RecCreate) -> Ou
     realm.rec_index.set(realm.rec_index.get() + 1);
     realm.num_recs.set(realm.num_recs.get() + 1);
     if is_runnable {
-        // What is hashed of it (B4.3.12.4).
+        // What is left is hashed (B4.3.12.4).
         (params.mpidr, params.num_aux, params.aux) = (RmiRecMpidr::from_bits(0), 0, [0; 16]);
         measurement::extend_rec(realm.hash_algo, &mut realm.measurements.borrow_mut()[0], &params);
     }
@@ -190,12 +190,16 @@ fn is_gic_valid(hcr: u64, lrs: &[u64; 16], features: &Features) -> bool {
     })
 }
 
+/// Where copies go by 16 bytes if the host's end does: its structures do.
+#[repr(C, align(16))]
+struct Aligned<T>(T);
+
 pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sve: bool) -> Outcome {
     input.check()?;
     let world = &monitor.world;
     let lock = monitor.lock();
     let mut flags = RmiRecEnterFlags::empty();
-    let mut entered = Entered { gprs: [0; 31], _unused: 0, hcr: 0, lrs: [0; 16] };
+    let Aligned(entered) = &mut Aligned(Entered { gprs: [0; 31], _unused: 0, hcr: 0, lrs: [0; 16] });
     world.read(input.run_ptr, 0, flags.as_mut_bytes()).ok_or(INPUT)?;
     world.read(input.run_ptr, AT, entered.as_mut_bytes()).ok_or(INPUT)?;
     let rec = lock.rec(input.rec).ok_or(INPUT)?;
@@ -217,8 +221,8 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
     }
 
     // From here on it succeeds.
-    let mut record = RmiRecExit::zeroed();
-    let missing = apply(&lock, realm, rec, flags, &entered, &mut record, &features);
+    let Aligned(record) = &mut Aligned(RmiRecExit::zeroed());
+    let missing = apply(&lock, realm, rec, flags, entered, record, &features);
     let here = Here { monitor, rd: realm.rd, ipa_width: realm.ipa_width, mpidr: rec.mpidr };
     let registers = realm.registers;
     let mut running = lock.start(rec);
@@ -229,7 +233,7 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
             let mut decided = None;
             let exit = world.run(&mut vcpu, &registers, host_has_sve, &mut |running, exit| {
                 let Exit::Synchronous { esr, far, hpfar } = *exit else { return false };
-                match exits::decide(&here, running, (esr, far, hpfar), &mut record) {
+                match exits::decide(&here, running, (esr, far, hpfar), record) {
                     Next::Realm => true,
                     next => {
                         decided = Some(next);
@@ -237,12 +241,12 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
                     }
                 }
             });
-            if let Some(left) = exits::resolve(&here, &mut vcpu, exit, decided, &mut record) {
+            if let Some(left) = exits::resolve(&here, &mut vcpu, exit, decided, record) {
                 break left;
             }
         }
     });
-    exits::tell_always(&mut record, &mut vcpu, features.list_registers);
+    exits::tell_always(record, &mut vcpu, features.list_registers);
     drop(vcpu);
 
     let lock = monitor.lock();
@@ -254,7 +258,8 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
     Ok(Reply::success([]))
 }
 
-/// Does what the host says. The exit that comes of it without the realm having run, if there is one.
+/// Does what the host says. The exit that comes of it without the realm having run, if there is one. What the last exit has left behind is
+/// replaced at the next one ([`leave`]).
 fn apply<W: World>(
     lock: &Locked<'_, W>,
     realm: &Realm<W::Mmu>,
@@ -270,7 +275,7 @@ fn apply<W: World>(
     vcpu.gic.hcr = entered.hcr;
     let count = features.list_registers.min(vcpu.gic.lrs.len());
     vcpu.gic.lrs[..count].copy_from_slice(&entered.lrs[..count]);
-    if let Some(abort) = rec.abort.take() {
+    if let Some(abort) = rec.abort.get() {
         // A4.2.3.
         if flags.contains(RmiRecEnterFlags::INJECT_SEA) {
             abort.inject_external(vcpu, &lock.world.entry_features());
@@ -291,8 +296,6 @@ fn apply<W: World>(
         }
         Pending::None | Pending::Psci(_) => {}
     }
-    rec.pending.set(Pending::None);
-    rec.ripas.set(RipasChange::NONE);
     None
 }
 

@@ -2,8 +2,6 @@
 //!
 //! Invariant: what is reached is data of this realm that it could reach itself at this moment: ASSIGNED, RAM. The monitor's lock is held, so it stays so.
 
-use core::ops::ControlFlow;
-
 use hyp::mapping::{Address, GRANULE, Mmu, Pa};
 use rmm_abi::v1_0::{PAGE_LEVEL, RmmHipas, RmmRipas};
 
@@ -15,21 +13,6 @@ use crate::world::{Page, World};
 /// What `realm` has at `ipa`; nothing outside its address space.
 pub fn find<M: Mmu>(realm: &Realm<M>, ipa: u64) -> Option<Walk> {
     realm.has_ipa(ipa).then(|| realm.walk(ipa, PAGE_LEVEL))
-}
-
-/// The RIPAS at `base`, and how far from there it is the same: to `top`, or to the end of the RTT in which the walk ended, at most. Of
-/// protected IPAs.
-pub fn ripas<M: Mmu>(realm: &Realm<M>, base: u64, top: u64) -> (u64, RmmRipas) {
-    let mut first = None;
-    let mut end = base;
-    let _ = realm.scan(base, PAGE_LEVEL, |walk| {
-        if walk.start >= top || walk.rtte.ripas != *first.get_or_insert(walk.rtte.ripas) || walk.is_table() {
-            return ControlFlow::Break(());
-        }
-        end = walk.end();
-        ControlFlow::Continue(())
-    });
-    (end.min(top), first.unwrap_or(RmmRipas::Empty))
 }
 
 /// Why a command cannot access a realm's protected IPA.

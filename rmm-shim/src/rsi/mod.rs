@@ -39,8 +39,11 @@ const IMMEDIATE: u64 = 0xffff;
 /// X0 to X16 after a command of RSI.
 fn reply<const N: usize>(x: &mut [u64; 31], status: RsiStatus, outputs: [u64; N]) {
     const { assert!(N <= 16) };
-    x[..17].fill(0);
     x[0] = status.bits();
+    if let Some(results) = x[1..].first_chunk_mut::<16>() {
+        // Not known to be zero: it is stored in place, and no call of `memset` is made of it.
+        *results = [core::hint::black_box(0); 16];
+    }
     x[1..=N].copy_from_slice(&outputs);
 }
 
@@ -80,9 +83,14 @@ pub fn answer_alone(x: &mut [u64; 31], esr: u64) -> bool {
 }
 
 fn version(x: &mut [u64; 31]) {
-    let Some(found) = negotiate(&[VERSION], x[1]) else { return };
-    let status = if found.success { RsiStatus::Success } else { RsiStatus::ErrorInput };
-    reply(x, status, [found.lower.bits(), found.higher.bits()]);
+    const SPOKEN: u64 = VERSION.bits();
+    // Most ask for what there is.
+    let found = if x[1] == SPOKEN { None } else { negotiate(&[VERSION], x[1]) };
+    let (status, lower, higher) = match found {
+        None => (RsiStatus::Success, SPOKEN, SPOKEN),
+        Some(found) => (RsiStatus::ErrorInput, found.lower.bits(), found.higher.bits()),
+    };
+    reply(x, status, [lower, higher]);
 }
 
 /// Answers an SMC of the realm's, or says what the host has to do with it.
@@ -229,7 +237,7 @@ fn ipa_state_get<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome
     }
     let lock = here.monitor.lock();
     let realm = here.realm(&lock).ok_or(Stop::INPUT)?;
-    let (out_top, ripas) = memory::ripas(realm, input.base, input.top);
+    let (out_top, ripas) = realm.ripas_from(input.base, input.top);
     reply(&mut running.x, RsiStatus::Success, [out_top, ripas.to_rsi().bits().into()]);
     Ok(None)
 }

@@ -42,6 +42,40 @@ fn a_rec_is_not_entered_in_the_wrong_state() {
 }
 
 #[test]
+fn a_rec_runs_over_its_realms_tables() {
+    let scene = Scene::active();
+    let expected = scene.realm(|realm| realm.registers);
+    assert_eq!(expected.vttbr >> 48, scene.realm(|realm| realm.number).into());
+    scene.fake.script(move |_, registers| {
+        assert_eq!(*registers, expected);
+        Exit::Irq
+    });
+    scene.exit();
+}
+
+#[test]
+fn while_a_rec_runs_another_one_runs_too() {
+    let scene = Scene::active();
+    let (fake, other) = (scene.fake, scene.recs[1]);
+    scene.rec(1, |rec| rec.runnable.set(true));
+    let run = fake.put(&RmiRecRun { enter: RmiRecEnter::zeroed(), exit: RmiRecExit::zeroed() });
+    // In the middle of the first one's run the second one is entered, and leaves; as from another CPU.
+    scene.step(move |_| {
+        fake.script(|vcpu, _| {
+            vcpu.x[0] = RsiCommand::RealmConfig.fid().into();
+            vcpu.x[1] = DATA;
+            synchronous(SMC, 0, 0)
+        });
+        fake.script(|_, _| Exit::Fiq);
+        fake.ok(RecEnter, &[other, run]);
+        Exit::Irq
+    });
+    assert_eq!(scene.exit(), interrupted());
+    assert_eq!(fake.get::<RmiRecRun>(run).exit, record(RmiRecExitReason::Fiq, |_| {}));
+    assert_eq!(fake.get::<u64>(scene.data[0]), WIDTH.into());
+}
+
+#[test]
 fn list_registers_are_taken_if_the_gic_has_what_they_say() {
     let scene = Scene::active();
     const PENDING: u64 = 1 << 62;

@@ -16,7 +16,7 @@ use rmm_abi::v1_0::rmi::{
     RmiRecParams, RmiRecRun, RmiStatus,
 };
 use rmm_abi::v1_0::rsi::{RsiCommand, RsiHostCall, RsiRealmConfig, RsiStatus};
-use rmm_abi::v1_0::{NOT_SUPPORTED, doublewords};
+use rmm_abi::v1_0::{NOT_SUPPORTED, RmmRipas, doublewords};
 use zerocopy::IntoBytes;
 
 use crate::exits;

@@ -8,8 +8,9 @@ fn whatever_a_realm_does_the_host_sees_no_more_than_it_may() {
     use rand::{Rng, RngExt, SeedableRng};
     let scene = Scene::with_recs(3);
     let fake = scene.fake;
-    let rounds = 2000;
-    let mut random = SmallRng::seed_from_u64(0x5eed);
+    let seed = std::env::var("CLOVEN_SEED").map_or(1, |text| text.parse().unwrap());
+    let rounds = 10_000;
+    let mut random = SmallRng::seed_from_u64(seed);
     let ipas =
         [DATA, MORE, ABSENT, EMPTY, DESTROYED, SPARE, MAPPED, UNMAPPED, BASE - PAGE, SHARED - PAGE, 1 << 41];
     let mut reasons = [0; 7];
@@ -75,7 +76,7 @@ fn whatever_a_realm_does_the_host_sees_no_more_than_it_may() {
         reasons[usize::from(exit.exit_reason)] += 1;
         check_masks(&exit, round);
     }
-    assert!(reasons.iter().all(|&count| count > rounds / 100), "{reasons:?}");
+    assert!(reasons.iter().all(|&count| count > rounds / 500), "{reasons:?}");
 }
 
 /// What A4.3 lets the host see for each reason.

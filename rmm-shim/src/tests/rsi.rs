@@ -164,6 +164,33 @@ fn ripas_is_told_as_far_as_it_is_the_same() {
 }
 
 #[test]
+fn ripas_of_pages_goes_on_to_the_first_that_is_another() {
+    const FIRST: u64 = BASE + (4 << 20);
+    const LAST: u64 = FIRST + (2 << 20);
+    let scene = Scene::new();
+    let (fake, rd) = (scene.fake, scene.rd);
+    fake.rtts(rd, FIRST, 3);
+    fake.ok(RttInitRipas, &[rd, FIRST, LAST]);
+    for page in (FIRST..LAST).step_by(0x1000) {
+        fake.ok(DataCreateUnknown, &[rd, fake.delegated(), page]);
+    }
+    let get = |base, top| scene.realm(|realm| realm.ripas_from(base, top));
+    assert_eq!(get(FIRST, LAST), (LAST, RmmRipas::Ram));
+    assert_eq!(get(FIRST, LAST + PAGE), (LAST, RmmRipas::Ram));
+    assert_eq!(get(FIRST + PAGE, FIRST + 2 * PAGE), (FIRST + 2 * PAGE, RmmRipas::Ram));
+    // From the end on: what is DESTROYED, and before it RAM.
+    for page in [511, 510, 504, 503, 100, 17, 16, 9, 8, 7, 1, 0].map(|page| FIRST + page * PAGE) {
+        fake.ok(DataDestroy, &[rd, page]);
+        assert_eq!(get(page, LAST).1, RmmRipas::Destroyed);
+        if page > FIRST {
+            assert_eq!(get(FIRST, LAST), (page, RmmRipas::Ram));
+            assert_eq!(get(page - PAGE, page), (page, RmmRipas::Ram));
+        }
+    }
+    assert_eq!(get(FIRST, LAST), (FIRST + 2 * PAGE, RmmRipas::Destroyed));
+}
+
+#[test]
 fn a_change_of_ripas_is_asked_of_the_host_and_told_when_it_comes_back() {
     let scene = Scene::active();
     for (id, args) in [
