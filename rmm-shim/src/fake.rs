@@ -125,6 +125,8 @@ pub struct FakeCpus {
     pub shared: OwnMmu,
     /// What CPUs can do by now: bits of [`Capabilities`].
     pub capabilities: AtomicU32,
+    /// What the machine has.
+    pub features: Mutex<Features>,
     /// What comes next.
     pub script: Mutex<VecDeque<Step>>,
     /// How often a vCPU ran.
@@ -136,7 +138,7 @@ impl Cpus for FakeCpus {
     type Mmu = RealmMmu;
 
     fn features(&self) -> Features {
-        FEATURES
+        *self.features.lock().unwrap()
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::from_bits_retain(self.capabilities.load(SeqCst))
@@ -238,6 +240,7 @@ impl Fake {
         let cpus = FakeCpus {
             shared,
             capabilities: AtomicU32::new(CAPABILITIES.bits()),
+            features: Mutex::new(FEATURES),
             script: Mutex::default(),
             runs: AtomicUsize::new(0),
             view: IdView::of(|_, _| 0),

@@ -107,6 +107,10 @@ impl Walk {
     pub fn end(&self) -> u64 {
         self.start + self.size()
     }
+    /// The IPA after the last that its RTT describes.
+    pub fn end_of_rtt(&self) -> u64 {
+        (self.start | (ENTRIES * self.size().max(1) - 1)) + 1
+    }
     /// Bytes of IPA space that the entry describes.
     pub fn size(&self) -> u64 {
         entry_size(self.level).unwrap_or(0)
@@ -142,6 +146,14 @@ pub struct RipasRange {
 
 /// Bytes that an RTT of the page level describes.
 const END_OF_RTT: u64 = 2 << 20;
+
+/// Entries of an RTT.
+pub const ENTRIES: u64 = 512;
+
+/// Whether an address is stored in it (A5.5.8).
+fn is_live(entry: &Entry<Stage2>) -> bool {
+    matches!(entry, Entry::Table(_) | Entry::Leaf { .. })
+}
 
 /// An address of a realm: smaller than 2^48, as is checked before.
 fn ipa(address: u64) -> Ipa {
@@ -259,32 +271,48 @@ impl<M: Mmu> Realm<M> {
         (end.min(top), first.unwrap_or(RmmRipas::Empty))
     }
 
+    /// As [`Realm::scan`], of entries as the engine has them: for loops over many.
+    fn scan_entries<B>(
+        &self,
+        address: u64,
+        level: i64,
+        visit: impl FnMut(u8, u64, Entry<Stage2>) -> ControlFlow<B>,
+    ) -> Option<B> {
+        if !self.has_ipa(address) {
+            return None;
+        }
+        self.write().scan(ipa(address), engine(level), visit).break_value()
+    }
+
+    /// What the engine has at `start`, in the specification's words.
+    fn walked(&self, (level, start, entry): (u8, u64, Entry<Stage2>)) -> Walk {
+        Walk { level: level.into(), start, rtte: Rtte::of(entry, self.is_protected(start)) }
+    }
+
     /// A walk, and where the next live entry is.
     pub fn probe(&self, address: u64, level: i64) -> Probe {
-        let (mut found, mut end) = (None, 0);
-        let next = self.scan(address, level, |walk| {
-            end = walk.end();
-            match found {
-                None => found = Some(*walk),
-                Some(_) if walk.rtte.state.is_live() => return ControlFlow::Break(walk.start),
-                Some(_) => {}
+        let mut found = None;
+        let next = self.scan_entries(address, level, |level, start, entry| {
+            if found.is_none() {
+                found = Some((level, start, entry));
+            } else if is_live(&entry) {
+                return ControlFlow::Break(start);
             }
             ControlFlow::Continue(())
         });
-        let walk = found.unwrap_or_else(|| self.nowhere(address));
-        Probe { walk, next_live: next.unwrap_or(end) }
+        let walk = found.map_or_else(|| self.nowhere(address), |found| self.walked(found));
+        Probe { walk, next_live: next.unwrap_or(walk.end_of_rtt()) }
     }
 
     /// Whether one of its entries at `level` from `address` on, to the end of their RTT, is live in the sense of an RTT (A5.5.8).
     pub fn is_rtt_live(&self, address: u64, level: i64) -> bool {
-        let live = |walk: &Walk| {
-            let is_live = matches!(
-                walk.rtte.state,
-                RmmRttEntryState::Table | RmmRttEntryState::Entry(RmmHipas::Assigned)
-            );
-            if is_live { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let is_protected = self.is_protected(address);
+        let live = |_, _, entry| match entry {
+            Entry::Table(_) => ControlFlow::Break(()),
+            Entry::Leaf { .. } if is_protected => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
         };
-        self.scan(address, level, live).is_some()
+        self.scan_entries(address, level, live).is_some()
     }
 
     /// What of `base .. top` can become `ripas` in one call: the entries of one RTT, from the one at which the walk to `base` ends up to a
@@ -293,22 +321,30 @@ impl<M: Mmu> Realm<M> {
     /// An entry of which an end of the range cuts a part does not change; if it is as it is asked to be already, that is no reason to stop.
     pub fn ripas_range(&self, base: u64, top: u64, ripas: RmmRipas, stop_at_destroyed: bool) -> RipasRange {
         let (mut first, mut last) = (None, None);
-        let stop = self.scan(base, PAGE_LEVEL, |walk| {
-            let stops = walk.rtte.state == RmmRttEntryState::Table
-                || stop_at_destroyed && walk.rtte.ripas == RmmRipas::Destroyed;
-            first = first.or(Some(*walk));
+        let stop = self.scan_entries(base, PAGE_LEVEL, |level, start, entry| {
+            let found = (level, start, entry);
+            first = first.or(Some(found));
+            let stops = match entry {
+                Entry::Table(_) => true,
+                Entry::State(DESTROYED) => stop_at_destroyed,
+                Entry::Leaf { valid: false, attributes, .. } => {
+                    stop_at_destroyed && !attributes.is_executable()
+                }
+                _ => false,
+            };
             if stops {
-                return ControlFlow::Break(walk.start);
+                return ControlFlow::Break(start);
             }
-            last = Some(*walk);
-            // At the page level nothing but that stops it.
-            let has_all = walk.level == PAGE_LEVEL && !stop_at_destroyed || walk.end() >= top;
+            last = Some(found);
+            // At the page level nothing but what is destroyed stops it.
+            let size = entry_size(level.into()).unwrap_or(u64::MAX);
+            let has_all = level == PAGE_LEVEL as u8 && !stop_at_destroyed || top - start <= size;
             if has_all { ControlFlow::Break(u64::MAX) } else { ControlFlow::Continue(()) }
         });
-        let walk = first.unwrap_or_else(|| self.nowhere(base));
+        let walk = first.map_or_else(|| self.nowhere(base), |first| self.walked(first));
+        let last = last.map(|last| self.walked(last));
         let size = walk.size().max(1);
-        // The RTT that the entry is of ends there.
-        let end_of_rtt = (walk.start | (512 * size - 1)) + 1;
+        let end_of_rtt = walk.end_of_rtt();
         let limit = stop.unwrap_or(end_of_rtt).min(end_of_rtt).min(top);
         let (from, to) = (base.next_multiple_of(size), limit & !(size - 1));
         let is_cut_alike = to < limit && last.is_some_and(|last| last.rtte.ripas == ripas);

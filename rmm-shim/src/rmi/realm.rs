@@ -10,7 +10,7 @@ use hyp::mapping::{GRANULE, Geometry, Ipa, Range};
 use hyp::owner::{HostPage, Keeper, Purpose};
 use hyp::stage2::Registers;
 use rmm_abi::v1_0::rmi::{RmiHashAlgorithm, RmiRealmParams, RmiStatus, input};
-use rmm_abi::v1_0::{MEASUREMENTS, RmmHipas};
+use rmm_abi::v1_0::{MEASUREMENTS, RmmHipas, entry_size};
 use zerocopy::IntoBytes;
 
 use super::{INPUT, Outcome, Reply, features, granule};
@@ -96,7 +96,7 @@ pub fn destroy<W: World>(lock: &mut Locked<'_, W>, input: input::RealmDestroy) -
     let realm = lock.find_realm(input.rd)?;
     let (rd, number, level) = (realm.rd, realm.number, realm.rtt_level_start);
     // What the entries of one starting RTT describe.
-    let step = 512 * rmm_abi::v1_0::entry_size(level).ok_or(INPUT)?;
+    let step = rtt::ENTRIES * entry_size(level).ok_or(INPUT)?;
     let mut starts = (0..u64::from(realm.rtt_num_start)).map(|number| number * step);
     if realm.num_recs.get() > 0 || starts.clone().any(|start| realm.is_rtt_live(start, level)) {
         return Err(RmiStatus::ErrorRealm(0).into());
@@ -119,7 +119,7 @@ pub fn unshare_all<W: World>(
         true => ControlFlow::Break(*walk),
         false => ControlFlow::Continue(()),
     };
-    let end = address + 512 * rmm_abi::v1_0::entry_size(level).unwrap_or(0);
+    let end = address + rtt::ENTRIES * entry_size(level).unwrap_or(0);
     while next < end
         && let Some(walk) = realm.scan(next, level, ns)
     {

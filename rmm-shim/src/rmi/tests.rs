@@ -4,6 +4,7 @@
 
 use hyp::mapping::{Address, Capabilities, GRANULE, Pa};
 use hyp::owner::{HostPage, Keeper, Purpose};
+use hyp::stage2::CpuLimits;
 use rmm_abi::v1_0::rmi::RmiCommand::{self, *};
 use rmm_abi::v1_0::rmi::{RmiFeatureRegister0, RmiRealmFlags, RmiRealmParams, RmiStatus};
 use rmm_abi::v1_0::{RmmHipas, RmmRipas};
@@ -301,6 +302,26 @@ fn realm_create_fails_by_each_of_its_conditions() {
     f.fails("rtt_state", RealmCreate, &[f.free, at], INPUT);
     fake.ok(GranuleDelegate, &[good.rtt_base + GRANULE]);
     fake.ok(RealmCreate, &[f.free, at]);
+}
+
+#[test]
+fn a_realm_has_no_more_than_the_machine() {
+    let f = Fixture::new();
+    let good = f.fake.params(40);
+    let put = |change: &dyn Fn(&mut RmiRealmParams)| {
+        let mut params = good.clone();
+        change(&mut params);
+        f.fake.put(&params)
+    };
+    let (wide, high) = (f.fake.put(&f.fake.params(41)), put(&|p| p.vmid = 0x100));
+    let last = put(&|p| p.vmid = 0xff);
+    // 40 bits of physical address, 8 of VMID.
+    f.fake.cpus().features.lock().unwrap().limits = CpuLimits { pa_range: 2, vmid_16_bits: false };
+    f.fails("params_supp", RealmCreate, &[f.free, wide], INPUT);
+    f.fails("vmid_valid", RealmCreate, &[f.free, high], INPUT);
+    f.fake.ok(RealmCreate, &[f.free, last]);
+    let register = RmiFeatureRegister0::from_bits(f.fake.ok(Features, &[0])[1]);
+    assert_eq!(register.s2sz(), 40);
 }
 
 #[test]
