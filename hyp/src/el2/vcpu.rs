@@ -1,7 +1,7 @@
 //! The registers of a virtual CPU, why it stopped, and the answers that EL2 gives alone.
 //!
 //! Invariants:
-//! - Pure. What is in a [`Vcpu`] is what the guest would read; [`switch`](super::switch) puts it on a CPU and takes it off again.
+//! - Pure. What is in a [`Vcpu`] is what the guest would read; `switch` puts it on a CPU and takes it off again.
 //! - A guest sees the features of an [`IdView`] and no others: what that leaves out traps here and is undefined.
 //! - Registers that are not in [`El1`] are the same for every guest (0, or trapped).
 

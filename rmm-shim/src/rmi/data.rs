@@ -12,6 +12,7 @@ use crate::realm::{Realm, RealmState};
 use crate::rtt;
 use crate::world::World;
 
+#[inline(never)]
 pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::DataCreate) -> Outcome {
     input.check()?;
     let data = granule::at(input.data)?;

@@ -1,6 +1,9 @@
 //! The commands of the host (DEN0137, chapter B4).
 //!
-//! Invariant: each command looks at its failure conditions in an order that its section allows, by their IDs, before it changes anything.
+//! Invariants:
+//! - Each command looks at its failure conditions in an order that its section allows, by their IDs, before it changes anything.
+//! - What copies a granule of the host's to the stack is a function of its own (`inline(never)`): a realm runs, and the host's long vectors are
+//!   saved, on what RMI_REC_ENTER leaves of the stack.
 
 mod data;
 mod features;

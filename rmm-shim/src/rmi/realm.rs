@@ -22,6 +22,7 @@ use crate::world::World;
 
 const DELEGATED: HostPage = HostPage::Kept(Keeper::Delegated);
 
+#[inline(never)]
 pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RealmCreate) -> Outcome {
     input.check()?;
     let world = lock.world;

@@ -47,6 +47,7 @@ fn read_params<W: World>(world: &W, at: u64) -> Option<RmiRecParams> {
     Some(params)
 }
 
+#[inline(never)]
 pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RecCreate) -> Outcome {
     input.check()?;
     let mut params = read_params(lock.world, input.params_ptr).ok_or(INPUT)?;
@@ -194,6 +195,7 @@ fn is_gic_valid(hcr: u64, lrs: &[u64; 16], features: &Features) -> bool {
 #[repr(C, align(16))]
 struct Aligned<T>(T);
 
+#[inline(never)]
 pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sve: bool) -> Outcome {
     input.check()?;
     let world = &monitor.world;
