@@ -1,4 +1,4 @@
-//! Descriptors and RECs in their granules: the one file of the crate with `unsafe`.
+//! Descriptors, RECs and tables in their granules. Beside what a world vouches for, this is the one file of the crate with `unsafe`.
 //!
 //! Invariant: a granule that is kept for realm *n* as its descriptor holds a [`Realm`] of that number, one that is kept as a REC a [`Rec`], both whole,
 //! from before the monitor's lock is given back until after it is taken to end that. Nobody makes such a granule but this file. References

@@ -16,7 +16,7 @@
 //! |---|---|
 //! | [`world`], `by_stage2` | how granules change hands, and how memory is reached |
 //! | [`monitor`] | the lock, and which command is whose |
-//! | `granule` | descriptors and RECs in their granules: the one file with `unsafe` |
+//! | `granule` | descriptors, RECs and tables in their granules: with `by_stage2`, the file with `unsafe` |
 //! | [`realm`], [`rec`] | what they are |
 //! | `measurement` | hashes |
 //! | `rtt` | an entry of a realm's tables in the specification's words |

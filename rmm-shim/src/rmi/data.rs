@@ -13,6 +13,8 @@ use crate::rtt;
 use crate::world::World;
 
 #[inline(never)]
+// Not in its caller's frame: it has a granule's contents in its own.
+#[inline(never)]
 pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::DataCreate) -> Outcome {
     input.check()?;
     let data = granule::at(input.data)?;
