@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::mapping::{Address, Capabilities, GRANULE, Ipa, Mmu, Pa, Range, State};
-use hyp::owner::{HostPage, Memory, OwnerError, Ownership, Placement, Purpose};
+use hyp::owner::{Granules, HostPage, Memory, OwnerError, Ownership, Placement, Purpose};
 use hyp::stage2::Registers;
 
 use crate::granule::granule;
@@ -30,6 +30,8 @@ pub trait Cpus {
     fn entry_features(&self) -> EntryFeatures;
     /// See [`World::mmu`].
     fn mmu(&self, registers: &Registers) -> Self::Mmu;
+    /// Whether tables of the host's map and of EL2's are to be had back where that can be; and whether EL2's map may have blocks there.
+    fn joins(&self) -> Option<bool>;
     /// See [`World::can_run`].
     fn can_run(&self) -> bool;
     /// See [`World::run`].
@@ -107,7 +109,7 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         self.parties.undelegate(granule(page))
     }
     fn keep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError> {
-        self.parties.keep(granules, realm, purpose, |held| self.memory.slice(held).fill(0))
+        self.parties.keep(granules, realm, purpose, |held| self.memory.zero(held))
     }
     fn unkeep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError> {
         self.parties.unkeep(granules, realm, purpose)
@@ -124,10 +126,13 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         placement: &Placement,
         content: Option<&[u8; GRANULE as usize]>,
     ) -> Result<(), OwnerError> {
-        self.parties.assign(granule(page), realm, placement, |held| match content {
-            Some(content) => self.memory.slice(held).copy_from_slice(content),
-            None => hyp::owner::Granules::zero(&self.memory, held),
-        })
+        match content {
+            Some(content) => self.parties.assign(granule(page), realm, placement, |held| {
+                self.memory.slice(held).copy_from_slice(content);
+            }),
+            // What the host has left there, or zeroes.
+            None => self.parties.assign_unfilled(granule(page), realm, placement),
+        }
     }
     fn release(&self, page: Pa, realm: &Party<'_, C::Mmu>, ipa: Ipa, then: State) -> Result<(), OwnerError> {
         self.parties.release(granule(page), realm, ipa, Some(then))
@@ -139,6 +144,11 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         placement: &Placement,
     ) -> Result<(), OwnerError> {
         self.parties.share_with_realm(range, realm, placement)
+    }
+    fn folded(&self, block: Pa, level: u8) {
+        if let Some(at_el2) = self.cpus.joins() {
+            self.parties.join(block, level, at_el2);
+        }
     }
     fn unshare(&self, range: Range<Pa>, realm: &Party<'_, C::Mmu>, ipa: Ipa) -> Result<(), OwnerError> {
         self.parties.unshare_with_realm(range, realm, ipa, Some(EMPTY))

@@ -152,6 +152,9 @@ impl Cpus for FakeCpus {
     fn mmu(&self, registers: &Registers) -> RealmMmu {
         RealmMmu { shared: self.shared, vmid: (registers.vttbr >> 48) as u16 }
     }
+    fn joins(&self) -> Option<bool> {
+        Some(true)
+    }
     fn can_run(&self) -> bool {
         true
     }

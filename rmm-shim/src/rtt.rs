@@ -291,22 +291,31 @@ impl<M: Mmu> Realm<M> {
 
     /// A walk, and where the next live entry is.
     pub fn probe(&self, address: u64, level: i64) -> Probe {
-        let mut found = None;
-        let next = self.scan_entries(address, level, |level, start, entry| {
-            if found.is_none() {
-                found = Some((level, start, entry));
-            } else if is_live(&entry) {
-                return ControlFlow::Break(start);
-            }
-            ControlFlow::Continue(())
-        });
-        let walk = found.map_or_else(|| self.nowhere(address), |found| self.walked(found));
-        Probe { walk, next_live: next.unwrap_or(walk.end_of_rtt()) }
+        let walk = self.walk(address, level);
+        let (end, end_of_rtt) = (walk.end(), walk.end_of_rtt());
+        if end == end_of_rtt {
+            return Probe { walk, next_live: end };
+        }
+        // Most of what is not live is a state word, each.
+        let from = self.write().states_until(ipa(end), engine(walk.level));
+        let next = if from == end_of_rtt {
+            None
+        } else {
+            self.scan_entries(from, walk.level, |_, start, entry| match is_live(&entry) {
+                true => ControlFlow::Break(start),
+                false => ControlFlow::Continue(()),
+            })
+        };
+        Probe { walk, next_live: next.unwrap_or(end_of_rtt) }
     }
 
     /// Whether one of its entries at `level` from `address` on, to the end of their RTT, is live in the sense of an RTT (A5.5.8).
     pub fn is_rtt_live(&self, address: u64, level: i64) -> bool {
         let is_protected = self.is_protected(address);
+        let size = ENTRIES * entry_size(level).unwrap_or(0);
+        if self.write().states_until(ipa(address), engine(level)) == address + size {
+            return false;
+        }
         let live = |_, _, entry| match entry {
             Entry::Table(_) => ControlFlow::Break(()),
             Entry::Leaf { .. } if is_protected => ControlFlow::Break(()),

@@ -50,6 +50,9 @@ impl Cpus for Machine {
     fn entry_features(&self) -> EntryFeatures {
         self.parties.entry
     }
+    fn joins(&self) -> Option<bool> {
+        self.parties.is_short_of_tables().then(|| self.parties.has_blocks_at_el2())
+    }
     fn can_run(&self) -> bool {
         !self.switch.is_streaming()
     }

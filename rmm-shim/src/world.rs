@@ -108,6 +108,8 @@ pub unsafe trait World {
         realm: &Party<'_, Self::Mmu>,
         placement: &Placement,
     ) -> Result<(), OwnerError>;
+    /// A realm's data at `block` was folded into one entry of `level`: what else describes it may be too.
+    fn folded(&self, block: Pa, level: u8);
     /// It is the host's alone again.
     ///
     /// # Errors

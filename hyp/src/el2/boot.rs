@@ -166,6 +166,11 @@ pub static SLOTS: [Slot; MAX_CPUS] = [const { Slot::new() }; MAX_CPUS];
 /// What all CPUs have.
 static LIFECYCLE: Lifecycle = Lifecycle::new();
 
+/// Whether more than half of the tables are out that the host's map takes.
+pub fn are_tables_short() -> bool {
+    POOL.used() > POOL.capacity() / 2
+}
+
 /// Bytes of the tables of both maps.
 pub fn table_bytes() -> u64 {
     (POOL.used() + EL2_POOL.used()) as u64 * GRANULE

@@ -91,6 +91,14 @@ pub fn parties() -> Option<&'static Parties> {
     HOST.get().map(|host| &host.parties)
 }
 
+/// Whether EL2's map may have blocks, as far as its CPUs and the policy go.
+pub(super) fn el2_has_blocks() -> bool {
+    HOST.get().is_some_and(|host| {
+        let Admission { policy, starting, .. } = &host.admission;
+        policy.leaves(host.el2_map.map().capabilities(), starting.phase()).blocks
+    })
+}
+
 #[unsafe(link_section = ".data.sealed")]
 static HOST: Once<Host> = Once::new();
 

@@ -90,6 +90,16 @@ impl Parties {
         self.host.capabilities()
     }
 
+    /// Whether half of the tables for the host's map and EL2's are in use: then it is worth the time to have some back.
+    pub fn is_short_of_tables(&self) -> bool {
+        super::boot::are_tables_short()
+    }
+
+    /// Whether EL2's map may have blocks now, as far as its CPUs go.
+    pub fn has_blocks_at_el2(&self) -> bool {
+        super::host::el2_has_blocks()
+    }
+
     /// One turn of a loop that waits for another CPU at EL2: this one counts as standing still here.
     pub fn wait() {
         ENTRY.pass();

@@ -437,6 +437,16 @@ impl<'m, R: Regime, M: Mmu, S: Shape> Writer<'_, 'm, R, M, S> {
         self.take_table(address, level, None)
     }
 
+    /// As [`Writer::collapse_entry`], but the table goes back to the pool. Less is looked at than by [`Writer::collapse`] of that range.
+    ///
+    /// # Errors
+    /// As [`Writer::collapse_entry`].
+    pub fn join_entry(&mut self, address: R::Input, level: u8) -> Result<(), MapError> {
+        let table = self.take_table(address, level, None)?;
+        Words::new(self.target().mmu()).give(table);
+        Ok(())
+    }
+
     /// As [`Writer::collapse_entry`], but `state` takes the place of a table in which nothing translates, and none of whose words is a table,
     /// whatever it says.
     ///
@@ -487,10 +497,16 @@ impl<R: Regime, M: Mmu, S: Shape> Collapse<'_, R, M, S> {
     /// The word for `state`, if nothing in a table translates or is a table.
     fn none(&self, node: &Node, state: State) -> Result<u64, MapError> {
         let words = self.words();
-        match (0..S::ENTRIES).find(|&index| words.load(node.table, index) & VALID != 0) {
-            Some(index) => Err(MapError::Differs(node.address::<S>(index))),
-            None => Ok(Entry::<R>::State(state).encode(node.level - 1)),
+        let is_valid = |index: usize| words.glance(node.table, index) & VALID != 0;
+        for from in (0..S::ENTRIES).step_by(S::RUN) {
+            // One look at several tells most of them.
+            let of_any = (from..from + S::RUN).fold(0, |all, index| all | words.glance(node.table, index));
+            if of_any & VALID != 0 {
+                let index = (from..from + S::RUN).find(|&index| is_valid(index)).unwrap_or(from);
+                return Err(MapError::Differs(node.address::<S>(index)));
+            }
         }
+        Ok(Entry::<R>::State(state).encode(node.level - 1))
     }
 
     /// What a table without tables can be said in.
@@ -501,13 +517,19 @@ impl<R: Regime, M: Mmu, S: Shape> Collapse<'_, R, M, S> {
         let differs =
             |index: usize| MapError::Differs(node.base + ((index as u64) << level_shift::<S>(level)));
         let joined = joined_above::<S>(first, level).ok_or(differs(0))?;
-        for index in 1..S::ENTRIES {
-            let word = self.alike(words.load(node.table, index), level);
-            if word != first.wrapping_add(index as u64 * each) {
+        let mut index = 1;
+        loop {
+            index = self.runs_on(node, index, S::ENTRIES, first, each);
+            if index == S::ENTRIES {
+                return Ok(joined);
+            }
+            if self.alike(words.load(node.table, index), level)
+                != first.wrapping_add(index as u64 * each)
+            {
                 return Err(differs(index));
             }
+            index += 1;
         }
-        Ok(joined)
     }
 }
 

@@ -65,9 +65,9 @@ const S2_FNXS: u64 = 1 << 11;
 const S2_XN_FIELD: u64 = 0b11 << 53;
 const S2_XN: u64 = 0b10 << 53;
 
-const STATE: u64 = TYPE;
+pub(super) const STATE: u64 = TYPE;
 const STATE_SHIFT: u32 = 4;
-const KIND: u64 = 0b1111;
+pub(super) const KIND: u64 = 0b1111;
 const CHANGING: u64 = TYPE | 1 << 2;
 const UNLINKED: u64 = TYPE | 1 << 3;
 

@@ -8,7 +8,9 @@ use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
 
 use super::addr::{Address, Pa, Range};
-use super::descriptor::{Attributes, CONTIGUOUS, Entry, Regime, VALID, is_changing, is_leaf, is_table, pa};
+use super::descriptor::{
+    Attributes, CONTIGUOUS, Entry, KIND, Regime, STATE, VALID, is_changing, is_leaf, is_table, pa,
+};
 use super::geometry::{Granule4K, LAST_LEVEL, Shape, level_shift, level_size};
 use super::map::{Map, Writer};
 use super::mmu::Mmu;
@@ -322,6 +324,40 @@ impl<R: Regime, M: Mmu, S: Shape> Writer<'_, '_, R, M, S> {
             start += level_size::<S>(at);
             raw = load(table, index);
         }
+    }
+
+    /// How far the entries of one table hold software states: from that of `level` for `address`, or the one above it that is no table, to the
+    /// end of that table. The first address of that entry if it does not.
+    pub fn states_until(&self, address: R::Input, level: u8) -> u64 {
+        /// Entries at a step: of each there is one load, one exclusive OR and one OR.
+        const STEP: usize = 8;
+        let map = self.target();
+        let (words, geometry, address) = (Words::new(map.mmu()), map.geometry(), address.get());
+        if address >> geometry.input_bits() != 0 {
+            return address;
+        }
+        let (mut table, mut at) = (map.root(), geometry.start_level());
+        let mut first = (address >> level_shift::<S>(at)) as usize;
+        let mut raw = words.load(table, first);
+        while at < level && is_table(raw, at) {
+            (table, at) = (pa(raw), at + 1);
+            first = (address >> level_shift::<S>(at)) as usize & (S::ENTRIES - 1);
+            raw = words.load(table, first);
+        }
+        let size = level_size::<S>(at);
+        // A root may be of several tables.
+        let limit = (first & !(S::ENTRIES - 1)) + S::ENTRIES;
+        let are_states = |from: usize, count: usize| {
+            (from..from + count).fold(0, |all, at| all | (words.glance(table, at) ^ STATE) & KIND) == 0
+        };
+        let mut index = first;
+        while index + STEP <= limit && are_states(index, STEP) {
+            index += STEP;
+        }
+        while index < limit && are_states(index, 1) {
+            index += 1;
+        }
+        (address & !(size - 1)) + (index - first) as u64 * size
     }
 
     /// How far all addresses from `address` on translate: to the end of the last leaf of the first one's table that does, without a gap, and

@@ -12,7 +12,6 @@ use crate::realm::{Realm, RealmState};
 use crate::rtt;
 use crate::world::World;
 
-#[inline(never)]
 // Not in its caller's frame: it has a granule's contents in its own.
 #[inline(never)]
 pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::DataCreate) -> Outcome {
@@ -43,7 +42,8 @@ pub fn create_unknown<W: World>(lock: &mut Locked<'_, W>, input: input::DataCrea
     Ok(Reply::success([]))
 }
 
-/// Gives a realm a granule at a protected IPA: with contents it is RAM, without it is wiped and has the RIPAS that the entry had.
+/// Gives a realm a granule at a protected IPA: with contents it is RAM; without it has what the host has left there, or zeroes,
+/// and the RIPAS that the entry had.
 fn assign<W: World>(
     lock: &Locked<'_, W>,
     realm: &Realm<W::Mmu>,

@@ -22,7 +22,6 @@ use crate::world::World;
 
 const DELEGATED: HostPage = HostPage::Kept(Keeper::Delegated);
 
-#[inline(never)]
 // Not in its caller's frame: it has a granule's contents in its own.
 #[inline(never)]
 pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RealmCreate) -> Outcome {

@@ -92,6 +92,12 @@ pub fn fold<W: World>(lock: &mut Locked<'_, W>, input: input::RttFold) -> Outcom
     }
     let rtt = realm.fold(input.ipa, input.level).map_err(|_| RmiStatus::rtt(input.level))?;
     let rtt = give_back(lock, realm.number, rtt)?;
+    let folded = realm.walk(input.ipa, input.level - 1);
+    if folded.rtte.is(RmmHipas::Assigned)
+        && let Ok(block) = granule::at(folded.rtte.addr)
+    {
+        lock.world.folded(block, folded.level as u8);
+    }
     Ok(Reply::success(output::RttFold { rtt }.to_registers()))
 }
 

@@ -33,7 +33,7 @@ commands! {
     RmiCommand {
         /// Makes a granule realm memory with contents that the host gives, before the realm runs (B4.3.1).
         DataCreate = 0xc400_0153 "RMI_DATA_CREATE" 5 -> 0,
-        /// Makes a granule realm memory, wiped (B4.3.2).
+        /// Makes a granule realm memory, with contents that nobody vouches for (B4.3.2).
         DataCreateUnknown = 0xc400_0154 "RMI_DATA_CREATE_UNKNOWN" 3 -> 0,
         /// Takes a granule of realm memory away (B4.3.3).
         DataDestroy = 0xc400_0155 "RMI_DATA_DESTROY" 2 -> 2,
