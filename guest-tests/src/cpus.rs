@@ -91,6 +91,16 @@ pub fn together<T>(count: usize, order: usize, work: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Does `work` with all other CPUs off, and starts them again: on an emulator each that looks for an order has to be stopped for each
+/// invalidation of TLBs. `None` if one of them does not go or come.
+pub fn alone<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let others = || all().iter().enumerate().skip(1).filter_map(|(number, cpu)| Some((mpidr(number)?, cpu)));
+    let went = others().all(|(mpidr, cpu)| order(cpu, OFF) && is_off(mpidr));
+    let result = work();
+    let came = others().all(|(mpidr, cpu)| on(mpidr, cpu).is_ok() && order(cpu, GREET));
+    (went && came).then_some(result)
+}
+
 /// A CPU that was started: carries out orders for good, the payload's own by `work`.
 pub fn serve(work: impl Fn(usize)) -> ! {
     let this = Cpu::this();

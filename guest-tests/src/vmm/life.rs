@@ -23,7 +23,7 @@ use super::memory::{BLOCK, GIB, Plan, bytes, plan};
 use super::realm::{IPA_BITS, MAX_RECS, Manner, PAGE, Realm, Rec, SHARED, START_LEVEL};
 use super::rmi::{Refused, call, done, ticks, try_call};
 use super::{console, gic, measure, probes};
-use crate::cpus::{self, order, together};
+use crate::cpus::{self, alone, order, together};
 use crate::memory::Memory;
 use crate::report::Report;
 use crate::say;
@@ -55,6 +55,8 @@ pub enum Problem {
     /// The host's own.
     Host(&'static str),
 }
+
+const ASLEEP: Problem = Problem::Host("a CPU does not go off, or does not come back");
 
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
@@ -505,7 +507,8 @@ pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, im
     let (recs, manner) = (recs(machine), manner(machine));
     let before = [&COUNT.given, &COUNT.returned].map(|count| count.load(Ordering::Relaxed));
     let start = ticks();
-    let made = make(&Wanted { plan, recs, image, bootargs: &bootargs, manner, features, is_active: true });
+    let wanted = Wanted { plan, recs, image, bootargs: &bootargs, manner, features, is_active: true };
+    let made = alone(|| make(&wanted)).unwrap_or(Err(ASLEEP));
     let made_in = ticks() - start;
     let realm = match made {
         Ok(realm) => realm,
@@ -514,7 +517,7 @@ pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, im
     let detail = format_args!("{} MiB at {:#x}, {recs} RECs, {manner:?}", plan.size >> 20, plan.ram);
     report.check("realm.host.is_made", true, detail);
     figure("realm.host.made_in", made_in);
-    let shaped = shape(&realm);
+    let shaped = alone(|| shape(&realm)).unwrap_or(Err(ASLEEP));
 
     let wrong = liberties(&realm, memory.hypervisor.start().get());
     report.check("realm.host.takes_no_liberties", wrong == 0, format_args!("{wrong} were not refused"));
@@ -532,7 +535,7 @@ pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, im
         report.check("realm.host.is_refused_after_the_run", again, format_args!(""));
     }
     let start = ticks();
-    let unmade = unmake(&realm);
+    let unmade = alone(|| unmake(&realm)).unwrap_or(Err(ASLEEP));
     figure("realm.host.unmade_in", ticks() - start);
     let detail = unmade.as_ref().err();
     report.check("realm.host.is_taken_apart", unmade.is_ok(), format_args!("{}", Shown(detail)));
