@@ -147,6 +147,7 @@ pub struct Wanted<'a> {
 ///
 /// # Errors
 /// What the RMM says, or why the host cannot.
+#[inline(never)]
 pub fn make(wanted: &Wanted<'_>) -> Result<Realm, Problem> {
     let plan = wanted.plan;
     let mut pool = POOL.lock();
@@ -346,6 +347,7 @@ fn add_recs(
 ///
 /// # Errors
 /// What the RMM says.
+#[inline(never)]
 pub fn unmake(realm: &Realm) -> Result<(), Problem> {
     let mut pool = realm.lock();
     let pool = &mut *pool;
@@ -386,6 +388,7 @@ pub fn unmake(realm: &Realm) -> Result<(), Problem> {
 }
 
 /// How the RAM of a realm is mapped: blocks of level 1, of level 2, pages, and tables that say nothing that their parent could not.
+#[inline(never)]
 fn shape(realm: &Realm) -> Result<[u64; 4], Problem> {
     let mut shape = [0; 4];
     let (start, end) = realm.ram();
@@ -415,6 +418,7 @@ fn shape(realm: &Realm) -> Result<[u64; 4], Problem> {
 }
 
 /// What a host must not do, tried: the number of those that were carried out, or refused by another status than these.
+#[inline(never)]
 fn liberties(realm: &Realm, hypervisor: u64) -> usize {
     use RmiCommand as C;
     const INPUT: &[u64] = &[1];
@@ -474,6 +478,7 @@ fn recs(machine: &Machine<'_>) -> usize {
     asked.clamp(1, machine.cpus.len().min(MAX_RECS))
 }
 
+// Of what it calls each has a frame of its own: together they are more than a stack.
 /// Makes the realm, runs it, takes it apart, and checks what there is to be seen on the way. Without an RMM it says so, and nothing is checked.
 pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, image: &[u8], orders: Orders) {
     let features = match features() {
@@ -597,6 +602,7 @@ fn probe(memory: &Memory, realm: &Realm, orders: Orders, number: usize) -> bool 
 }
 
 /// The host's accesses to what is the realm's, on every CPU; whether all were refused.
+#[inline(never)]
 fn cannot_reach(
     report: &mut Report,
     machine: &Machine<'_>,
@@ -613,6 +619,7 @@ fn cannot_reach(
 }
 
 /// Runs the realm, each REC on its CPU, until it is over.
+#[inline(never)]
 fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, orders: Orders) {
     gic::enable_distributor(machine);
     let ready = (0..recs).all(|number| gic::enable_private(machine, number));

@@ -98,6 +98,7 @@ fn pair(names: [&str; 2], commands: [C; 2], inputs: [&[u64]; 2]) -> Result<(), P
 }
 
 /// Times all.
+#[inline(never)]
 pub fn all(plan: Plan, features: RmiFeatureRegister0) -> Result<(), Problem> {
     hypercalls(plan.backing);
     repeat("VERSION", C::Version, &[0x1_0000])?;
