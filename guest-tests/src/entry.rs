@@ -14,7 +14,7 @@ use crate::memory::MAX_CPUS;
 use crate::report::UART;
 
 /// Bytes of the stack of each CPU.
-pub const STACK_SIZE: usize = 32 << 10;
+pub const STACK_SIZE: usize = 64 << 10;
 
 /// What a CPU has for itself. The assembly knows where its first fields lie.
 #[repr(C, align(64))]
@@ -76,7 +76,7 @@ _start:
     b       primary
     .long   0
     .quad   0
-    .quad   0x200000
+    .quad   0x400000
     .quad   0xa
     .quad   0
     .quad   0
@@ -140,6 +140,8 @@ primary:
     mov     x0, x23
     mov     x1, #0x705                  // Normal, inner shareable, accessed, read, write and execute
     orr     x1, x1, #(1 << 54)
+    bl      .Lmap_block
+    add     x0, x0, #0x200000
     bl      .Lmap_block
     drop_cached {stack_size}
     drop_boot_map {boot_tables}
@@ -374,6 +376,6 @@ unsafe extern "C" {
     pub static image_data: u8;
     /// First byte after the variables.
     pub static image_arena: u8;
-    /// The end of the image's 2 MiB.
+    /// The end of the image's 4 MiB.
     pub static image_end: u8;
 }

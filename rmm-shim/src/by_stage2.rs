@@ -65,6 +65,22 @@ impl<'m, H: Mmu, E: Mmu, C> ByStage2<'m, H, E, C> {
         &self.cpus
     }
 
+    /// Whoever gives or takes many pages goes through them in order: after the last of a block all of it may be alike.
+    fn join_behind(&self, page: Pa)
+    where
+        H: Mmu,
+        E: Mmu,
+        C: Cpus,
+    {
+        const BLOCK: u64 = 2 << 20;
+        if (page.get() + GRANULE).is_multiple_of(BLOCK)
+            && let Some(at_el2) = self.cpus.joins()
+            && let Ok(block) = Pa::new(page.get() + GRANULE - BLOCK)
+        {
+            self.parties.join(block, 2, at_el2);
+        }
+    }
+
     /// Works on bytes of a host's granule, while it is one.
     fn at(&self, page: u64, offset: usize, size: usize, work: impl FnOnce(Pa)) -> Option<()> {
         let start = page.checked_add(offset as u64)?;
@@ -103,10 +119,14 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         Pa::new(pa).map_or(HostPage::Fixed, |pa| self.parties.page(pa))
     }
     fn delegate(&self, page: Pa) -> Result<(), OwnerError> {
-        self.parties.delegate(granule(page))
+        self.parties.delegate(granule(page))?;
+        self.join_behind(page);
+        Ok(())
     }
     fn undelegate(&self, page: Pa) -> Result<(), OwnerError> {
-        self.parties.undelegate(granule(page))
+        self.parties.undelegate(granule(page))?;
+        self.join_behind(page);
+        Ok(())
     }
     fn keep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError> {
         self.parties.keep(granules, realm, purpose, |held| self.memory.zero(held))

@@ -161,8 +161,14 @@ pub fn make(wanted: &Wanted<'_>) -> Result<Realm, Problem> {
         for (start, end) in rest(plan.size, image, tree) {
             for ipa in (start..end).step_by(GRANULE as usize) {
                 realm.assign(&mut pool, ipa)?;
+                // At once, so that no more tables are in use than it takes.
+                let next = ipa + GRANULE;
+                if next.is_multiple_of(BLOCK) {
+                    realm.fold(&mut pool, next - BLOCK, next)?;
+                }
             }
         }
+        // What has the Image and the tree in it.
         let (start, end) = realm.ram();
         realm.fold(&mut pool, start, end)?;
     }
