@@ -125,7 +125,8 @@ pub unsafe trait World {
 
     /// Runs a vCPU on the calling CPU over the stage 2 of `registers` until it stops; without the lock. `host_has_sve` says that the host has
     /// not hinted that its SVE state is dead (SMCCC). After each synchronous exception that is the guest's `answer` is asked; if it says true
-    /// the guest goes on at once with the general registers as that left them, else they are in `vcpu` with all others afterwards.
+    /// the guest goes on at once with the general registers as that left them, else they are in `vcpu` with all others afterwards. The IPA of
+    /// each abort that `answer` is told of is right ([`Exit`]): nothing here can tell whether it is.
     fn run(
         &self,
         vcpu: &mut Vcpu,
