@@ -42,6 +42,8 @@ pub trait Cpus {
         host_has_sve: bool,
         answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
     ) -> Exit;
+    /// See [`World::forget_instructions`].
+    fn forget_instructions(&self);
     /// See [`World::wait`].
     fn wait(&self);
 }
@@ -177,6 +179,9 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
     ) -> Exit {
         self.cpus.run(vcpu, registers, host_has_sve, answer)
+    }
+    fn forget_instructions(&self) {
+        self.cpus.forget_instructions();
     }
     fn wait(&self) {
         self.cpus.wait();

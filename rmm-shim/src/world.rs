@@ -49,7 +49,7 @@ pub unsafe trait World {
     fn entry_features(&self) -> EntryFeatures;
     /// The MMU for the map that `registers` install, under a VMID that no other map has.
     fn mmu(&self, registers: &Registers) -> Self::Mmu;
-    /// Whether the calling CPU is in a state in which a realm can run: not in streaming mode.
+    /// Whether a realm can run on the calling CPU: it has what realms are told the machine has, and is not in streaming mode.
     fn can_run(&self) -> bool;
 
     /// What the granule at `pa` is: [`HostPage::Fixed`] if it never changes hands (`PaIsDelegable` is false).
@@ -134,6 +134,8 @@ pub unsafe trait World {
         host_has_sve: bool,
         answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
     ) -> Exit;
+    /// Afterwards no CPU executes what it fetched before from memory that has other contents by now.
+    fn forget_instructions(&self);
     /// Called in each turn of a loop that waits for the lock.
     fn wait(&self);
 }

@@ -136,6 +136,11 @@ const VTR_LIST_REGISTERS: u64 = 0x1f;
 const SCTLR_M: u64 = 1 << 0;
 const TCR_EPD: u64 = 1 << 7 | 1 << 23;
 
+/// What [`PerCpu::likeness`] says.
+const UNKNOWN: u8 = 0;
+const ALIKE: u8 = 1;
+const DIFFERENT: u8 = 2;
+
 const PAR_FAILED: u64 = 1 << 0;
 const PAR_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// From an address to `HPFAR_EL2.FIPA`.
@@ -170,8 +175,8 @@ struct Has {
     gic: bool,
 }
 
-/// What is the same for each run of each guest. Made once; every CPU must have as much as the one that made it.
-#[derive(Clone, Debug)]
+/// What is the same for each run of each guest. Made once; guests run on CPUs that are like the one that made it ([`World::can_run`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct World {
     /// What guests read of ID registers.
     pub view: IdView,
@@ -424,7 +429,7 @@ unsafe fn write_active_priorities(number: usize, [group0, group1]: [u64; 2]) {
 }
 
 impl World {
-    /// What the running CPU, and so each, has.
+    /// What the running CPU has.
     pub fn read(entry: EntryFeatures) -> Self {
         let view = IdView::of(read_id_register);
         let (pfr0, pfr1, dfr0) = (read_id_register(4, 0), read_id_register(4, 1), read_id_register(5, 0));
@@ -470,6 +475,25 @@ impl World {
         }
     }
 
+    /// Whether a guest can run on this CPU now: it has what the one has that made this, no less and no more, and is not in streaming mode.
+    /// Less would be undefined at EL2, and of more a guest would find what the host or another guest has left. The first look is remembered
+    /// for each CPU: so all who ask have one `World`.
+    pub fn can_run(&self) -> bool {
+        let likeness = match PerCpu::this().likeness.load(Relaxed) {
+            UNKNOWN => self.compare(),
+            known => known,
+        };
+        likeness == ALIKE && !self.is_streaming()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn compare(&self) -> u8 {
+        let likeness = if Self::read(self.entry) == *self { ALIKE } else { DIFFERENT };
+        PerCpu::this().likeness.store(likeness, Relaxed);
+        likeness
+    }
+
     /// Whether this CPU is in streaming mode (`SVCR.SM`): then no guest runs.
     pub fn is_streaming(&self) -> bool {
         self.has.sme && get!("s3_3_c4_c2_2") & 1 != 0
@@ -484,7 +508,7 @@ impl World {
     /// invalidations are made under the VMID that is installed.
     ///
     /// # Safety
-    /// Runs at EL2, inside the gate, in the answer to a call of the host. The map of `registers` is whole and lives until this is over; its VMID is
+    /// Runs at EL2, inside the gate, in the answer to a call of the host, on a CPU of which [`World::can_run`] says so. The map of `registers` is whole and lives until this is over; its VMID is
     /// nobody else's, and its TLB entries of an earlier owner are gone on all CPUs. Nobody else runs `vcpu`, and no two of one VMID
     /// that run or have run have the same `vmpidr`.
     ///

@@ -931,7 +931,9 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     /// Joins the pages of one block, of `level` (1 or 2) at `block`, to one word in the host's map, and in the EL2 map if that may have blocks
     /// there, where they are alike: so tables come back, at less cost than by [`Ownership::tidy`].
     pub fn join(&self, block: Pa, level: u8, at_el2: bool) {
-        let Ok((ipa, va)) = Ipa::new(block.get()).and_then(|ipa| Ok((ipa, Va::new(block.get())?))) else { return };
+        let Ok((ipa, va)) = Ipa::new(block.get()).and_then(|ipa| Ok((ipa, Va::new(block.get())?))) else {
+            return;
+        };
         // What is not alike stays in pages, which say the same.
         let _ = self.write(self.host).join_entry(ipa, level);
         if at_el2 {

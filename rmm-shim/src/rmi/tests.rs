@@ -2,6 +2,8 @@
 //!
 //! A call that fails is compared with what was before: host, EL2, every realm's tables, measurements and states.
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use hyp::mapping::{Address, Capabilities, GRANULE, Pa};
 use hyp::owner::{HostPage, Keeper, Purpose};
 use hyp::stage2::CpuLimits;
@@ -371,8 +373,12 @@ fn there_are_as_many_realms_as_there_are_numbers_and_a_number_is_used_again() {
 fn realm_activate_takes_a_new_realm() {
     let f = Fixture::new();
     f.fails_without_realm(RealmActivate, &[0]);
+    assert_eq!(f.fake.cpus().forgotten.load(SeqCst), 0);
     f.fake.ok(RealmActivate, &[f.rd]);
+    // What was its memory's before is not executed.
+    assert_eq!(f.fake.cpus().forgotten.load(SeqCst), 1);
     f.fails("realm_state", RealmActivate, &[f.rd], REALM);
+    assert_eq!(f.fake.cpus().forgotten.load(SeqCst), 1);
 }
 
 #[test]
@@ -889,7 +895,7 @@ fn an_entry_that_is_as_asked_for_need_not_be_unfolded() {
 fn a_realms_map_never_claims_more_than_all_cpus_can_do() {
     let f = Fixture::new();
     let weaker = CAPABILITIES - Capabilities::BBM;
-    f.fake.cpus().capabilities.store(weaker.bits(), std::sync::atomic::Ordering::SeqCst);
+    f.fake.cpus().capabilities.store(weaker.bits(), SeqCst);
     f.fake.ok(RttReadEntry, &[f.rd, 0, 3]);
     let lock = f.fake.monitor.lock();
     let capabilities = lock.realm(f.rd).unwrap().map.capabilities();
