@@ -1361,6 +1361,13 @@ fn a_realms_data_is_the_el2_maps_while_it_is_visited() {
     for page in [first, first + 5, first + 511] {
         assert_eq!(at_el2(page), away);
     }
+    // In a range, then in a page that has an entry of its own: what caches have is not what a realm without them has written.
+    for page in [first + 6, first + 6] {
+        log.take();
+        owner.visit(range(page, 1), 1, |_| log.note("work")).unwrap();
+        let steps: Vec<_> = log.take().iter().map(|&(step, _)| step).collect();
+        assert_eq!(steps, ["clean", "work", "clean", "end"]);
+    }
     let data = HostPage::Kept(Keeper::Realm(1, Purpose::Data));
     assert_eq!(visit(first, 2), Err(OwnerError::Host { page: GIB, found: data }));
     let not = OwnerError::Host { page: GIB + 512 * GRANULE, found: HostPage::Owned };

@@ -506,7 +506,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         Ok(work())
     }
 
-    /// Lets `work` have a realm's data, which the EL2 map has for as long as that takes; it is cleaned afterwards.
+    /// Lets `work` have a realm's data, which the EL2 map has for as long as that takes; it is cleaned before, as a realm whose caches are off may have
+    /// written past lines that the caches have, and afterwards.
     ///
     /// # Errors
     /// [`OwnerError::Range`], [`OwnerError::Host`], [`OwnerError::Hypervisor`]; [`OwnerError::Map`] if the EL2 map has no table for a split.
@@ -525,6 +526,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         {
             put(&mut at_el2, Party::Hypervisor, HypervisorPage::Mapped.entry(page))?;
             let mut held = Held::new(range);
+            self.granules.clean_and_invalidate(&held);
             let done = work(&mut held);
             self.granules.clean_and_invalidate(&held);
             put(&mut at_el2, Party::Hypervisor, HypervisorPage::Away.entry(page))?;
@@ -536,6 +538,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let back = self.hypervisor.protect(part.va, Change::VALIDATE).map(Debt::flush);
         sure(Party::Hypervisor, back)?;
         let mut held = Held::new(range);
+        self.granules.clean_and_invalidate(&held);
         let done = work(&mut held);
         self.granules.clean_and_invalidate(&held);
         let gone = self.hypervisor.protect(part.va, Change::INVALIDATE).map(Debt::flush);
