@@ -54,7 +54,7 @@ pub unsafe trait World {
 
     /// What the granule at `pa` is: [`HostPage::Fixed`] if it never changes hands (`PaIsDelegable` is false).
     fn granule(&self, pa: u64) -> HostPage;
-    /// The host's granule becomes delegated.
+    /// The host's granule becomes delegated, wiped: what is delegated holds zeroes.
     ///
     /// # Errors
     /// As [`hyp::owner::Ownership::delegate`].
@@ -64,7 +64,7 @@ pub unsafe trait World {
     /// # Errors
     /// As [`hyp::owner::Ownership::undelegate`].
     fn undelegate(&self, granule: Pa) -> Result<(), OwnerError>;
-    /// Delegated granules become a realm's, kept for it and zeroed.
+    /// Delegated granules become a realm's, kept for it; they hold zeroes.
     ///
     /// # Errors
     /// As [`hyp::owner::Ownership::keep`].
@@ -76,7 +76,7 @@ pub unsafe trait World {
     fn unkeep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError>;
     /// Where EL2 has a kept granule.
     fn kept(&self, granule: Pa) -> NonNull<u8>;
-    /// A delegated granule becomes a realm's data, with `content` or zeroes.
+    /// A delegated granule becomes a realm's data, with `content` or the zeroes that it holds.
     ///
     /// # Errors
     /// As [`hyp::owner::Ownership::assign`].

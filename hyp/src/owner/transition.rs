@@ -446,17 +446,17 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         Ok(Held::new(range))
     }
 
-    /// The host gives pages up, to be some realm's. What they hold stays, and no cache has it dirty: so it is with all delegated pages.
+    /// The host gives pages up, to be some realm's. They are wiped: so all delegated pages hold zeroes, which no cache has dirty, until they are
+    /// something else.
     ///
     /// # Errors
     /// As [`Ownership::donate`].
     pub fn delegate(&self, range: Range<Pa>) -> Result<(), OwnerError> {
-        let clean = |held: &mut Held| self.granules.clean_and_invalidate(held);
-        self.hand(range, HostPage::Owned, Keeper::Delegated, clean)
+        self.hand(range, HostPage::Owned, Keeper::Delegated, |held| self.wipe(held))
     }
 
-    /// Delegated pages become something of a realm's that the hypervisor keeps for it: not [`Purpose::Data`]. `fill` is called once nothing can
-    /// fail any more, and before anybody else can ask for them.
+    /// Delegated pages become something of a realm's that the hypervisor keeps for it: not [`Purpose::Data`]. They hold zeroes. `fill` is called once
+    /// nothing can fail any more, and before anybody else can ask for them.
     ///
     /// # Errors
     /// As [`Ownership::donate`]; [`OwnerError::Host`] for data.
@@ -623,7 +623,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         }
     }
 
-    /// Delegated pages are the host's again, as the host has left them or as wiped since.
+    /// Delegated pages are the host's again; they hold zeroes, as they did.
     ///
     /// # Errors
     /// [`OwnerError::Range`], [`OwnerError::Host`]; [`OwnerError::Map`] if the host's map has no table for a part of what was one state word.
@@ -670,7 +670,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         self.to_realm(range, HostPage::Kept(Keeper::Delegated), realm, placement, fill)
     }
 
-    /// As [`Ownership::assign`], with what is in them: what the host has left there, or zeroes.
+    /// As [`Ownership::assign`], with what is in them: zeroes.
     ///
     /// # Errors
     /// As [`Ownership::assign`].
@@ -680,7 +680,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         realm: &Realm<'_, R, S>,
         placement: &Placement,
     ) -> Result<(), OwnerError> {
-        // Nobody has written to them since they were cleaned.
+        // Nobody has written to them since they were wiped.
         self.to_realm(range, HostPage::Kept(Keeper::Delegated), realm, placement, |_| ())
     }
 

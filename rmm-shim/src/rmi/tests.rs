@@ -720,7 +720,7 @@ fn data_create_unknown_fails_by_each_of_its_conditions_and_in_their_order() {
 }
 
 #[test]
-fn data_of_unknown_contents_has_what_the_host_left_keeps_the_ripas_and_goes_wiped() {
+fn data_of_unknown_contents_comes_wiped_keeps_the_ripas_and_goes_wiped() {
     let f = Fixture::new();
     for (page, ripas, after) in [
         (UNASSIGNED_RAM, RmmRipas::Ram, RmmRipas::Destroyed),
@@ -734,7 +734,7 @@ fn data_of_unknown_contents_has_what_the_host_left_keeps_the_ripas_and_goes_wipe
         let rtte = f.rtte(page).1;
         assert!(rtte.is(RmmHipas::Assigned));
         assert_eq!((rtte.ripas, rtte.addr), (ripas, data));
-        assert_eq!((f.fake.bytes::<4096>(data), f.rim()), ([0x77; 4096], rim));
+        assert_eq!((f.fake.bytes::<4096>(data), f.rim()), ([0; 4096], rim));
         f.fake.store(data, &[0x88; 4096]);
         assert_eq!(f.fake.ok(DataDestroy, &[f.rd, page])[1], data);
         let rtte = f.rtte(page).1;
