@@ -13,7 +13,7 @@ use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::mapping::mmu::Linear;
 use hyp::mapping::{
     Address, Attributes, Barrier, Capabilities, El2, GRANULE, Geometry, Leaves, Map, Mmu, NoQuiesce, Options,
-    Pa, Pool, Range, Scope, Slot, Stage2, Tlbi,
+    Pa, Pool, Range, Scope, Slot, Stage2, TablePool, Tlbi,
 };
 use hyp::owner::{HostPage, HypervisorPage, Memory, Ownership};
 use hyp::stage2::{CpuLimits, Registers, Supplied, host_map};
@@ -327,6 +327,17 @@ impl Fake {
     /// What a granule is.
     pub fn is(&self, granule: u64) -> HostPage {
         self.monitor.world.granule(granule)
+    }
+
+    /// Does something while the maps of host and EL2 get no table.
+    pub fn without_tables<T>(&self, work: impl FnOnce() -> T) -> T {
+        let pool = &self.shared.pool;
+        let free = pool.free();
+        pool.reserve(free).unwrap();
+        let done = work();
+        // SAFETY: as many as were reserved above.
+        unsafe { pool.cancel(free) };
+        done
     }
 
     /// Bytes of memory, whosever it is.
