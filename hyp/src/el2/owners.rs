@@ -12,9 +12,7 @@ use super::trial::translates;
 use crate::mapping::{
     Address, Attributes, GRANULE, Geometry, Ipa, Leaves, Map, Options, Pa, Range, Stage2, State, Va,
 };
-use crate::owner::{
-    Granules, HostPage, HypervisorPage, Keeper, OwnerError, Placement, Purpose, Realm, RealmPage,
-};
+use crate::owner::{HostPage, HypervisorPage, Keeper, OwnerError, Placement, Purpose, Realm, RealmPage};
 use crate::stage2::Registers;
 use crate::trial::owners::{MAKE, PAGE, REGION, Step, TEST};
 
