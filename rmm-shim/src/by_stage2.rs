@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::mapping::{Address, Capabilities, GRANULE, Ipa, Mmu, Pa, Range, State};
-use hyp::owner::{Granules, HostPage, Memory, OwnerError, Ownership, Placement, Purpose};
+use hyp::owner::{HostPage, Memory, OwnerError, Ownership, Placement, Purpose};
 use hyp::stage2::Registers;
 
 use crate::granule::granule;
@@ -42,6 +42,8 @@ pub trait Cpus {
         host_has_sve: bool,
         answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
     ) -> Exit;
+    /// See [`World::forget_instructions`].
+    fn forget_instructions(&self);
     /// See [`World::wait`].
     fn wait(&self);
 }
@@ -129,7 +131,7 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         Ok(())
     }
     fn keep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError> {
-        self.parties.keep(granules, realm, purpose, |held| self.memory.zero(held))
+        self.parties.keep(granules, realm, purpose, |_| ())
     }
     fn unkeep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError> {
         self.parties.unkeep(granules, realm, purpose)
@@ -150,7 +152,7 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
             Some(content) => self.parties.assign(granule(page), realm, placement, |held| {
                 self.memory.slice(held).copy_from_slice(content);
             }),
-            // What the host has left there, or zeroes.
+            // Zeroes, as all that is delegated.
             None => self.parties.assign_unfilled(granule(page), realm, placement),
         }
     }
@@ -197,6 +199,9 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
     ) -> Exit {
         self.cpus.run(vcpu, registers, host_has_sve, answer)
+    }
+    fn forget_instructions(&self) {
+        self.cpus.forget_instructions();
     }
     fn wait(&self) {
         self.cpus.wait();

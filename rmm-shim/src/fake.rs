@@ -6,14 +6,14 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::mapping::mmu::Linear;
 use hyp::mapping::{
     Address, Attributes, Barrier, Capabilities, El2, GRANULE, Geometry, Leaves, Map, Mmu, NoQuiesce, Options,
-    Pa, Pool, Range, Scope, Slot, Stage2, Tlbi,
+    Pa, Pool, Range, Scope, Slot, Stage2, TablePool, Tlbi,
 };
 use hyp::owner::{HostPage, HypervisorPage, Memory, Ownership};
 use hyp::stage2::{CpuLimits, Registers, Supplied, host_map};
@@ -129,6 +129,10 @@ pub struct FakeCpus {
     pub features: Mutex<Features>,
     /// What comes next.
     pub script: Mutex<VecDeque<Step>>,
+    /// Whether the CPU that calls can run a realm.
+    pub can_run: AtomicBool,
+    /// How often instructions were forgotten.
+    pub forgotten: AtomicUsize,
     /// How often a vCPU ran.
     pub runs: AtomicUsize,
     view: IdView,
@@ -156,7 +160,7 @@ impl Cpus for FakeCpus {
         Some(true)
     }
     fn can_run(&self) -> bool {
-        true
+        self.can_run.load(SeqCst)
     }
     fn run(
         &self,
@@ -176,6 +180,9 @@ impl Cpus for FakeCpus {
                 return exit;
             }
         }
+    }
+    fn forget_instructions(&self) {
+        self.forgotten.fetch_add(1, SeqCst);
     }
     fn wait(&self) {
         std::thread::yield_now();
@@ -245,6 +252,8 @@ impl Fake {
             capabilities: AtomicU32::new(CAPABILITIES.bits()),
             features: Mutex::new(FEATURES),
             script: Mutex::default(),
+            can_run: AtomicBool::new(true),
+            forgotten: AtomicUsize::new(0),
             runs: AtomicUsize::new(0),
             view: IdView::of(|_, _| 0),
         };
@@ -318,6 +327,17 @@ impl Fake {
     /// What a granule is.
     pub fn is(&self, granule: u64) -> HostPage {
         self.monitor.world.granule(granule)
+    }
+
+    /// Does something while the maps of host and EL2 get no table.
+    pub fn without_tables<T>(&self, work: impl FnOnce() -> T) -> T {
+        let pool = &self.shared.pool;
+        let free = pool.free();
+        pool.reserve(free).unwrap();
+        let done = work();
+        // SAFETY: as many as were reserved above.
+        unsafe { pool.cancel(free) };
+        done
     }
 
     /// Bytes of memory, whosever it is.

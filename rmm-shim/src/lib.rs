@@ -7,7 +7,8 @@
 //! - All of it is looked at and changed with the monitor's one lock, which is held for one command, and never while a realm runs. So a command sees
 //!   no other half done, and there is no order of locks. Who waits for it counts as standing still for EL2's own map.
 //! - A command that fails has changed nothing: it looks at its failure conditions in an order that the specification allows, then does what
-//!   may fail, whole, then what cannot.
+//!   may fail, whole, then what cannot. But RMI_REALM_DESTROY and RMI_RTT_DESTROY end what the host shares range by range: for want of a table of
+//!   the host's map they may fail when some of it is ended. The host can make the same call again.
 //! - The commands do not know how a granule changes world: that is a [`World`]. Here it is the host's stage 2 ([`ByStage2`]): so a realm is
 //!   protected from CPUs, not from a device that masters the bus without an SMMU in front of it.
 //! - Nothing that a host or a realm passes is trusted: addresses, structures (copied once into private memory), registers.

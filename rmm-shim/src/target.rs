@@ -54,7 +54,7 @@ impl Cpus for Machine {
         self.parties.is_short_of_tables().then(|| self.parties.has_blocks_at_el2())
     }
     fn can_run(&self) -> bool {
-        !self.switch.is_streaming()
+        self.switch.can_run()
     }
     fn mmu(&self, registers: &Registers) -> RealmMmu {
         self.parties.realm_mmu(*registers)
@@ -71,6 +71,9 @@ impl Cpus for Machine {
         let exit = unsafe { self.switch.run(vcpu, registers, host_has_sve, answer) };
         // The command has asked for streaming mode, which the host cannot turn on meanwhile.
         exit.unwrap_or(Exit::Irq)
+    }
+    fn forget_instructions(&self) {
+        Parties::forget_instructions();
     }
     fn wait(&self) {
         Parties::wait();

@@ -49,12 +49,12 @@ pub unsafe trait World {
     fn entry_features(&self) -> EntryFeatures;
     /// The MMU for the map that `registers` install, under a VMID that no other map has.
     fn mmu(&self, registers: &Registers) -> Self::Mmu;
-    /// Whether the calling CPU is in a state in which a realm can run: not in streaming mode.
+    /// Whether a realm can run on the calling CPU: it has what realms are told the machine has, and is not in streaming mode.
     fn can_run(&self) -> bool;
 
     /// What the granule at `pa` is: [`HostPage::Fixed`] if it never changes hands (`PaIsDelegable` is false).
     fn granule(&self, pa: u64) -> HostPage;
-    /// The host's granule becomes delegated.
+    /// The host's granule becomes delegated, wiped: what is delegated holds zeroes.
     ///
     /// # Errors
     /// As [`hyp::owner::Ownership::delegate`].
@@ -64,7 +64,7 @@ pub unsafe trait World {
     /// # Errors
     /// As [`hyp::owner::Ownership::undelegate`].
     fn undelegate(&self, granule: Pa) -> Result<(), OwnerError>;
-    /// Delegated granules become a realm's, kept for it and zeroed.
+    /// Delegated granules become a realm's, kept for it; they hold zeroes.
     ///
     /// # Errors
     /// As [`hyp::owner::Ownership::keep`].
@@ -76,7 +76,7 @@ pub unsafe trait World {
     fn unkeep(&self, granules: Range<Pa>, realm: u16, purpose: Purpose) -> Result<(), OwnerError>;
     /// Where EL2 has a kept granule.
     fn kept(&self, granule: Pa) -> NonNull<u8>;
-    /// A delegated granule becomes a realm's data, with `content` or zeroes.
+    /// A delegated granule becomes a realm's data, with `content` or the zeroes that it holds.
     ///
     /// # Errors
     /// As [`hyp::owner::Ownership::assign`].
@@ -125,7 +125,8 @@ pub unsafe trait World {
 
     /// Runs a vCPU on the calling CPU over the stage 2 of `registers` until it stops; without the lock. `host_has_sve` says that the host has
     /// not hinted that its SVE state is dead (SMCCC). After each synchronous exception that is the guest's `answer` is asked; if it says true
-    /// the guest goes on at once with the general registers as that left them, else they are in `vcpu` with all others afterwards.
+    /// the guest goes on at once with the general registers as that left them, else they are in `vcpu` with all others afterwards. The IPA of
+    /// each abort that `answer` is told of is right ([`Exit`]): nothing here can tell whether it is.
     fn run(
         &self,
         vcpu: &mut Vcpu,
@@ -133,6 +134,8 @@ pub unsafe trait World {
         host_has_sve: bool,
         answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
     ) -> Exit;
+    /// Afterwards no CPU executes what it fetched before from memory that has other contents by now.
+    fn forget_instructions(&self);
     /// Called in each turn of a loop that waits for the lock.
     fn wait(&self);
 }

@@ -278,6 +278,7 @@ unsafe fn interrupts_and_timers() {
             asm!("isb", options(nostack));
             if read_icc_sre_el2().contains(IccSreEl2::SRE) {
                 write_ich_hcr_el2(IchHcrEl2::empty());
+                super::switch::clear_list_registers();
             }
         }
     }

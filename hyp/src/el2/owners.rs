@@ -12,10 +12,8 @@ use super::trial::translates;
 use crate::mapping::{
     Address, Attributes, GRANULE, Geometry, Ipa, Leaves, Map, Options, Pa, Range, Stage2, State, Va,
 };
+use crate::owner::{HostPage, HypervisorPage, Keeper, OwnerError, Placement, Purpose, Realm, RealmPage};
 use crate::stage2::Registers;
-use crate::owner::{
-    Granules, HostPage, HypervisorPage, Keeper, OwnerError, Placement, Purpose, Realm, RealmPage,
-};
 use crate::trial::owners::{MAKE, PAGE, REGION, Step, TEST};
 
 /// The realm's number, also its VMID.
@@ -128,7 +126,7 @@ fn begin(host: &Host, start: u64) -> Result<RealmMap, Failed> {
     let parties = &host.parties;
     let tables = pages(start, PAGE / GRANULE)?;
     parties.owners.delegate(tables)?;
-    parties.owners.keep(tables, REALM, Purpose::Table, |held| parties.memory.zero(held))?;
+    parties.owners.keep(tables, REALM, Purpose::Table, |_| ())?;
     let table = |number: u64| Pa::new(start + number * GRANULE).map_err(|_| Failed::Scratch);
     let geometry = Geometry::stage2(40).map_err(|_| Failed::Scratch)?;
     let registers = Registers::of_root(geometry, table(0)?, REALM, parties.limits);
@@ -177,13 +175,13 @@ const STEPS: [(Step, HostPage, bool, Has, Holds); 21] = {
     use Holds::{Secret, Unknown, Zero};
     use HostPage::Owned as Host;
     [
-        (Step::Delegate, DELEGATED, true, Nothing, Secret),
-        (Step::Undelegate, Host, true, Nothing, Secret),
-        (Step::Delegate, DELEGATED, true, Nothing, Secret),
-        (Step::Keep, REC, true, Nothing, Secret),
+        (Step::Delegate, DELEGATED, true, Nothing, Zero),
+        (Step::Undelegate, Host, true, Nothing, Zero),
+        (Step::Delegate, DELEGATED, true, Nothing, Zero),
+        (Step::Keep, REC, true, Nothing, Zero),
         (Step::Unkeep, DELEGATED, true, Nothing, Zero),
         (Step::Undelegate, Host, true, Nothing, Zero),
-        (Step::Delegate, DELEGATED, true, Nothing, Secret),
+        (Step::Delegate, DELEGATED, true, Nothing, Zero),
         (Step::Assign, DATA, false, Owned, Unknown),
         (Step::Release, DELEGATED, true, Nothing, Zero),
         (Step::AssignWithheld, DATA, false, Withheld, Unknown),
@@ -194,7 +192,7 @@ const STEPS: [(Step, HostPage, bool, Has, Holds); 21] = {
         (Step::DonateToRealm, DATA, false, Owned, Unknown),
         (Step::Reclaim, Host, true, Nothing, Zero),
         // Once more, where tables are there already.
-        (Step::Delegate, DELEGATED, true, Nothing, Secret),
+        (Step::Delegate, DELEGATED, true, Nothing, Zero),
         (Step::Assign, DATA, false, Owned, Unknown),
         (Step::Release, DELEGATED, true, Nothing, Zero),
         (Step::Undelegate, Host, true, Nothing, Zero),

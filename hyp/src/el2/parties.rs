@@ -9,6 +9,7 @@ use arrayvec::ArrayVec;
 use spin::{Mutex, MutexGuard};
 
 use super::boot::{El2Map, El2Mmu, HostMap, HostMmu, SLOTS};
+use super::cache;
 use super::cpu::Features;
 use super::inject::EntryFeatures;
 use super::pages::{Pages, Refused};
@@ -104,6 +105,11 @@ impl Parties {
     pub fn wait() {
         ENTRY.pass();
         core::hint::spin_loop();
+    }
+
+    /// Forgets on every CPU what was fetched as an instruction; one that is off does so when it comes.
+    pub fn forget_instructions() {
+        cache::forget_instructions();
     }
 
     /// The donated ranges. Who waits for them counts as standing still, as who has them may be waiting for that.

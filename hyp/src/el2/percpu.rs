@@ -9,7 +9,7 @@
 //! | 36864 | stack: a realm's run has 8 KiB of it for the host's vectors |
 //! | 8192 | [`PerCpu`], and above it the stack on which a fault of our own is told |
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use arm_sysregs::el2::accessors::read_tpidr_el2;
 
@@ -52,6 +52,8 @@ pub struct PerCpu {
     pub exits: Exits,
     /// `VTTBR_EL2` and `VMPIDR_EL2` of the guest that ran here last.
     pub last_guest: [AtomicU64; 2],
+    /// Whether it is like the CPU that guests are prepared for: 0 if nobody has looked yet, else `switch`'s.
+    pub likeness: AtomicU8,
 }
 
 impl PerCpu {
@@ -72,6 +74,7 @@ impl PerCpu {
             deaths: AtomicU32::new(0),
             exits: Exits::new(),
             last_guest: [const { AtomicU64::new(u64::MAX) }; 2],
+            likeness: AtomicU8::new(0),
         };
         // SAFETY: aligned (a page's start), mapped, and nobody refers to it, by the caller's word.
         unsafe { at.write(data) };

@@ -130,9 +130,21 @@ const TIMER_IMASK: u64 = 1 << 1;
 const MPAM2_TRAPS: u64 = 1 << 48 | 1 << 49 | 1 << 58;
 const ICC_SRE_ENABLE: u64 = 1 << 3;
 const ICH_HCR_EN: u64 = 1 << 0;
+/// `ICH_VTR_EL2.ListRegs`: one less than there are.
+const VTR_LIST_REGISTERS: u64 = 0x1f;
 
 const SCTLR_M: u64 = 1 << 0;
 const TCR_EPD: u64 = 1 << 7 | 1 << 23;
+
+/// What [`PerCpu::likeness`] says.
+const UNKNOWN: u8 = 0;
+const ALIKE: u8 = 1;
+const DIFFERENT: u8 = 2;
+
+const PAR_FAILED: u64 = 1 << 0;
+const PAR_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// From an address to `HPFAR_EL2.FIPA`.
+const FIPA_SHIFT: u32 = 8;
 
 const EC_FP: u64 = 0x07;
 const EC_SYSTEM_REGISTER: u64 = 0x18;
@@ -163,8 +175,8 @@ struct Has {
     gic: bool,
 }
 
-/// What is the same for each run of each guest. Made once; every CPU must have as much as the one that made it.
-#[derive(Clone, Debug)]
+/// What is the same for each run of each guest. Made once; guests run on CPUs that are like the one that made it ([`World::can_run`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct World {
     /// What guests read of ID registers.
     pub view: IdView,
@@ -384,6 +396,15 @@ unsafe fn write_list_register(number: usize, value: u64) {
     let _: u64 = list_register!(put, number);
 }
 
+/// Empties the list registers, which hold what they like after a reset: [`World::run`] takes them for empty.
+pub(super) fn clear_list_registers() {
+    let count = (get!("s3_4_c12_c11_1") & VTR_LIST_REGISTERS) as usize + 1;
+    for number in 0..count.min(16) {
+        // SAFETY: no guest runs.
+        unsafe { write_list_register(number, 0) };
+    }
+}
+
 fn read_active_priorities(number: usize) -> [u64; 2] {
     [ap0r!(get, number), ap1r!(get, number)]
 }
@@ -408,7 +429,7 @@ unsafe fn write_active_priorities(number: usize, [group0, group1]: [u64; 2]) {
 }
 
 impl World {
-    /// What the running CPU, and so each, has.
+    /// What the running CPU has.
     pub fn read(entry: EntryFeatures) -> Self {
         let view = IdView::of(read_id_register);
         let (pfr0, pfr1, dfr0) = (read_id_register(4, 0), read_id_register(4, 1), read_id_register(5, 0));
@@ -443,7 +464,7 @@ impl World {
         Self {
             view,
             entry,
-            list_registers: if has.gic { (vtr & 0x1f) as usize + 1 } else { 0 }.min(16),
+            list_registers: if has.gic { (vtr & VTR_LIST_REGISTERS) as usize + 1 } else { 0 }.min(16),
             // ICH_VTR_EL2: PRIbits is one less; IDbits 0 is 16, 1 is 24.
             priority_bits: (vtr >> 29) as u32 + 1,
             intid_bits: 16 + 8 * (vtr >> 23 & 1) as u32,
@@ -452,6 +473,25 @@ impl World {
             hcrx: set(field(isar2, 16) != 0, HCRX_MSCEN),
             has,
         }
+    }
+
+    /// Whether a guest can run on this CPU now: it has what the one has that made this, no less and no more, and is not in streaming mode.
+    /// Less would be undefined at EL2, and of more a guest would find what the host or another guest has left. The first look is remembered
+    /// for each CPU: so all who ask have one `World`.
+    pub fn can_run(&self) -> bool {
+        let likeness = match PerCpu::this().likeness.load(Relaxed) {
+            UNKNOWN => self.compare(),
+            known => known,
+        };
+        likeness == ALIKE && !self.is_streaming()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn compare(&self) -> u8 {
+        let likeness = if Self::read(self.entry) == *self { ALIKE } else { DIFFERENT };
+        PerCpu::this().likeness.store(likeness, Relaxed);
+        likeness
     }
 
     /// Whether this CPU is in streaming mode (`SVCR.SM`): then no guest runs.
@@ -468,7 +508,7 @@ impl World {
     /// invalidations are made under the VMID that is installed.
     ///
     /// # Safety
-    /// Runs at EL2, inside the gate, in the answer to a call of the host. The map of `registers` is whole and lives until this is over; its VMID is
+    /// Runs at EL2, inside the gate, in the answer to a call of the host, on a CPU of which [`World::can_run`] says so. The map of `registers` is whole and lives until this is over; its VMID is
     /// nobody else's, and its TLB entries of an earlier owner are gone on all CPUs. Nobody else runs `vcpu`, and no two of one VMID
     /// that run or have run have the same `vmpidr`.
     ///
@@ -494,7 +534,8 @@ impl World {
                 None if self.has.sve && host_has_sve => turns.with_long_vectors(&mut vcpu.fp, host.cptr),
                 None => turns.with_vectors(&mut vcpu.fp, host.cptr),
             };
-            self.leave(vcpu, host, &timers, exit)
+            self.leave(vcpu, host, &timers);
+            exit
         };
         vcpu.stopped(&running);
         Ok(exit)
@@ -698,15 +739,14 @@ impl World {
         }
     }
 
-    /// Puts the host's world back, and says why the guest stopped, whose context is still there.
+    /// Puts the host's world back in the place of the guest's.
     #[inline(always)]
-    unsafe fn leave(&self, vcpu: &mut Vcpu, host: HostWorld, timers: &GuestTimers, exit: Exit) -> Exit {
+    unsafe fn leave(&self, vcpu: &mut Vcpu, host: HostWorld, timers: &GuestTimers) {
         let has = &self.has;
         save_el1(&mut vcpu.el1, has.pauth);
         timers.remove(&mut vcpu.timers, has.ecv);
         // SAFETY: what is written is what was read; EL1 does not run until all of it is there.
-        let exit = unsafe {
-            let exit = with_ipa(exit);
+        unsafe {
             set!("vbar_el2", vectors_address());
             set!("elr_el2", host.elr);
             set!("spsr_el2", host.spsr);
@@ -736,10 +776,8 @@ impl World {
                 set!("s3_4_c12_c9_5", host.icc_sre);
             }
             begin_walks(&host.el1);
-            exit
-        };
+        }
         synchronize();
-        exit
     }
 
     #[inline(always)]
@@ -817,7 +855,7 @@ impl Turns<'_> {
             // Before the next exception at EL2 overwrites them: there is none in between.
             let (esr, far, hpfar) = (read_esr_el2().bits(), get!("far_el2"), get!("hpfar_el2"));
             ENTRY.enter();
-            let exit = match kind {
+            let mut exit = match kind {
                 0 => Exit::Synchronous { esr, far, hpfar },
                 1 => return Some(Exit::Irq),
                 2 => return Some(Exit::Fiq),
@@ -832,7 +870,17 @@ impl Turns<'_> {
                 }
                 _ => {}
             }
-            match Cause::decode(esr) {
+            let cause = Cause::decode(esr);
+            if let Cause::Abort(abort) = cause
+                && abort.is_of_stage_2()
+                && !abort.has_ipa()
+            {
+                // A permission fault of the access itself: `HPFAR_EL2` is UNKNOWN.
+                // SAFETY: the guest's context is on the CPU, by the caller's word, and its vectors.
+                let Some(hpfar) = (unsafe { translated(far) }) else { continue };
+                exit = Exit::Synchronous { esr, far, hpfar };
+            }
+            match cause {
                 Cause::Abort(abort) if abort.is_tlb_conflict() => stage2::install::forget_all(),
                 _ if (self.answer)(self.running, &exit) => {}
                 _ => return Some(exit),
@@ -944,23 +992,23 @@ fn now() -> u64 {
     get!("cntpct_el0")
 }
 
-/// `exit` with the IPA in it, if it is an abort for which the hardware gives none: a permission fault of the access itself.
+/// `HPFAR_EL2` for a fault of the guest at `far` for which the hardware gives none; nothing if the guest's walk does not get that far now:
+/// then the access takes another fault when it is made again.
 ///
 /// # Safety
-/// The guest's context is on the CPU, its registers of EL1 are saved, and the vectors are those for a guest.
-#[inline(always)]
-unsafe fn with_ipa(exit: Exit) -> Exit {
-    let Exit::Synchronous { esr, far, .. } = exit else { return exit };
-    match Cause::decode(esr) {
-        Cause::Abort(abort) if abort.is_of_stage_2() && !abort.has_ipa() => {
-            // SAFETY: the caller's word.
-            let par = unsafe { super::vectors::translate(far) };
-            // If the walk ends otherwise now, the guest has changed it meanwhile, and what it gets it has asked for.
-            let hpfar = if par & 1 == 0 { (par & 0x000f_ffff_ffff_f000) >> 8 } else { 0 };
-            Exit::Synchronous { esr, far, hpfar }
-        }
-        _ => exit,
-    }
+/// The guest's context is on the CPU, and the vectors are those for a guest.
+#[cold]
+unsafe fn translated(far: u64) -> Option<u64> {
+    let (par_of_guest, tpidr, tpidrro) = (get!("par_el1"), get!("tpidr_el0"), get!("tpidrro_el0"));
+    // SAFETY: the caller's word; what the translation overwrites, and the guest may need, comes back.
+    let par = unsafe {
+        let par = super::vectors::translate(far);
+        set!("par_el1", par_of_guest);
+        set!("tpidr_el0", tpidr);
+        set!("tpidrro_el0", tpidrro);
+        par
+    };
+    (par & PAR_FAILED == 0).then_some((par & PAR_ADDRESS) >> FIPA_SHIFT)
 }
 
 /// The ID register with `op0` 3, `op1` 0, `CRn` 0, and these, as the machine has it.

@@ -17,6 +17,7 @@ use spin::{Mutex, Once};
 use super::boot::{self, El2Map};
 use super::cache;
 use super::host::{Host, REPAINTED};
+use super::parties::Parties;
 use super::percpu::PerCpu;
 use super::quiet::ENTRY;
 use super::switch::{Streaming, World};
@@ -160,7 +161,13 @@ const LET_THROUGH: u64 = 0xf8 << 24 | 1 << 1;
 fn run(host: &Host, flags: Flags, pc: u64, x0: u64) -> [u64; 4] {
     static WORLD: Once<World> = Once::new();
     let world = WORLD.call_once(|| World::read(host.features.entry));
-    let mut vcpu = GUEST.lock();
+    // Who has it leaves the gate to run it, and may have to wait there for a CPU that waits here.
+    let mut vcpu = loop {
+        match GUEST.try_lock() {
+            Some(vcpu) => break vcpu,
+            None => Parties::wait(),
+        }
+    };
     let registers = stage2::Registers { vttbr: host.stage2.vttbr | VMID << 48, ..host.stage2 };
     if flags.contains(Flags::FRESH) {
         *vcpu = Vcpu::reset(1 << 31);

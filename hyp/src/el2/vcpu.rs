@@ -181,7 +181,8 @@ pub enum Exit {
         esr: u64,
         /// `FAR_EL2`.
         far: u64,
-        /// `HPFAR_EL2`. It is right for each abort that stage 2 has caused, those of permissions too.
+        /// `HPFAR_EL2`. It is right for each abort that stage 2 has caused, those of permissions too, whoever is told of
+        /// it: who runs the virtual CPU asks the hardware anew where that gives none, or has the guest try again.
         hpfar: u64,
     },
     /// An interrupt of the host's.

@@ -523,9 +523,7 @@ impl<R: Regime, M: Mmu, S: Shape> Collapse<'_, R, M, S> {
             if index == S::ENTRIES {
                 return Ok(joined);
             }
-            if self.alike(words.load(node.table, index), level)
-                != first.wrapping_add(index as u64 * each)
-            {
+            if self.alike(words.load(node.table, index), level) != first.wrapping_add(index as u64 * each) {
                 return Err(differs(index));
             }
             index += 1;

@@ -6,6 +6,7 @@
 //! - A call that fails has changed nothing: no page's state, no map's translation, no memory. It looks at every party first.
 //! - No page is the host's again, or another realm's, with anything in it that a realm or the hypervisor has written; and no TLB has a
 //!   translation of it for who had it before.
+//! - What is delegated holds zeroes, and no cache has it dirty.
 //!
 //! Pure but for [`Memory`]: any host. What is done to memory goes through [`Granules`], what is done to maps through the engine.
 //!
@@ -40,12 +41,12 @@
 //! | [`unshare`](Ownership::unshare) | host | shared with the hypervisor | host's |
 //! | [`donate`](Ownership::donate) | host | host's | hypervisor's |
 //! | [`give_back`](Ownership::give_back) | hypervisor | hypervisor's | host's; wiped |
-//! | [`delegate`](Ownership::delegate) | host | host's | delegated; cleaned |
-//! | [`undelegate`](Ownership::undelegate) | host | delegated | host's |
-//! | [`keep`](Ownership::keep) | host, for a realm | delegated | the realm's descriptor, REC or table; filled |
+//! | [`delegate`](Ownership::delegate) | host | host's | delegated; wiped |
+//! | [`undelegate`](Ownership::undelegate) | host | delegated | host's; zeroes |
+//! | [`keep`](Ownership::keep) | host, for a realm | delegated | the realm's descriptor, REC or table; zeroes, or filled |
 //! | [`unkeep`](Ownership::unkeep) | host, for a realm | the realm's descriptor, REC or table | delegated; wiped |
 //! | [`assign`](Ownership::assign) | host, for a realm | delegated; the realm has nothing at the IPA | the realm's data, filled, cleaned |
-//! | [`assign_unfilled`](Ownership::assign_unfilled) | host, for a realm | the same | the realm's data as it was |
+//! | [`assign_unfilled`](Ownership::assign_unfilled) | host, for a realm | the same | the realm's data, zeroes |
 //! | [`release`](Ownership::release) | host, for a realm | the realm's data, at the IPA | delegated; wiped |
 //! | [`donate_to_realm`](Ownership::donate_to_realm) | host, for a realm | host's; the realm has nothing at the IPA | the realm's data as it was, cleaned |
 //! | [`reclaim`](Ownership::reclaim) | host, for a realm | the realm's data, at the IPA | host's; wiped |
@@ -69,7 +70,7 @@
 //! |---|---|---|---|
 //! | share, unshare | | host: mark | |
 //! | donate | | host: state, flush | |
-//! | delegate | | host: state, flush | clean |
+//! | delegate | | host: state, flush | wipe |
 //! | keep | | host: state | fill |
 //! | give_back | host: prepare | | wipe; host: map |
 //! | undelegate | host: prepare | | host: map |

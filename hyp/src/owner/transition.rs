@@ -446,17 +446,17 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         Ok(Held::new(range))
     }
 
-    /// The host gives pages up, to be some realm's. What they hold stays, and no cache has it dirty: so it is with all delegated pages.
+    /// The host gives pages up, to be some realm's. They are wiped: so all delegated pages hold zeroes, which no cache has dirty, until they are
+    /// something else.
     ///
     /// # Errors
     /// As [`Ownership::donate`].
     pub fn delegate(&self, range: Range<Pa>) -> Result<(), OwnerError> {
-        let clean = |held: &mut Held| self.granules.clean_and_invalidate(held);
-        self.hand(range, HostPage::Owned, Keeper::Delegated, clean)
+        self.hand(range, HostPage::Owned, Keeper::Delegated, |held| self.wipe(held))
     }
 
-    /// Delegated pages become something of a realm's that the hypervisor keeps for it: not [`Purpose::Data`]. `fill` is called once nothing can
-    /// fail any more, and before anybody else can ask for them.
+    /// Delegated pages become something of a realm's that the hypervisor keeps for it: not [`Purpose::Data`]. They hold zeroes. `fill` is called once
+    /// nothing can fail any more, and before anybody else can ask for them.
     ///
     /// # Errors
     /// As [`Ownership::donate`]; [`OwnerError::Host`] for data.
@@ -506,7 +506,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         Ok(work())
     }
 
-    /// Lets `work` have a realm's data, which the EL2 map has for as long as that takes; it is cleaned afterwards.
+    /// Lets `work` have a realm's data, which the EL2 map has for as long as that takes; it is cleaned before, as a realm whose caches are off may have
+    /// written past lines that the caches have, and afterwards.
     ///
     /// # Errors
     /// [`OwnerError::Range`], [`OwnerError::Host`], [`OwnerError::Hypervisor`]; [`OwnerError::Map`] if the EL2 map has no table for a split.
@@ -525,6 +526,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         {
             put(&mut at_el2, Party::Hypervisor, HypervisorPage::Mapped.entry(page))?;
             let mut held = Held::new(range);
+            self.granules.clean_and_invalidate(&held);
             let done = work(&mut held);
             self.granules.clean_and_invalidate(&held);
             put(&mut at_el2, Party::Hypervisor, HypervisorPage::Away.entry(page))?;
@@ -536,6 +538,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         let back = self.hypervisor.protect(part.va, Change::VALIDATE).map(Debt::flush);
         sure(Party::Hypervisor, back)?;
         let mut held = Held::new(range);
+        self.granules.clean_and_invalidate(&held);
         let done = work(&mut held);
         self.granules.clean_and_invalidate(&held);
         let gone = self.hypervisor.protect(part.va, Change::INVALIDATE).map(Debt::flush);
@@ -620,7 +623,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         }
     }
 
-    /// Delegated pages are the host's again, as the host has left them or as wiped since.
+    /// Delegated pages are the host's again; they hold zeroes, as they did.
     ///
     /// # Errors
     /// [`OwnerError::Range`], [`OwnerError::Host`]; [`OwnerError::Map`] if the host's map has no table for a part of what was one state word.
@@ -667,7 +670,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         self.to_realm(range, HostPage::Kept(Keeper::Delegated), realm, placement, fill)
     }
 
-    /// As [`Ownership::assign`], with what is in them: what the host has left there, or zeroes.
+    /// As [`Ownership::assign`], with what is in them: zeroes.
     ///
     /// # Errors
     /// As [`Ownership::assign`].
@@ -677,7 +680,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         realm: &Realm<'_, R, S>,
         placement: &Placement,
     ) -> Result<(), OwnerError> {
-        // Nobody has written to them since they were cleaned.
+        // Nobody has written to them since they were wiped.
         self.to_realm(range, HostPage::Kept(Keeper::Delegated), realm, placement, |_| ())
     }
 
@@ -931,7 +934,9 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
     /// Joins the pages of one block, of `level` (1 or 2) at `block`, to one word in the host's map, and in the EL2 map if that may have blocks
     /// there, where they are alike: so tables come back, at less cost than by [`Ownership::tidy`].
     pub fn join(&self, block: Pa, level: u8, at_el2: bool) {
-        let Ok((ipa, va)) = Ipa::new(block.get()).and_then(|ipa| Ok((ipa, Va::new(block.get())?))) else { return };
+        let Ok((ipa, va)) = Ipa::new(block.get()).and_then(|ipa| Ok((ipa, Va::new(block.get())?))) else {
+            return;
+        };
         // What is not alike stays in pages, which say the same.
         let _ = self.write(self.host).join_entry(ipa, level);
         if at_el2 {

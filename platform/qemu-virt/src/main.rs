@@ -11,10 +11,10 @@ use arm_pl011_uart::{PL011Registers, Uart};
 use dtoolkit::fdt::Fdt;
 use hyp::el2::boot::{self, Kernel};
 use hyp::el2::settings::Settings;
-use rmm_shim::target::Realms;
 use hyp::el2::{fault, logger};
 use hyp::machine::Machine;
 use log::LevelFilter;
+use rmm_shim::target::Realms;
 use safe_mmio::UniqueMmioPointer;
 
 /// The first PL011 of the `virt` machine (QEMU, "Hardware configuration information for bare-metal programming": the

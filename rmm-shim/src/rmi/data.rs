@@ -42,8 +42,7 @@ pub fn create_unknown<W: World>(lock: &mut Locked<'_, W>, input: input::DataCrea
     Ok(Reply::success([]))
 }
 
-/// Gives a realm a granule at a protected IPA: with contents it is RAM; without it has what the host has left there, or zeroes,
-/// and the RIPAS that the entry had.
+/// Gives a realm a granule at a protected IPA: with contents it is RAM; without it has zeroes, and the RIPAS that the entry had.
 fn assign<W: World>(
     lock: &Locked<'_, W>,
     realm: &Realm<W::Mmu>,

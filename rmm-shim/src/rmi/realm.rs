@@ -89,6 +89,9 @@ pub fn activate<W: World>(lock: &mut Locked<'_, W>, input: input::RealmActivate)
     if realm.state.get() != RealmState::New {
         return Err(RmiStatus::ErrorRealm(0).into());
     }
+    // Its code was written as data, by EL2. Where it gets memory later it finds zeroes, and writes its code itself: as the architecture asks
+    // of whoever does, it has what was fetched before forgotten, and its maintenance reaches all CPUs (HCR_EL2.FB).
+    lock.world.forget_instructions();
     realm.state.set(RealmState::Active);
     Ok(Reply::success([]))
 }

@@ -2,6 +2,8 @@
 //!
 //! A call that fails is compared with what was before: host, EL2, every realm's tables, measurements and states.
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use hyp::mapping::{Address, Capabilities, GRANULE, Pa};
 use hyp::owner::{HostPage, Keeper, Purpose};
 use hyp::stage2::CpuLimits;
@@ -371,8 +373,12 @@ fn there_are_as_many_realms_as_there_are_numbers_and_a_number_is_used_again() {
 fn realm_activate_takes_a_new_realm() {
     let f = Fixture::new();
     f.fails_without_realm(RealmActivate, &[0]);
+    assert_eq!(f.fake.cpus().forgotten.load(SeqCst), 0);
     f.fake.ok(RealmActivate, &[f.rd]);
+    // What was its memory's before is not executed.
+    assert_eq!(f.fake.cpus().forgotten.load(SeqCst), 1);
     f.fails("realm_state", RealmActivate, &[f.rd], REALM);
+    assert_eq!(f.fake.cpus().forgotten.load(SeqCst), 1);
 }
 
 #[test]
@@ -714,7 +720,7 @@ fn data_create_unknown_fails_by_each_of_its_conditions_and_in_their_order() {
 }
 
 #[test]
-fn data_of_unknown_contents_has_what_the_host_left_keeps_the_ripas_and_goes_wiped() {
+fn data_of_unknown_contents_comes_wiped_keeps_the_ripas_and_goes_wiped() {
     let f = Fixture::new();
     for (page, ripas, after) in [
         (UNASSIGNED_RAM, RmmRipas::Ram, RmmRipas::Destroyed),
@@ -728,7 +734,7 @@ fn data_of_unknown_contents_has_what_the_host_left_keeps_the_ripas_and_goes_wipe
         let rtte = f.rtte(page).1;
         assert!(rtte.is(RmmHipas::Assigned));
         assert_eq!((rtte.ripas, rtte.addr), (ripas, data));
-        assert_eq!((f.fake.bytes::<4096>(data), f.rim()), ([0x77; 4096], rim));
+        assert_eq!((f.fake.bytes::<4096>(data), f.rim()), ([0; 4096], rim));
         f.fake.store(data, &[0x88; 4096]);
         assert_eq!(f.fake.ok(DataDestroy, &[f.rd, page])[1], data);
         let rtte = f.rtte(page).1;
@@ -889,7 +895,7 @@ fn an_entry_that_is_as_asked_for_need_not_be_unfolded() {
 fn a_realms_map_never_claims_more_than_all_cpus_can_do() {
     let f = Fixture::new();
     let weaker = CAPABILITIES - Capabilities::BBM;
-    f.fake.cpus().capabilities.store(weaker.bits(), std::sync::atomic::Ordering::SeqCst);
+    f.fake.cpus().capabilities.store(weaker.bits(), SeqCst);
     f.fake.ok(RttReadEntry, &[f.rd, 0, 3]);
     let lock = f.fake.monitor.lock();
     let capabilities = lock.realm(f.rd).unwrap().map.capabilities();

@@ -20,7 +20,7 @@ pub fn find<M: Mmu>(realm: &Realm<M>, ipa: u64) -> Option<Walk> {
 pub enum Missing {
     /// The realm has said that there is nothing.
     Empty,
-    /// The host has to put something there first; the level of RTT at which the walk ended.
+    /// The host has to put something there first, or EL2's map has no table by which to reach it now; the level of RTT at which the walk ended.
     Away(i64),
 }
 
@@ -40,7 +40,7 @@ pub fn access<W: World, T>(
         RmmRipas::Ram if rtte.is(RmmHipas::Assigned) => {
             let granule = (rtte.addr + (ipa - walk.start)) & !(GRANULE - 1);
             let granule = Pa::new(granule).map_err(|_| Missing::Empty)?;
-            lock.world.visit(realm.number, granule, work).ok_or(Missing::Empty)
+            lock.world.visit(realm.number, granule, work).ok_or(Missing::Away(walk.level))
         }
         RmmRipas::Empty => Err(Missing::Empty),
         _ => Err(Missing::Away(walk.level)),

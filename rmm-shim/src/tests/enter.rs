@@ -1,5 +1,7 @@
 //! RMI_REC_ENTER: what it refuses, and what is in every record.
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use super::*;
 
 #[test]
@@ -35,6 +37,9 @@ fn a_rec_is_not_entered_in_the_wrong_state() {
     scene.rec(0, |rec| rec.pending.set(Pending::Psci(PsciCommand::CpuOn)));
     assert_eq!(enter(&scene), RmiStatus::ErrorRec, "rec_psci");
     scene.rec(0, |rec| rec.pending.set(Pending::None));
+    fake.cpus().can_run.store(false, SeqCst);
+    assert_eq!(enter(&scene), input, "a CPU that is not like the others");
+    fake.cpus().can_run.store(true, SeqCst);
     // Nobody has run, and no record was written.
     assert_eq!(fake.bytes::<4>(run + 0x800), [0xee; 4]);
     scene.irq();

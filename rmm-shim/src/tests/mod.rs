@@ -99,15 +99,18 @@ impl Scene {
 
     /// Active, with `count` RECs.
     fn with_recs(count: u64) -> Self {
-        let mut scene = Self::new();
+        Self::new().activated(count)
+    }
+
+    fn activated(mut self, count: u64) -> Self {
         for index in 0..count {
-            let rec = scene.fake.delegated();
-            let params = rec_params(scene.fake, index, index == 0);
-            scene.fake.ok(RecCreate, &[scene.rd, rec, params]);
-            scene.recs.push(rec);
+            let rec = self.fake.delegated();
+            let params = rec_params(self.fake, index, index == 0);
+            self.fake.ok(RecCreate, &[self.rd, rec, params]);
+            self.recs.push(rec);
         }
-        scene.fake.ok(RealmActivate, &[scene.rd]);
-        scene
+        self.fake.ok(RealmActivate, &[self.rd]);
+        self
     }
 
     fn active() -> Self {

@@ -101,14 +101,22 @@ fn check_masks(exit: &RmiRecExit, round: usize) {
         );
     }
     let is_unprotected = exit.hpfar << 8 & SHARED != 0;
+    // In numbers, as the code has them by name.
     masked.esr &= match (reason, exit.esr >> 26) {
-        (RmiRecExitReason::Sync, 0x01) => exits::SEEN_OF_WAIT,
-        (RmiRecExitReason::Sync, 0x18) => exits::SEEN_OF_REGISTER,
-        (RmiRecExitReason::Sync, 0x20) => exits::SEEN_OF_FETCH,
-        (RmiRecExitReason::Sync, 0x24) if is_unprotected && exit.esr & ISV != 0 => exits::SEEN_OF_EMULATABLE,
-        (RmiRecExitReason::Sync, 0x24) if is_unprotected => exits::SEEN_OF_UNPROTECTED,
-        (RmiRecExitReason::Sync, 0x24) => exits::SEEN_OF_ACCESS,
-        (RmiRecExitReason::Serror, _) => exits::SEEN_OF_SERROR,
+        // EC, TI
+        (RmiRecExitReason::Sync, 0x01) => 0xfc00_0003,
+        // EC, ISS
+        (RmiRecExitReason::Sync, 0x18) => 0xfdff_ffff,
+        // EC, SET, EA, IFSC
+        (RmiRecExitReason::Sync, 0x20) => 0xfc00_1a3f,
+        // EC, ISV, SAS, SF, SET, FnV, EA, WnR, DFSC
+        (RmiRecExitReason::Sync, 0x24) if is_unprotected && exit.esr & ISV != 0 => 0xfdc0_9e7f,
+        // EC, IL, SET, FnV, EA, DFSC
+        (RmiRecExitReason::Sync, 0x24) if is_unprotected => 0xfe00_1e3f,
+        // EC, SET, FnV, EA, DFSC
+        (RmiRecExitReason::Sync, 0x24) => 0xfc00_1e3f,
+        // EC, IDS, AET, EA, DFSC
+        (RmiRecExitReason::Serror, _) => 0xfd00_1e3f,
         _ => 0,
     };
     if exit.esr >> 26 != 0x24 || exit.esr & ISV == 0 {
