@@ -1,7 +1,8 @@
 //! What needs the CPU: the way into EL2, the EL1 that the host gets, and an answer to everything that traps.
 //!
 //! Invariants:
-//! - EL2 runs with interrupts masked and holds no state of the host but the frame of the exception it is answering.
+//! - EL2 runs with interrupts masked and holds no state of the host but the frame of the exception it is answering, and, while a guest runs in
+//!   the host's place, what `switch` puts back.
 //! - Every exception from below ends in a return to below: an answer, an exception for the host itself, or a retry.
 //!   Nothing that the host does stops EL2; a fault of EL2's own is printed and powers the machine off.
 //! - A CPU reaches the host only with the EL2 map and the host's stage 2 on, and turns its MMU on only when it was let in

@@ -108,7 +108,8 @@
 //! in its 2 MiB, and no more than 513 + 513 for a GiB, whatever is done with its pages: 4 MiB and 8 KiB per GiB of RAM, 0.39 %.
 //! States of a whole block cost none. The EL2 map's half is needed for realm data only. A realm's own tables are beside this: they are its map's, and stay
 //! when what they had is taken away and nothing takes its place.
-//! Nothing is joined on the way back, which would make each call read a table or two: [`tidy`](Ownership::tidy) joins, when there is time.
+//! Nothing is joined on the way back, which would make each call read a table or two: [`tidy`](Ownership::tidy) joins, when there is time, and
+//! [`join`](Ownership::join) one block, when tables are short.
 
 mod granule;
 mod memory;
