@@ -8,7 +8,7 @@ use hyp::mapping::{
     Address, Attributes, Change, Debt, Entry, Ipa, Leaves, MapError, Mmu, Pa, Range, Stage2, State, Writer,
 };
 use hyp::owner::Placement;
-use rmm_abi::v1_0::{PAGE_LEVEL, RmmHipas, RmmRipas, RmmRttEntryState, entry_size};
+use rmm_abi::v1_0::{GRANULE_SIZE, PAGE_LEVEL, RmmHipas, RmmRipas, RmmRttEntryState, entry_size};
 
 use crate::realm::Realm;
 
@@ -180,6 +180,17 @@ pub const fn unassigned(ripas: RmmRipas) -> State {
         RmmRipas::Ram => RAM,
         RmmRipas::Destroyed => DESTROYED,
         RmmRipas::Empty | RmmRipas::Dev => EMPTY,
+    }
+}
+
+/// What the entry of a protected page becomes by that.
+fn restated(entry: Entry<Stage2>, ripas: RmmRipas) -> Entry<Stage2> {
+    match entry {
+        Entry::Leaf { output, .. } => {
+            let attributes = if ripas == RmmRipas::Destroyed { OWN_DESTROYED } else { OWN };
+            Entry::Leaf { output, attributes, contiguous: false, valid: ripas == RmmRipas::Ram }
+        }
+        _ => Entry::State(unassigned(ripas)),
     }
 }
 
@@ -369,7 +380,15 @@ impl<M: Mmu> Realm<M> {
         let Some(range) = to.checked_sub(from).and_then(|size| Range::new(from, size).ok()) else {
             return Ok(());
         };
-        self.write().restate(range, change(ripas), unassigned(ripas)).map(Debt::flush)
+        let mut writer = self.write();
+        // One page that has an entry of its own takes one store.
+        if to - from == GRANULE_SIZE
+            && let Some(mut page) = writer.page(ipa(from), None)
+            && page.replace(restated(page.entry(), ripas))
+        {
+            return Ok(());
+        }
+        writer.restate(range, change(ripas), unassigned(ripas)).map(Debt::flush)
     }
 
     /// RTT folding (A5.5.6): gives the RTT of `level` at `address`.
