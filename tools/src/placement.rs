@@ -59,6 +59,7 @@ const UNSAFE: &[Place] = &[
     place("rmm-shim/src/granule.rs", "descriptors and RECs in their granules, tables that the host gives"),
     place("rmm-shim/src/by_stage2.rs", "what the world vouches for: memory that nobody else has"),
     place("rmm-shim/src/world.rs", "the contract of a world"),
+    place("rmm-shim/src/target.rs", "running a realm over its own stage 2"),
     place("rmm-shim/src/fake.rs", "the machine of the tests: tables and granules in memory of their own"),
     place("tools/bench/src/", "table memory that subjects share, and what they ask for"),
 ];
