@@ -701,6 +701,10 @@ fn realms(full: bool) -> Vec<Scenario> {
             &["cloven.requests=100", "cloven.realm=16M", "cloven.partial=64K"],
         ),
         Scenario::realm_of(
+            "a realm asks again for what its host has refused",
+            &["cloven.requests=100", "cloven.realm=16M", "cloven.reject=5"],
+        ),
+        Scenario::realm_of(
             "a realm gets memory back that its host had taken meanwhile",
             &["cloven.requests=100", "cloven.realm=16M", "cloven.reclaim=1"],
         ),

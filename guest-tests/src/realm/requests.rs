@@ -16,8 +16,8 @@ use hyp::caps::lifecycle::Phase;
 use hyp::caps::mailbox;
 use hyp::machine::Machine;
 use hyp::mapping::{Address, Pa, Range};
-use hyp::realm::Side;
 use hyp::realm::requests::{Requests, Subject, Tally, Worker};
+use hyp::realm::{Cause, SharingError, Side};
 use spin::{Mutex, Once};
 
 use crate::checks;
@@ -42,6 +42,9 @@ static WORKERS: Once<ArrayVec<Mutex<Worker>, MAX_CPUS>> = Once::new();
 static EACH: AtomicU64 = AtomicU64::new(0);
 /// Numbers of the mailboxes' tickets.
 static TICKETS: AtomicU64 = AtomicU64::new(1);
+/// How often what the host has refused is asked for again.
+const TRIES: usize = 8;
+
 /// Only the first failures are told in words.
 static TOLD: AtomicUsize = AtomicUsize::new(0);
 const MOST_TOLD: usize = 8;
@@ -62,10 +65,17 @@ impl Pages {
 impl Subject for Pages {
     fn set(&self, range: Range<Pa>, side: Side) -> bool {
         let shared = &own().shared;
-        let result = match side {
+        let mut result = match side {
             Side::Decrypted => shared.set_memory_decrypted(range),
             Side::Encrypted => shared.set_memory_encrypted(range),
         };
+        // A host that would not may have changed its mind.
+        for _ in 0..TRIES {
+            result = match result {
+                Err(SharingError::Unfinished(part)) if part.cause() == Cause::Rejected => shared.retry(part),
+                other => other,
+            };
+        }
         if let Err(error) = &result {
             Self::tell(format_args!("{range} is not {side:?}: {error}"));
         }
