@@ -6,6 +6,7 @@
 //! Each line `@cloven check NAME ok|FAIL DETAIL` is one check; `@cloven done COUNT` ends them.
 #![no_std]
 
+pub mod believed;
 pub mod cpus;
 pub mod entry;
 pub mod firmware;

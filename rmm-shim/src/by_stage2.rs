@@ -94,7 +94,6 @@ impl<'m, H: Mmu, E: Mmu, C> ByStage2<'m, H, E, C> {
 }
 
 // SAFETY: what is kept is in no map but EL2's, and `Ownership` gives it to nobody before `unkeep`.
-#[allow(unsafe_code)]
 unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     type Mmu = C::Mmu;
 

@@ -34,7 +34,6 @@ pub struct Features {
 ///
 /// # Safety
 /// Of who implements it: [`kept`](World::kept) gives memory that nobody else accesses from [`keep`](World::keep) to [`unkeep`](World::unkeep).
-#[allow(unsafe_code)]
 pub unsafe trait World {
     /// The MMU of a realm's stage 2. Its pool has no tables: the host gives them.
     type Mmu: Mmu;

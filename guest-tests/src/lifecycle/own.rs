@@ -5,16 +5,16 @@
 
 use core::ops::ControlFlow;
 
-use arm_sysregs::el1::accessors::*;
+use arm_sysregs::el1::accessors::read_id_aa64mmfr0_el1;
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
-use guest_tests::cpus;
 use guest_tests::entry::{self, Cpu};
 use guest_tests::memory::{MAX_CPUS, range, stack_end, symbol};
 use guest_tests::report::UART;
 use guest_tests::say;
+use guest_tests::{believed, cpus};
 use hyp::caps::admission::{Admission, Denied, OfPolicy, leaves_of_all};
-use hyp::caps::detect::{self, IdRegisters};
+use hyp::caps::detect::IdRegisters;
 use hyp::caps::gate::{Gate, Here};
 use hyp::caps::lifecycle::{Finalized, Lifecycle, Starting};
 use hyp::caps::mailbox::{Lines, Mailbox};
@@ -79,25 +79,13 @@ pub struct Told {
 
 impl Told {
     fn read(machine: &Machine<'_>) -> Self {
-        let level = |text: &str| text.parse().ok();
-        let levels = machine.parameter("cloven.bbm").and_then(|text| {
-            let (boot, others) = text.split_once(',').unwrap_or((text, text));
-            level(boot).zip(level(others))
-        });
         let finalize = machine.parameter("cloven.finalize").and_then(|text| text.parse().ok());
         Self {
-            levels,
+            levels: believed::levels(machine),
             policy: machine.parameter("cloven.policy").and_then(Policy::parse).unwrap_or_default(),
             late: machine.parameter("cloven.late").and_then(Late::parse).unwrap_or_default(),
             finalize: finalize.map_or(machine.cpus.len(), |count: usize| count.min(machine.cpus.len())),
         }
-    }
-
-    /// What CPU number `cpu` has, which says `registers` of itself.
-    fn capabilities(&self, cpu: usize, registers: &IdRegisters) -> Capabilities {
-        let own = detect::capabilities(registers);
-        let level = self.levels.map(|(boot, others)| if cpu == 0 { boot } else { others });
-        level.map_or(own, |level| detect::believed(own, level))
     }
 }
 
@@ -147,7 +135,7 @@ impl Own {
     /// # Errors
     /// [`Denied`].
     pub fn let_in(&self, cpu: usize, registers: &IdRegisters) -> Result<(), Denied> {
-        let set = self.told.capabilities(cpu, registers);
+        let set = believed::capabilities(self.told.levels, cpu, registers);
         self.admission.admit(set, &[&OfPolicy(self.map.map())]).map(drop)
     }
 
@@ -224,19 +212,6 @@ fn linear(range: Range<Pa>) -> Range<Va> {
     Range::new(range.start().get(), range.size()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What the running CPU says of itself.
-fn registers() -> IdRegisters {
-    IdRegisters {
-        midr: read_midr_el1().bits(),
-        mmfr0: read_id_aa64mmfr0_el1().bits(),
-        mmfr1: read_id_aa64mmfr1_el1().bits(),
-        mmfr2: read_id_aa64mmfr2_el1().bits(),
-        mmfr3: read_id_aa64mmfr3_el1().bits(),
-        isar0: read_id_aa64isar0_el1().bits(),
-        pfr1: read_id_aa64pfr1_el1().bits(),
-    }
-}
-
 /// The first `size` bytes in one of `parts` that begin a block.
 fn free(parts: &[Range<Pa>], size: u64, what: &str) -> Range<Pa> {
     let place = |part: &Range<Pa>| {
@@ -280,7 +255,7 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: Fdt<'_>) -> &'static Own {
     let regions = [take(REGION, "requests at EL1"), take(REGION, "requests at EL2")];
     let pinned = PINNED.call_once(|| [image, tables]);
 
-    let boot = LIFECYCLE.boot(told.capabilities(0, &registers()));
+    let boot = LIFECYCLE.boot(believed::capabilities(told.levels, 0, &believed::registers()));
     let boot = boot.unwrap_or_else(|| panic!("the boot CPU came twice"));
     let first = range(stack_end(MAX_CPUS - 1) + BOOT_TABLES * PAGE, end);
     // SAFETY: the image behind the stacks and the boot map: ours, and used for nothing else.

@@ -6,23 +6,21 @@
 
 use core::sync::atomic::AtomicU8;
 
-use arm_sysregs::el1::accessors::*;
+use arm_sysregs::el1::accessors::read_id_aa64mmfr0_el1;
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
-use guest_tests::cpus;
 use guest_tests::entry::{self, Cpu};
 use guest_tests::memory::{MAX_CPUS, range, stack_end, symbol};
 use guest_tests::report::{self, UART};
+use guest_tests::{believed, cpus};
 use hyp::caps::admission::{Admission, Denied, OfPolicy};
-use hyp::caps::detect::{self, IdRegisters};
+use hyp::caps::detect::IdRegisters;
 use hyp::caps::gate::{Gate, Here};
 use hyp::caps::lifecycle::{Lifecycle, Starting};
 use hyp::caps::mailbox::{Lines, Mailbox};
 use hyp::caps::policy::{Late, Policy};
 use hyp::machine::{MAX_RANGES, Machine};
-use hyp::mapping::{
-    Address, Attributes, Capabilities, Census, El1And0, Leaves, Linear, Options, Pa, Pool, Range, Slot,
-};
+use hyp::mapping::{Address, Attributes, Census, El1And0, Leaves, Linear, Options, Pa, Pool, Range, Slot};
 use hyp::realm::{Config, Granule, Rsi, RsiRealmConfig, SharedMemory};
 use hyp::stage1::install::{CpuMmu, IDENTITY};
 use hyp::stage1::{self, LinearMap, Registers};
@@ -110,7 +108,7 @@ impl Own {
     /// # Errors
     /// [`Denied`].
     pub fn let_in(&self, cpu: usize, registers: &IdRegisters) -> Result<(), Denied> {
-        let set = capabilities(self.levels, cpu, registers);
+        let set = believed::capabilities(self.levels, cpu, registers);
         self.admission.admit(set, &[&OfPolicy(self.shared.linear().map())]).map(drop)
     }
 
@@ -137,26 +135,6 @@ pub fn lines(cpu: usize) -> impl Lines {
     MAILBOXES[cpu].with(|at, size| unsafe { entry::clean(at as u64, (at + size) as u64) })
 }
 
-/// What CPU number `cpu`, which says `registers` of itself, has.
-fn capabilities(levels: Option<(u8, u8)>, cpu: usize, registers: &IdRegisters) -> Capabilities {
-    let own = detect::capabilities(registers);
-    let level = levels.map(|(boot, others)| if cpu == 0 { boot } else { others });
-    level.map_or(own, |level| detect::believed(own, level))
-}
-
-/// What the running CPU says of itself.
-fn registers() -> IdRegisters {
-    IdRegisters {
-        midr: read_midr_el1().bits(),
-        mmfr0: read_id_aa64mmfr0_el1().bits(),
-        mmfr1: read_id_aa64mmfr1_el1().bits(),
-        mmfr2: read_id_aa64mmfr2_el1().bits(),
-        mmfr3: read_id_aa64mmfr3_el1().bits(),
-        isar0: read_id_aa64isar0_el1().bits(),
-        pfr1: read_id_aa64pfr1_el1().bits(),
-    }
-}
-
 /// The first `size` bytes in one of `parts` that begin a block.
 fn place(parts: impl Iterator<Item = Range<Pa>>, size: u64, what: &str) -> Range<Pa> {
     let place = |part: Range<Pa>| {
@@ -174,11 +152,7 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: Fdt<'_>, monitor: &Rsi<Smc
     type A = Attributes<El1And0>;
     let mut buffer = Granule(RsiRealmConfig::zeroed());
     let config = monitor.config(&mut buffer).unwrap_or_else(|error| panic!("realm: {error}"));
-    let level = |text: &str| text.parse().ok();
-    let levels = machine.parameter("cloven.bbm").and_then(|text| {
-        let (boot, others) = text.split_once(',').unwrap_or((text, text));
-        level(boot).zip(level(others))
-    });
+    let levels = believed::levels(machine);
     let [start, rodata, data, end] = [
         symbol(&raw const entry::image_start),
         symbol(&raw const entry::image_rodata),
@@ -206,8 +180,7 @@ pub unsafe fn enable_mmu(machine: &Machine<'_>, tree: Fdt<'_>, monitor: &Rsi<Smc
     let pinned = PINNED.call_once(|| [image, tables]);
     let free = machine.memory.iter().flat_map(|bank| bank.minus(&taken)).collect();
 
-    let own = registers();
-    let boot = LIFECYCLE.boot(capabilities(levels, 0, &own));
+    let boot = LIFECYCLE.boot(believed::capabilities(levels, 0, &believed::registers()));
     let boot = boot.unwrap_or_else(|| panic!("the boot CPU came twice"));
     let first = range(stack_end(MAX_CPUS - 1) + BOOT_TABLES * PAGE, end);
     // SAFETY: the image behind the stacks and the boot map: ours, and used for nothing else.

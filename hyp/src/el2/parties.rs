@@ -13,11 +13,10 @@ use super::cache;
 use super::cpu::Features;
 use super::inject::EntryFeatures;
 use super::pages::{Pages, Refused};
-use super::percpu::PerCpu;
 use super::quiet::{ENTRY, Here};
 use crate::caps::gate::Gate;
 use crate::machine::MAX_CPUS;
-use crate::mapping::{Capabilities, Pa, Range, Slot};
+use crate::mapping::{Capabilities, Pa, Range};
 use crate::owner::{Held, Memory, Ownership};
 use crate::stage2::install::GuestMmu;
 use crate::stage2::{CpuLimits, Registers};
@@ -40,15 +39,13 @@ pub struct Parties {
     /// Access to granules at EL2, whose map has them at their physical addresses.
     pub memory: Memory,
     /// The machine's RAM, the hypervisor's included.
-    pub ram: &'static [Range<Pa>],
+    ram: &'static [Range<Pa>],
     /// What of it is the hypervisor's from the start.
-    pub own: &'static [Range<Pa>],
+    own: &'static [Range<Pa>],
     /// What all CPUs can address.
     pub limits: CpuLimits,
     /// What all CPUs have that changes how an exception is taken.
     pub entry: EntryFeatures,
-    /// Where each CPU says that it walks a map, whichever it is.
-    pub slots: &'static [Slot],
     host: &'static HostMap,
 }
 
@@ -65,12 +62,7 @@ impl Parties {
         let memory = unsafe { Memory::new(0) };
         let owners = Ownership::new(host, el2.map(), memory);
         let Features { limits, entry, .. } = *features;
-        Self { owners, memory, ram, own, limits, entry, slots: &SLOTS, host }
-    }
-
-    /// The number of the running CPU, that of its slot.
-    pub fn cpu(&self) -> usize {
-        PerCpu::this().number()
+        Self { owners, memory, ram, own, limits, entry, host }
     }
 
     /// Whether all of a range is RAM that the host may have.
