@@ -189,3 +189,20 @@ pub fn unpack(package: &Path, pattern: &str) -> Result<Vec<u8>> {
     ensure!(!tar.stdout.is_empty(), "{} holds no {pattern}", package.display());
     Ok(tar.stdout)
 }
+
+/// Unpacks all files whose paths in the package match `pattern` (a shell pattern) below `into`.
+pub fn unpack_all(package: &Path, pattern: &str, into: &Path) -> Result<()> {
+    let mut dpkg = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(package)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start dpkg-deb")?;
+    let archive = dpkg.stdout.take().expect("stdout is a pipe");
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--wildcards", "--directory"]).arg(into).arg(pattern);
+    let status = tar.stdin(archive).stderr(Stdio::null()).status().context("cannot start tar")?;
+    dpkg.wait()?;
+    ensure!(status.success(), "{} holds no {pattern}", package.display());
+    Ok(())
+}

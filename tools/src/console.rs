@@ -2,11 +2,14 @@
 //!
 //! Invariant: every line is kept as what it is or counted as malformed; nothing the guest prints can end the program.
 
-use std::{collections::VecDeque, fmt};
+use std::{collections::VecDeque, fmt, time::Duration};
 
 use serde::Serialize;
 
 use crate::maps::Dumps;
+
+/// What the hypervisor says of a realm's kernel that has no code for realms.
+const NEVER_ASKED: &str = "never asked RSI_VERSION";
 
 /// How many of the last lines are kept for a report.
 const TAIL: usize = 15;
@@ -53,6 +56,15 @@ pub struct Figure {
     pub unit: String,
 }
 
+/// An attestation token that a realm has got.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Token {
+    /// The token, in base64.
+    pub base64: String,
+    /// The challenge that it must contain, in hexadecimal digits.
+    pub challenge: String,
+}
+
 /// One line of the console.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Line<'a> {
@@ -70,6 +82,16 @@ pub enum Line<'a> {
     Measured(&'a str),
     /// `@cloven rim DIGITS`: a realm's own RIM.
     Rim(&'a str),
+    /// `@cloven token BASE64 CHALLENGE`: a realm's attestation token, and in hexadecimal digits what it was asked to contain.
+    Token(Token),
+    /// `@cloven moment NAME`: something has come as far as that.
+    Moment(&'a str),
+    /// `hvc0: cloven: …`: what the checks of a realm have written to its virtio console.
+    VirtioConsole(&'a str),
+    /// A check that the hypervisor has made, and no guest has counted.
+    OwnCheck(Check),
+    /// A line in which the hypervisor explains why a realm's kernel cannot run: it has never asked whether it is in a realm.
+    NoRealmKernel(&'a str),
     /// A line that begins with `@cloven` and is none of these: part of it was lost.
     Malformed(&'a str),
     /// `cloven[N] fatal: TEXT`
@@ -102,9 +124,18 @@ pub fn parse(line: &str) -> Line<'_> {
             }
         }
         if let Some(record) = plain.strip_prefix("info: @cloven ") {
-            return parse_record(record).unwrap_or(Line::Malformed(line));
+            return match parse_record(record) {
+                Some(Line::Check(check)) => Line::OwnCheck(check),
+                other => other.unwrap_or(Line::Malformed(line)),
+            };
+        }
+        if let Some(at) = plain.find("policy: ").filter(|_| plain.contains(NEVER_ASKED)) {
+            return Line::NoRealmKernel(&plain[at..]);
         }
         return Line::Hypervisor(text);
+    }
+    if let Some(text) = line.strip_prefix("hvc0: cloven: ") {
+        return Line::VirtioConsole(text);
     }
     if is_kernel_fault(line) { Line::KernelFault(line) } else { Line::Guest(line) }
 }
@@ -137,6 +168,13 @@ fn parse_record(record: &str) -> Option<Line<'_>> {
         "dump" => Line::Dump(rest),
         "measured" => Line::Measured(rest),
         "rim" => Some(rest.trim()).filter(|rest| is_rim(rest)).map(Line::Rim)?,
+        "token" => {
+            let word = |word: Option<&str>| word.filter(|word| !word.is_empty()).map(str::to_owned);
+            let token = Token { base64: word(words.next())?, challenge: word(words.next())? };
+            let is_whole = is_base64(&token.base64) && is_hexadecimal(&token.challenge);
+            is_whole.then_some(Line::Token(token))?
+        }
+        "moment" => Some(rest.trim()).filter(|name| !name.is_empty()).map(Line::Moment)?,
         "done" => Line::Done(rest.trim().parse().ok()?),
         _ => return None,
     })
@@ -144,7 +182,20 @@ fn parse_record(record: &str) -> Option<Line<'_>> {
 
 /// Whether these are the digits of a hash of 256 or 512 bits.
 fn is_rim(digits: &str) -> bool {
-    matches!(digits.len(), 64 | 128) && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+    matches!(digits.len(), 64 | 128) && is_hexadecimal(digits)
+}
+
+/// Whether these are whole bytes in hexadecimal digits.
+fn is_hexadecimal(digits: &str) -> bool {
+    digits.len().is_multiple_of(2) && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether these are whole groups of base64 (RFC 4648, 4).
+fn is_base64(text: &str) -> bool {
+    let digits = text.trim_end_matches('=');
+    text.len().is_multiple_of(4)
+        && text.len() - digits.len() <= 2
+        && digits.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
 }
 
 /// Whether Linux says here that it is broken. `BUG:` must be a word of its own (`DEBUG:` is not).
@@ -169,8 +220,22 @@ pub struct Transcript {
     pub measured: Vec<String>,
     /// What the realm says that its RIM is.
     pub rim: Option<String>,
-    /// The number of checks that the guest says it printed.
+    /// The last attestation token that the realm has got.
+    pub token: Option<Token>,
+    /// How many it has got.
+    pub tokens: usize,
+    /// The number of checks that the guests say they printed, all together.
     pub done: Option<usize>,
+    /// How many times one has said so.
+    pub ends: usize,
+    /// How many of the checks are the hypervisor's own.
+    pub own_checks: usize,
+    /// What its checks have written to its virtio console.
+    pub virtio_console: Option<String>,
+    /// Why the realm's kernel cannot run in a realm.
+    pub no_realm_kernel: Option<String>,
+    /// When something had come how far, from when on the run is counted: see [`crate::qemu::Follow`].
+    pub moments: Vec<(String, Duration)>,
     /// The first fatal message of the hypervisor.
     pub fatal: Option<String>,
     /// The first message of a broken Linux.
@@ -190,7 +255,22 @@ impl Transcript {
             Line::Check(check) => self.checks.push(check),
             Line::Figure(figure) => self.figures.push(figure),
             Line::View(text) => self.view.push(text.to_owned()),
-            Line::Done(count) => self.done = Some(count),
+            Line::OwnCheck(check) => {
+                self.own_checks += 1;
+                self.checks.push(check);
+            }
+            Line::Done(count) => {
+                self.done = Some(self.done.unwrap_or(0).saturating_add(count));
+                self.ends += 1;
+            }
+            // It is long, and no text.
+            Line::Token(token) => {
+                self.token = Some(token);
+                self.tokens += 1;
+                return None;
+            }
+            Line::VirtioConsole(text) => keep_first(&mut self.virtio_console, text),
+            Line::NoRealmKernel(text) => keep_first(&mut self.no_realm_kernel, text),
             // There are many, and nobody reads them.
             Line::Dump(text) => {
                 if self.dumps.push(text).is_err() {
@@ -214,7 +294,8 @@ impl Transcript {
                 description = describe(offset);
                 self.calls.extend(description.clone());
             }
-            Line::Hypervisor(_) | Line::Guest(_) => {}
+            // When that is, who reads the console knows.
+            Line::Moment(_) | Line::Hypervisor(_) | Line::Guest(_) => {}
         }
         let line = line.trim_end();
         if !line.is_empty() {
@@ -232,6 +313,13 @@ impl Transcript {
     /// The last lines, oldest first.
     pub fn tail(&self) -> impl Iterator<Item = &str> {
         self.tail.iter().map(String::as_str)
+    }
+
+    /// Notes that something has come so far, `after` the run began; what comes again is not noted again.
+    pub fn note(&mut self, moment: &str, after: Duration) {
+        if !self.moments.iter().any(|(name, _)| name == moment) {
+            self.moments.push((moment.to_owned(), after));
+        }
     }
 
     /// The value of the last figure `name`.
@@ -255,7 +343,8 @@ mod tests {
     #[test]
     fn records_are_read_with_and_without_the_hypervisors_prefix() {
         assert_eq!(parse("@cloven check a.b ok all is well\r"), check("a.b", CheckResult::Ok, "all is well"));
-        assert_eq!(parse("cloven[3] info: @cloven check x FAIL"), check("x", CheckResult::Fail, ""));
+        let own = Check { name: "x".into(), result: CheckResult::Fail, detail: "".into() };
+        assert_eq!(parse("cloven[3] info: @cloven check x FAIL"), Line::OwnCheck(own));
         let figure = Figure { name: "memory.reserved".into(), value: 8388608, unit: "bytes".into() };
         assert_eq!(parse("@cloven figure memory.reserved 8388608 bytes"), Line::Figure(figure));
         assert_eq!(parse("cloven[0] info: @cloven done 12"), Line::Done(12));
@@ -273,6 +362,12 @@ mod tests {
             "@cloven verdict pass",
             "@cloven rim 0123",
             "@cloven measured",
+            "@cloven token AAAA",
+            "@cloven token AAA 00",
+            "@cloven token A=AA 00",
+            "@cloven token AA-A 00",
+            "@cloven token AAAA 0",
+            "@cloven moment",
             "cloven[0] info: @cloven done",
         ] {
             assert_eq!(parse(line), Line::Malformed(line));
@@ -353,6 +448,47 @@ mod tests {
         assert_eq!(transcript.measured, ["realm 2"]);
         assert_eq!(transcript.rim, Some("0a".repeat(32)));
         assert_eq!(transcript.malformed, None);
+    }
+
+    #[test]
+    fn the_last_token_is_kept_with_its_challenge_and_is_no_text() {
+        let mut transcript = Transcript::default();
+        for line in ["@cloven token AAA= 00", "@cloven token aZ09+/A= 01fF"] {
+            transcript.push(line, |_| None);
+        }
+        let token = Token { base64: "aZ09+/A=".into(), challenge: "01fF".into() };
+        assert_eq!((transcript.token.clone(), transcript.tokens), (Some(token), 2));
+        assert_eq!((transcript.tail().count(), transcript.malformed), (0, None));
+    }
+
+    #[test]
+    fn guests_count_their_own_checks_and_the_hypervisors_are_apart() {
+        let mut transcript = Transcript::default();
+        for line in
+            ["@cloven check a ok", "@cloven done 1", "cloven[0] info: @cloven check b ok", "@cloven done 2"]
+        {
+            transcript.push(line, |_| None);
+        }
+        assert_eq!((transcript.checks.len(), transcript.own_checks), (2, 1));
+        assert_eq!((transcript.done, transcript.ends), (Some(3), 2));
+    }
+
+    #[test]
+    fn a_kernel_without_code_for_realms_is_told_from_others() {
+        let text = "policy: the guest accessed IPA 0x9000000 as if it were no realm, and has never asked RSI_VERSION: a kernel without";
+        for level in ["", "warn: ", "error: "] {
+            let line = format!("cloven[1] {level}{text}");
+            assert_eq!(parse(&line), Line::NoRealmKernel(text), "{line}");
+        }
+        assert_eq!(parse(text), Line::Guest(text));
+        assert_eq!(parse("cloven[1] info: policy: a realm"), Line::Hypervisor("info: policy: a realm"));
+    }
+
+    #[test]
+    fn the_first_time_of_a_moment_is_noted() {
+        let mut transcript = Transcript::default();
+        [1, 2].map(|seconds| transcript.note("shell", Duration::from_secs(seconds)));
+        assert_eq!(transcript.moments, [("shell".to_owned(), Duration::from_secs(1))]);
     }
 
     #[test]

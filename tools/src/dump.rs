@@ -59,7 +59,7 @@ pub fn run(args: &DumpArgs) -> Result<bool> {
     report::check_json(args.json.as_deref())?;
     report::check_json(args.svg.as_deref())?;
     ensure!(!args.boot.is_quiet(), "maps are told with --log info or more");
-    let mut ready = args.boot.ready(false, &[images::DUMP])?;
+    let mut ready = args.boot.ready(false, &[images::DUMP], None)?;
     ready.append.push(PARAMETER.to_owned());
     let timeout = args.boot.timeout(PAYLOAD_TIMEOUT);
     let outcome = ready.run(Follow { timeout, ..Follow::default() })?;

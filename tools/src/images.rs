@@ -141,13 +141,18 @@ pub fn hypervisor(platform: &str, features: &[String]) -> Result<Image> {
     Ok(Image { realm, ..convert(platform, &name)? })
 }
 
-/// Builds the program that a Linux host works with.
-pub fn host_work() -> Result<PathBuf> {
-    const NAME: &str = "host-work";
+/// The program that a Linux host works with.
+pub const HOST_WORK: &str = "host-work";
+/// The program by which a Linux realm shares memory and takes it back.
+pub const SHARE_MEMORY: &str = "share-memory";
+
+/// Builds a program for a Linux guest.
+pub fn guest_program(name: &str) -> Result<PathBuf> {
     workspace::ensure_target(LINUX_TARGET)?;
     let mut build = workspace::cargo();
-    workspace::run(build.args(["build", "--quiet", "--release", "--target", LINUX_TARGET, "-p", NAME]))?;
-    Ok(workspace::target_dir().join(LINUX_TARGET).join("release").join(NAME))
+    build.args(["build", "--quiet", "--release", "--target", LINUX_TARGET, "-p", HOST_WORK, "--bin", name]);
+    workspace::run(&mut build)?;
+    Ok(workspace::target_dir().join(LINUX_TARGET).join("release").join(name))
 }
 
 /// Copies cargo's ELF `binary` to `NAME.elf` in the images directory and makes `NAME.img` of it.

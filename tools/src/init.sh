@@ -25,6 +25,11 @@ figure() {
     echo "@cloven figure $*"
 }
 
+# moment NAME: xtask notes when it sees that
+moment() {
+    echo "@cloven moment $1"
+}
+
 # told WORD: whether the command line has it
 told() {
     grep -qwF "$1" /proc/cmdline
@@ -49,6 +54,7 @@ ticks() {
 }
 
 echo "Linux $(uname -r)"
+moment first_process
 
 cpu_dir=/sys/devices/system/cpu
 if told maxcpus=1; then
@@ -94,6 +100,11 @@ if told cloven.view; then
     dmesg | sed -n 's/^\[[^]]*\] \(CPU features: .*\)/\1/p' | view feature
     echo "@cloven done $checks"
     poweroff -f
+fi
+
+# Where only the boot is to be seen, no work is done.
+if told cloven.brief; then
+    cpus=0
 fi
 
 expected=4dee400da20bb6b7cfd1721c3383c86bb26571402edfe6631109445b28632130
@@ -144,7 +155,8 @@ if told cloven.suspend; then
     fi
 fi
 
-if ! told nokaslr; then
+# A realm is given no seed: two realms of the same files are to have the same measurement.
+if ! told nokaslr && [ ! -e /realm.sh ]; then
     kaslr=$(dmesg | sed -n 's/^.*\(KASLR .*\)/\1/p')
     if [ "$kaslr" = "KASLR enabled" ]; then
         check linux.kaslr ok
@@ -172,6 +184,10 @@ if [ -n "$seconds" ]; then
     checks=$((checks + $(grep -c '^@cloven check' /tmp/work)))
 fi
 
+if [ -e /realm.sh ]; then
+    . /realm.sh
+fi
+
 offence=$(dmesg | grep -m 1 -E 'WARNING:|Oops|(^|[^A-Za-z0-9])BUG:')
 if [ -z "$offence" ]; then
     check linux.dmesg_clean ok
@@ -180,6 +196,7 @@ else
 fi
 
 echo "@cloven done $checks"
+moment shell
 
 if told cloven.shell; then
     echo

@@ -4,6 +4,7 @@
 //! cache satisfies uses no network and no package tool.
 
 use std::{
+    collections::BTreeMap,
     env, fmt, fs,
     io::{IsTerminal, Read, Write},
     path::{Path, PathBuf},
@@ -14,6 +15,7 @@ use std::{
 use anyhow::{Context, Error, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use lzma_rust2::XzReader;
+use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::{
@@ -24,9 +26,38 @@ use crate::{
 const SUITES: [&str; 2] = ["trixie", "trixie-backports"];
 const ARCHITECTURE: &str = "arm64";
 const INIT: &[u8] = include_bytes!("init.sh");
+/// What the first process runs beside it in a realm.
+const REALM: &[u8] = include_bytes!("realm.sh");
 
-/// The modules that the work of a host needs, each after those that it depends on.
-const MODULES: [&str; 4] = ["failover", "net_failover", "virtio_net", "virtio_blk"];
+/// The modules that a kernel is given, without those that they depend on.
+#[derive(Clone, Copy, Debug)]
+enum Modules {
+    /// For the work of a host.
+    Work,
+    /// For a realm: its attestation token, its devices, and a device without hardware that shares memory as real ones do.
+    Realm,
+}
+
+impl Modules {
+    const ALL: [Self; 2] = [Self::Work, Self::Realm];
+
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Work => &["virtio_net", "virtio_blk"],
+            Self::Realm => &["arm-cca-guest", "virtio_mmio", "virtio_blk", "vivid"],
+        }
+    }
+
+    /// The name in the cache of what a kernel has of them. It follows from what they are, so that nothing older is taken for them.
+    fn cached(self, Kernel { version, flavour, .. }: &Kernel) -> String {
+        let digest = Sha256::digest(self.names().join(" "));
+        let digits: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        format!("modules-{version}{}-{digits}.cpio", flavour.suffix())
+    }
+}
+
+/// The first version that can run in a realm.
+const FIRST_FOR_REALMS: [u32; 2] = [6, 13];
 /// Bytes of the disk that the work gets.
 const DISK: u64 = 64 << 20;
 
@@ -35,6 +66,12 @@ pub const PARAMETERS: &str = "console=ttyAMA0 panic=-1";
 
 /// The kernel parameter that makes the initramfs end in a shell.
 pub const SHELL: &str = "cloven.shell";
+
+/// The parameter that tells the initramfs of a realm that its devices are those of a virtual machine monitor.
+pub const VMM: &str = "cloven.vmm";
+
+/// The parameter that makes the initramfs look at the boot only.
+pub const BRIEF: &str = "cloven.brief";
 
 /// The kernel parameters that make the initramfs of [`Store::work_initramfs`] work for so many seconds. The program maps what is no RAM.
 pub fn work_parameters(seconds: u64) -> String {
@@ -56,6 +93,18 @@ impl Version {
     /// Whether `self`, a request, is satisfied by the full version `other`.
     pub fn includes(&self, other: &Self) -> bool {
         other.0.starts_with(&self.0)
+    }
+}
+
+impl Version {
+    /// An error in one line if no such kernel can run in a realm.
+    pub fn check_realm(&self) -> Result<()> {
+        let [major, minor] = FIRST_FOR_REALMS;
+        ensure!(
+            self.0[..] >= FIRST_FOR_REALMS[..],
+            "Linux {self} has no code for realms, which came with {major}.{minor}: give --linux 6.18 or 7.2 (or the kernel by --kernel, to see how it ends)"
+        );
+        Ok(())
     }
 }
 
@@ -249,14 +298,13 @@ impl Store {
         self.keep(name, &apt::unpack(&file, pattern)?)
     }
 
-    /// The modules of `kernel` that its work needs, as an archive to be put behind an initramfs.
-    fn modules(&mut self, kernel: &Kernel) -> Result<PathBuf> {
-        let Kernel { version, flavour, .. } = kernel;
-        let name = format!("modules-{version}{}.cpio", flavour.suffix());
-        let path = self.dir.join(&name);
+    /// Modules of `kernel`, as an archive to be put behind an initramfs.
+    fn modules(&mut self, kernel: &Kernel, modules: Modules) -> Result<PathBuf> {
+        let path = self.dir.join(modules.cached(kernel));
         if path.is_file() {
             return Ok(path);
         }
+        let version = &kernel.version;
         let progress = Progress::start(&format!("the modules of Linux {version}"));
         let names = self.apt()?.names("^linux-(image|modules)-[0-9]")?;
         let package = Package::of_modules(names.iter().map(String::as_str), kernel).with_context(|| {
@@ -268,15 +316,20 @@ impl Store {
         progress.show(&package.name);
         let file = self.apt()?.download(&package.name, |percent| progress.percent(percent))?;
         progress.show("unpacking");
-        let mut modules = Vec::new();
-        for (number, name) in MODULES.into_iter().enumerate() {
-            let module = plain_module(apt::unpack(&file, &format!("*/{name}.ko*"))?)?;
-            // Loaded in the order of their names.
-            modules.push((format!("modules/{number}-{name}.ko"), module));
+        let unpacked = tempfile::tempdir().context("cannot make a directory for modules")?;
+        apt::unpack_all(&file, "*.ko*", unpacked.path())?;
+        let mut files = BTreeMap::new();
+        list_modules(unpacked.path(), &mut files)?;
+        // The package is large: whoever comes later needs nothing of it again.
+        for modules in Modules::ALL {
+            let loaded = with_needed(modules.names(), |name| {
+                let file = files.get(name).with_context(|| format!("there is no module {name}"))?;
+                let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+                plain_module(bytes)
+            })?;
+            self.keep(&modules.cached(kernel), &module_archive(&loaded)?)?;
         }
-        let mut entries = vec![("modules", DIRECTORY, &b""[..])];
-        entries.extend(modules.iter().map(|(name, module)| (name.as_str(), FILE, &module[..])));
-        self.keep(&name, &archive(&entries)?)
+        Ok(path)
     }
 
     /// The initramfs with the checks, packed anew.
@@ -288,14 +341,32 @@ impl Store {
     /// The initramfs with the checks and what a host with `kernel` needs for its work, packed anew: archives behind each other, which
     /// Linux unpacks in turn (its `buffer-format.rst`).
     pub fn work_initramfs(&mut self, kernel: &Kernel) -> Result<PathBuf> {
-        let modules = self
-            .modules(kernel)
-            .with_context(|| format!("there are no modules of Linux {}", kernel.version))?;
-        let program = fs::read(images::host_work()?).context("cannot read the program of the work")?;
+        let modules = self.known_modules(kernel, Modules::Work)?;
+        let program = fs::read(images::guest_program(images::HOST_WORK)?)
+            .context("cannot read the program of the work")?;
         let mut all = fs::read(self.initramfs()?).context("cannot read the initramfs")?;
         all.extend(archive(&[("bin/host-work", PROGRAM, &program)])?);
-        all.extend(fs::read(modules).context("cannot read the cached modules")?);
+        all.extend(modules);
         written("initramfs-work.cpio", &all)
+    }
+
+    /// The initramfs with the checks of a realm, packed anew, with the modules of `kernel` if it is one of the distribution's.
+    pub fn realm_initramfs(&mut self, kernel: Option<&Kernel>) -> Result<PathBuf> {
+        let mut all = fs::read(self.initramfs()?).context("cannot read the initramfs")?;
+        let program = images::guest_program(images::SHARE_MEMORY)?;
+        let program = fs::read(program).context("cannot read the program that shares memory")?;
+        all.extend(archive(&[("realm.sh", FILE, REALM), ("bin/share-memory", PROGRAM, &program)])?);
+        if let Some(kernel) = kernel {
+            all.extend(self.known_modules(kernel, Modules::Realm)?);
+        }
+        written("initramfs-realm.cpio", &all)
+    }
+
+    fn known_modules(&mut self, kernel: &Kernel, modules: Modules) -> Result<Vec<u8>> {
+        let path = self
+            .modules(kernel, modules)
+            .with_context(|| format!("there are no modules of Linux {}", kernel.version))?;
+        fs::read(path).context("cannot read the cached modules")
     }
 
     fn apt(&mut self) -> Result<&Apt> {
@@ -365,6 +436,76 @@ fn plain_module(bytes: Vec<u8>) -> Result<Vec<u8>> {
     let mut module = Vec::new();
     XzReader::new(&bytes[..], true).read_to_end(&mut module).context("a packed module is broken")?;
     Ok(module)
+}
+
+/// A module's name, whether its file's or that by which another one names it.
+fn module_name(text: &str) -> String {
+    text.replace('-', "_")
+}
+
+/// The modules below `dir`, by name.
+fn list_modules(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            list_modules(&path, files)?;
+        } else if let Some(name) = path.file_name().and_then(|name| name.to_str())
+            && let Some((name, _)) = name.split_once(".ko")
+        {
+            files.insert(module_name(name), path);
+        }
+    }
+    Ok(())
+}
+
+/// The modules that a module says it needs (`depends=` in its section .modinfo).
+fn needed(module: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"\0depends=";
+    let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else { return Vec::new() };
+    let value = &module[at + KEY.len()..];
+    let value = &value[..value.iter().position(|byte| *byte == 0).unwrap_or(value.len())];
+    let names = String::from_utf8_lossy(value);
+    names.split(',').filter(|name| !name.is_empty()).map(module_name).collect()
+}
+
+/// The modules of these names, each behind those that it needs. `read` reads one.
+fn with_needed(
+    names: &[&str],
+    mut read: impl FnMut(&str) -> Result<Vec<u8>>,
+) -> Result<Vec<(String, Vec<u8>)>> {
+    fn add(
+        name: &str,
+        all: &mut Vec<(String, Vec<u8>)>,
+        begun: &mut Vec<String>,
+        read: &mut dyn FnMut(&str) -> Result<Vec<u8>>,
+    ) -> Result<()> {
+        if begun.iter().any(|it| it == name) {
+            return Ok(());
+        }
+        begun.push(name.to_owned());
+        let module = read(name)?;
+        for needed in needed(&module) {
+            add(&needed, all, begun, read)?;
+        }
+        all.push((name.to_owned(), module));
+        Ok(())
+    }
+    let (mut all, mut begun) = (Vec::new(), Vec::new());
+    for name in names {
+        add(&module_name(name), &mut all, &mut begun, &mut read)?;
+    }
+    Ok(all)
+}
+
+/// An archive of modules. They are loaded in the order of their names.
+fn module_archive(modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+    let named: Vec<_> = (0..)
+        .zip(modules)
+        .map(|(number, (name, module))| (format!("modules/{number:02}-{name}.ko"), module))
+        .collect();
+    let mut entries = vec![("modules", DIRECTORY, &b""[..])];
+    entries.extend(named.iter().map(|(name, module)| (name.as_str(), FILE, &module[..])));
+    archive(&entries)
 }
 
 /// Writes a file beside the images.
@@ -507,6 +648,64 @@ mod tests {
         assert_eq!(chosen("7.2.12").unwrap(), "linux-modules-7.2.12+deb13-arm64");
         assert_eq!(chosen("6.18.15").unwrap(), "linux-image-6.18.15+deb13-arm64");
         assert_eq!(chosen("7.2"), None);
+    }
+
+    #[test]
+    fn a_kernel_that_knows_nothing_of_realms_is_refused_in_one_line() {
+        let refusal =
+            |text: &str| text.parse::<Version>().unwrap().check_realm().err().map(|e| e.to_string());
+        for version in ["6.13", "6.18.15", "7.0", "7.2"] {
+            assert_eq!(refusal(version), None);
+        }
+        for version in ["6.12", "6.12.107", "5.19"] {
+            let text = refusal(version).unwrap();
+            assert!(
+                text.starts_with(&format!("Linux {version} has no code for realms")) && !text.contains('\n')
+            );
+        }
+    }
+
+    /// What stands of a module's needs in it.
+    fn module(needs: &str) -> Vec<u8> {
+        format!("\x7fELF…\0alias=x\0depends={needs}\0vermagic=1\0").into_bytes()
+    }
+
+    #[test]
+    fn modules_come_behind_those_that_they_need() {
+        let read = |name: &str| {
+            Ok(module(match name {
+                "arm_cca_guest" => "tsm-report",
+                "tsm_report" => "configfs",
+                "vivid" => "cec,configfs",
+                // Nobody's but to be tried.
+                "loop_a" => "loop_b",
+                "loop_b" => "loop_a",
+                "configfs" | "cec" => "",
+                _ => bail!("there is no module {name}"),
+            }))
+        };
+        let names = |roots: &[&str]| {
+            let all = with_needed(roots, read)?;
+            Ok::<_, Error>(all.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(
+            names(&["arm-cca-guest", "vivid"]).unwrap(),
+            "configfs tsm_report arm_cca_guest cec vivid"
+        );
+        assert_eq!(names(&["loop_a"]).unwrap(), "loop_b loop_a");
+        assert!(names(&["vivid", "other"]).is_err());
+        assert!(needed(b"no module").is_empty() && needed(b"\0depends=").is_empty());
+    }
+
+    #[test]
+    fn the_cache_keeps_sets_of_modules_apart() {
+        let kernel = Kernel { path: "".into(), version: "7.2.12".parse().unwrap(), flavour: Flavour::Plain };
+        let [work, realm] = Modules::ALL.map(|modules| modules.cached(&kernel));
+        assert_ne!(work, realm);
+        for name in [work, realm] {
+            // That was the name when there was one set.
+            assert!(name.starts_with("modules-7.2.12-arm64-") && name != "modules-7.2.12-arm64.cpio");
+        }
     }
 
     #[test]

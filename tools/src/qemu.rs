@@ -44,6 +44,12 @@ const RAM_START: u64 = 0x4000_0000;
 const HOST_KERNEL: u64 = RAM_START + (16 << 20);
 /// Where the initramfs goes if it is not QEMU's Linux loader that puts it there: where that would.
 const INITRD: u64 = RAM_START + (128 << 20);
+/// Where the kernel goes that a virtual machine monitor in the host makes a realm of: above where QEMU's Linux loader puts the device tree.
+const REALM_KERNEL: u64 = RAM_START + (256 << 20);
+/// Where its initramfs goes.
+const REALM_INITRD: u64 = RAM_START + (384 << 20);
+/// Where that must end.
+const REALM_END: u64 = RAM_START + (512 << 20);
 /// Where a device tree goes that is not QEMU's own: behind QEMU's (1 MiB at the start of RAM) and the image under U-Boot.
 const TREE: u64 = RAM_START + (8 << 20);
 /// The most that a tree may take there.
@@ -158,6 +164,8 @@ pub struct Boot {
     pub host_kernel: Option<PathBuf>,
     /// The initramfs.
     pub initrd: Option<PathBuf>,
+    /// The kernel and the initramfs of a realm that the payload makes, put into the host's RAM.
+    pub realm: Option<[PathBuf; 2]>,
     /// The command line.
     pub append: String,
     /// A device tree in place of QEMU's own.
@@ -180,6 +188,24 @@ impl Boot {
             Ok::<_, Error>(size.transpose()?.map(|size| (address, size)))
         };
         Ok([area(&self.host_kernel, HOST_KERNEL)?, area(&self.initrd, INITRD)?])
+    }
+
+    /// What the host's payload is told of the kernel and the initramfs of a realm in these files.
+    pub fn realm_parameters([kernel, initrd]: &[PathBuf; 2]) -> Result<[String; 2]> {
+        let told = |name: &str, path: &Path, at: u64, end: u64| {
+            let size = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+            ensure!(
+                size <= end - at,
+                "{} has {size} bytes, and there is room for {}",
+                path.display(),
+                end - at
+            );
+            Ok(format!("cloven.guest-{name}={at:#x},{size:#x}"))
+        };
+        Ok([
+            told("kernel", kernel, REALM_KERNEL, REALM_INITRD)?,
+            told("initrd", initrd, REALM_INITRD, REALM_END)?,
+        ])
     }
 
     /// What is typed to U-Boot, and after which text.
@@ -318,6 +344,12 @@ impl Qemu {
         if let Some(kernel) = &boot.host_kernel {
             let kernel = escaped(kernel);
             command.args(["-device", &format!("guest-loader,addr={HOST_KERNEL:#x},kernel={kernel}")]);
+        }
+        if let Some([kernel, initrd]) = &boot.realm {
+            for (path, at) in [(kernel, REALM_KERNEL), (initrd, REALM_INITRD)] {
+                let device = format!("loader,file={},addr={at:#x},force-raw=on", escaped(path));
+                command.args(["-device", &device]);
+            }
         }
         if let Some(initrd) = &boot.initrd {
             command.arg("-initrd").arg(initrd);
@@ -472,6 +504,8 @@ pub struct Follow<'a> {
     pub echo: bool,
     /// What is typed to the console, each behind a text that comes after the one before it. Not where it is the user's.
     pub typed: Vec<(&'static str, String)>,
+    /// From when on the moments that the console names are counted, if not from the start of QEMU.
+    pub since: Option<Instant>,
 }
 
 /// Starts `command` and follows it to its end.
@@ -530,6 +564,9 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
                 && line.contains(next)
             {
                 waiting = rest;
+            }
+            if let Line::Moment(name) = console::parse(line) {
+                transcript.note(name, how.since.unwrap_or(start).elapsed());
             }
             transcript.push(line, |offset| symbols.describe(offset))
         });
@@ -659,6 +696,11 @@ struct Screen {
     shown: usize,
 }
 
+/// Whether nobody reads such a line.
+fn is_hidden(line: &Line) -> bool {
+    matches!(line, Line::Dump(_) | Line::Measured(_) | Line::Token(_) | Line::Moment(_))
+}
+
 const HYPERVISOR: &[u8] = b"cloven[";
 const RECORD: &[u8] = b"@cloven";
 const CYAN: &[u8] = b"\x1b[36m";
@@ -707,7 +749,7 @@ impl Screen {
     fn finish(&mut self, mut take: impl FnMut(&str) -> Option<String>) {
         let line = String::from_utf8_lossy(&self.line).into_owned();
         let note = take(&line);
-        if self.shown == 0 && matches!(console::parse(&line), Line::Dump(_) | Line::Measured(_)) {
+        if self.shown == 0 && is_hidden(&console::parse(&line)) {
             self.line.clear();
             return;
         }
@@ -842,6 +884,35 @@ mod tests {
         let line = arguments(&machine, &Boot::default(), false);
         assert!(line.contains("-object memory-backend-ram,id=ram,size=1048576G,reserve=off"), "{line}");
         assert!(line.contains("gic-version=3,memory-backend=ram"), "{line}");
+    }
+
+    #[test]
+    fn a_realms_kernel_and_initramfs_lie_in_the_hosts_memory_where_its_payload_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["Image", "root,cpio"].map(|name| dir.path().join(name));
+        fs::write(&files[0], [0; 5]).unwrap();
+        fs::write(&files[1], [0; 17]).unwrap();
+        let told = Boot::realm_parameters(&files).unwrap();
+        assert_eq!(told, ["cloven.guest-kernel=0x50000000,0x5", "cloven.guest-initrd=0x58000000,0x11"]);
+        let boot = Boot { image: "hyp.img".into(), realm: Some(files.clone()), ..Boot::default() };
+        let line = arguments(&Machine::default(), &boot, false);
+        assert!(line.contains("Image,addr=0x50000000,force-raw=on"), "{line}");
+        assert!(line.contains("root,,cpio,addr=0x58000000,force-raw=on"), "{line}");
+        assert!(!line.contains("guest-loader") && !line.contains("-initrd"), "{line}");
+        fs::File::create(&files[0]).unwrap().set_len((128 << 20) + 1).unwrap();
+        assert!(Boot::realm_parameters(&files).is_err());
+        assert!(Boot::realm_parameters(&["/nonexistent".into(), files[1].clone()]).is_err());
+    }
+
+    #[test]
+    fn moments_are_counted_from_when_the_run_was_asked_for() {
+        let text = "echo '@cloven moment shell'";
+        let (transcript, _) = script(text, &Follow::default());
+        assert!(transcript.moments[0].1 < Duration::from_secs(60));
+        let since = Instant::now().checked_sub(Duration::from_secs(100));
+        let (transcript, _) = script(text, &Follow { since, ..Follow::default() });
+        assert!(transcript.moments[0].1 >= Duration::from_secs(100) && since.is_some());
+        assert_eq!(transcript.moments[0].0, "shell");
     }
 
     /// Follows a shell script in place of QEMU.

@@ -145,19 +145,28 @@ fn digits(text: &str) -> Result<Vec<u8>> {
     bytes.context("these are no hexadecimal digits")
 }
 
-/// The RIM, in hexadecimal digits, of a realm that was made in these steps, with the payload in the file `image`. Each step is what the host
-/// payload prints behind `@cloven measured `:
-/// `realm FLAGS S2SZ SVE_VL NUM_BPS NUM_WPS PMU_NUM_CTRS HASH_ALGO`, `image IPA BYTES FLAGS`, `data IPA FLAGS CONTENTS`,
-/// `ripas BASE TOP LEVEL`, `rec FLAGS PC X0 … X7`.
-pub fn compute(steps: &[String], image: &Path) -> Result<String> {
+/// The files that a realm was made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    /// Its kernel, or payload.
+    pub image: &'a Path,
+    /// Its initramfs, if it has one.
+    pub initrd: Option<&'a Path>,
+}
+
+/// The RIM, in hexadecimal digits, of a realm that was made of `files` in these steps. Each step is what the host's payload, or the hypervisor
+/// where that is the host, prints behind `@cloven measured `:
+/// `realm FLAGS S2SZ SVE_VL NUM_BPS NUM_WPS PMU_NUM_CTRS HASH_ALGO`, `image IPA BYTES FLAGS`, `initrd IPA BYTES FLAGS`,
+/// `data IPA FLAGS CONTENTS`, `ripas BASE TOP LEVEL`, `rec FLAGS PC X0 … X7`.
+pub fn compute(steps: &[String], files: Files) -> Result<String> {
     let mut rim: Option<Rim> = None;
     for step in steps {
-        take(&mut rim, step, image).with_context(|| format!("measured {step:.60}"))?;
+        take(&mut rim, step, files).with_context(|| format!("measured {step:.60}"))?;
     }
     Ok(rim.context("nothing was measured")?.rim.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn take(rim: &mut Option<Rim>, step: &str, image: &Path) -> Result<()> {
+fn take(rim: &mut Option<Rim>, step: &str, files: Files) -> Result<()> {
     let mut words = step.split_ascii_whitespace();
     let kind = words.next();
     let mut next = || number(words.next());
@@ -172,10 +181,12 @@ fn take(rim: &mut Option<Rim>, step: &str, image: &Path) -> Result<()> {
     }
     let rim = rim.as_mut().context("no realm was made before")?;
     match kind {
-        Some("image") => {
+        Some(kind @ ("image" | "initrd")) => {
             let [ipa, size, flags] = [next()?, next()?, next()?];
-            let bytes = fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
-            ensure!(bytes.len() as u64 == size, "the realm's payload has {} bytes", bytes.len());
+            let file = if kind == "image" { Some(files.image) } else { files.initrd };
+            let file = file.context("the realm was given no initramfs")?;
+            let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            ensure!(bytes.len() as u64 == size, "{} has {} bytes", file.display(), bytes.len());
             for (at, granule) in (ipa..).step_by(GRANULE).zip(bytes.chunks(GRANULE)) {
                 rim.data(at, flags, granule);
             }
@@ -211,8 +222,13 @@ mod tests {
         lines.iter().map(|line| (*line).to_owned()).collect()
     }
 
+    /// None of them.
+    fn nothing() -> Files<'static> {
+        Files { image: Path::new("/nonexistent"), initrd: None }
+    }
+
     fn rim(lines: &[&str]) -> String {
-        compute(&steps(lines), Path::new("/nonexistent")).unwrap()
+        compute(&steps(lines), nothing()).unwrap()
     }
 
     const REALM: &str = "realm 0 40 0 5 3 0 0";
@@ -257,7 +273,8 @@ mod tests {
         let bytes: Vec<u8> = (0..GRANULE + 3).map(|at| at as u8).collect();
         fs::write(&file, &bytes).unwrap();
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let whole = compute(&steps(&[REALM, "image 0x80000000 4099 1"]), &file).unwrap();
+        let files = Files { image: &file, ..nothing() };
+        let whole = compute(&steps(&[REALM, "image 0x80000000 4099 1"]), files).unwrap();
         let (first, second) = bytes.split_at(GRANULE);
         let parts = [
             REALM,
@@ -265,7 +282,37 @@ mod tests {
             &format!("data 0x80001000 1 {}", hex(second)),
         ];
         assert_eq!(whole, rim(&parts));
-        assert!(compute(&steps(&[REALM, "image 0x80000000 4098 1"]), &file).is_err());
+        assert!(compute(&steps(&[REALM, "image 0x80000000 4098 1"]), files).is_err());
+    }
+
+    #[test]
+    fn a_kernel_and_an_initramfs_are_measured_from_their_own_files_and_a_changed_byte_changes_the_rim() {
+        let dir = tempfile::tempdir().unwrap();
+        let [image, initrd] = ["image", "initrd"].map(|name| dir.path().join(name));
+        let files = Files { image: &image, initrd: Some(&initrd) };
+        let lines = steps(&[REALM, "image 0x80000000 5000 1", "initrd 0x88000000 3 1"]);
+        let write = |kernel: u8, root: u8| {
+            let mut bytes = [7; 5000];
+            bytes[4500] = kernel;
+            fs::write(&image, bytes).unwrap();
+            fs::write(&initrd, [root; 3]).unwrap();
+            compute(&lines, files).unwrap()
+        };
+        let before = write(1, 1);
+        let pages = ["07".repeat(GRANULE), "07".repeat(5000 - GRANULE)];
+        let mut second = pages[1].clone();
+        second.replace_range(2 * (4500 - GRANULE)..2 * (4500 - GRANULE) + 2, "01");
+        let parts = [
+            REALM,
+            &format!("data 0x80000000 1 {}", pages[0]),
+            &format!("data 0x80001000 1 {second}"),
+            "data 0x88000000 1 010101",
+        ];
+        assert_eq!(before, rim(&parts));
+        assert_ne!(before, write(2, 1));
+        assert_ne!(before, write(1, 2));
+        assert_eq!(before, write(1, 1));
+        assert!(compute(&lines, Files { initrd: None, ..files }).is_err());
     }
 
     #[test]
@@ -290,7 +337,7 @@ mod tests {
             &[REALM, "other"],
             &[],
         ] {
-            assert!(compute(&steps(lines), Path::new("/nonexistent")).is_err(), "{lines:?}");
+            assert!(compute(&steps(lines), nothing()).is_err(), "{lines:?}");
         }
     }
 }

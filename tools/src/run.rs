@@ -33,6 +33,13 @@ pub const LINUX_TIMEOUT: Duration = Duration::from_secs(300);
 pub const HOSTILE_TIMEOUT: Duration = Duration::from_secs(1200);
 /// Less than this holds no hypervisor, kernel and initramfs where they are placed.
 const LEAST_FOR_LINUX: Size = Size(256 << 20);
+/// What a host with a virtual machine monitor needs beside its realm's memory: itself, the kernel and the initramfs until they are copied, and what is shared.
+const BESIDE_REALM: Size = Size(768 << 20);
+/// The machine's memory where a virtual machine monitor makes a realm of a Linux, and the realm's.
+const VMM_MEMORY: Size = Size(2 << 30);
+const LINUX_REALM_MEMORY: Size = Size(512 << 20);
+/// The most RECs that the host's payload makes.
+const MOST_RECS: u32 = 8;
 /// Less than this holds no U-Boot with the hypervisor and its payload.
 const LEAST_FOR_U_BOOT: Size = Size(64 << 20);
 /// Less than this has no room for a realm of the usual size.
@@ -219,6 +226,9 @@ impl fmt::Display for Lifecycle {
     }
 }
 
+/// The hypervisor's parameter by which there is no host at EL1, but a policy in its place.
+const POLICY: &str = "cloven.host=policy";
+
 /// The feature of test builds: calls that change maps under their users, and a `--bbm` that may be more than the CPUs have.
 pub const TRIAL: &str = "trial";
 
@@ -309,19 +319,19 @@ pub struct BootArgs {
     /// Let virtual time count instructions, so that counts are repeatable; with one CPU unless --cpus says otherwise
     #[arg(long, help_heading = "Machine")]
     icount: bool,
-    /// Boot a stock Linux as the host, fetched as a distribution package [default VERSION: 7.2]
+    /// Boot a stock Linux as the host, or with --realm as a realm, fetched as a distribution package [default VERSION: 7.2]
     #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "7.2", group = "host")]
     linux: Option<Version>,
     /// Let the stock Linux work for this time while its memory is split and protected at random, in a build with the trials
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..), requires = "linux", conflicts_with = "initrd")]
     work: Option<u64>,
-    /// Boot this kernel as the host
+    /// Boot this kernel as the host, or with --realm as a realm
     #[arg(long, value_name = "PATH", group = "host")]
     kernel: Option<PathBuf>,
-    /// Give the host this initramfs in place of the one that checks what the host sees
+    /// Give the Linux this initramfs in place of the one that checks what it sees
     #[arg(long, value_name = "PATH")]
     initrd: Option<PathBuf>,
-    /// Add this to the command line of the host
+    /// Add this to the command line of the host, or of the Linux
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
     /// Boot it by U-Boot, fetched as a distribution package, in place of QEMU's Linux loader; a Linux host then gives no shell
@@ -335,15 +345,36 @@ pub struct BootArgs {
     features: Vec<String>,
 }
 
-/// The realm that the host payload makes.
+/// How a Linux runs in a realm.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Way {
+    /// No host at EL1: a policy in the hypervisor plays it, and gives the realm the machine.
+    Policy,
+    /// The host's payload is the realm's virtual machine monitor.
+    Vmm {
+        /// Bytes of the realm's RAM.
+        memory: Size,
+        /// Its RECs.
+        recs: u32,
+    },
+}
+
+/// The realm that the host payload makes, or that a Linux runs in.
 #[derive(Args, Clone, Copy, Debug, Default)]
 #[command(next_help_heading = "Realm")]
 pub struct RealmArgs {
-    /// The size of its RAM, a multiple of 2M [default: 64M]
-    #[arg(long, value_name = "SIZE", conflicts_with_all = ["linux", "kernel", "hostile", "lifecycle"])]
+    /// Run the Linux of --linux or --kernel as a realm (Arm CCA), not as the host: it has the whole machine, and its host is a policy in the
+    /// hypervisor. Linux 6.13 or newer
+    #[arg(long, requires = "host", conflicts_with_all = ["work", "u_boot"])]
+    realm: bool,
+    /// With --realm: a host at EL1 makes the realm, emulates its devices and shares memory of its own with it; in a machine of 2G
+    #[arg(long, requires = "realm", conflicts_with = "compare")]
+    vmm: bool,
+    /// The size of its RAM, a multiple of 2M [default: 64M, with --vmm 512M]
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["hostile", "lifecycle"])]
     realm_memory: Option<Size>,
     /// Its RECs, each on a CPU of its own [default: 4, or as many as there are CPUs]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8), conflicts_with_all = ["linux", "kernel", "hostile", "lifecycle"])]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_RECS)), conflicts_with_all = ["hostile", "lifecycle"])]
     recs: Option<u32>,
     /// Requests that it makes, or the payload with --lifecycle in each phase
     #[arg(long, value_name = "N", conflicts_with_all = ["linux", "kernel", "hostile"])]
@@ -351,6 +382,35 @@ pub struct RealmArgs {
 }
 
 impl RealmArgs {
+    /// How the Linux that is booted (`linux`) runs in a realm, if it does, on a machine for which so many CPUs were asked.
+    fn way(&self, linux: bool, cpus: Option<u32>) -> Result<Option<Way>> {
+        let sized = self.realm_memory.is_some() || self.recs.is_some();
+        match (self.realm, self.vmm) {
+            (false, _) => {
+                ensure!(
+                    !(linux && sized),
+                    "--realm-memory and --recs say of what size a realm is that a payload makes: give --realm --vmm with them"
+                );
+                Ok(None)
+            }
+            (true, false) => {
+                ensure!(
+                    !sized,
+                    "such a realm has the machine: give --cpus and --memory, or --vmm for one of another size"
+                );
+                Ok(Some(Way::Policy))
+            }
+            (true, true) => {
+                let memory = self.realm_memory.unwrap_or(LINUX_REALM_MEMORY);
+                ensure!(memory.0.is_multiple_of(2 << 20), "a realm's memory is a multiple of 2M");
+                let cpus = cpus.unwrap_or(Machine::default().cpus);
+                let recs = self.recs.unwrap_or(cpus.min(Machine::default().cpus));
+                ensure!(recs <= cpus, "each REC has a CPU of its own: give --cpus {recs} with --recs {recs}");
+                Ok(Some(Way::Vmm { memory, recs }))
+            }
+        }
+    }
+
     /// What the host payload is told on the command line.
     fn parameters(&self) -> impl Iterator<Item = String> + use<> {
         let memory = self.realm_memory.map(|size| format!("cloven.realm={size}"));
@@ -384,9 +444,13 @@ pub struct RunArgs {
     json: Option<PathBuf>,
 }
 
-/// The kernel of the host and what it gets.
+/// The kernel of the host, or of the realm, and what it gets.
 #[derive(Clone, Debug)]
 pub struct Host {
+    /// How it runs in a realm, if it does.
+    pub realm: Option<Way>,
+    /// Whether it must get an attestation token there: it has the modules for that.
+    pub token: bool,
     /// The kernel, a plain `Image`.
     pub kernel: PathBuf,
     /// The initramfs.
@@ -451,21 +515,18 @@ pub enum Verdict {
 impl Job<'_> {
     /// Boots, follows and judges.
     pub fn run(self, qemu: &Qemu) -> Result<Outcome> {
-        let mut append = Vec::new();
-        if self.host.is_some() {
-            append.push(linux::PARAMETERS.to_owned());
-            if self.follow.interactive {
-                append.push(linux::SHELL.to_owned());
-            }
-        }
-        let work = self.host.as_ref().and_then(|host| host.work);
-        append.extend(work.map(linux::work_parameters));
-        append.extend(self.append);
+        let host = self.host;
+        let work = host.as_ref().and_then(|host| host.work);
         let disk = work.map(|_| linux::disk()).transpose()?;
-        let realm = self.image.realm.as_ref().filter(|_| self.host.is_none());
-        let checks_linux = self.host.as_ref().is_some_and(|host| host.checks);
-        let needs_checks = self.host.is_none() || checks_linux;
-        let (host_kernel, initrd) = self.host.map(|host| (host.kernel, host.initrd)).unzip();
+        let append = command_line(host.as_ref(), self.follow.interactive, &self.append)?;
+        let in_realm = host.as_ref().filter(|host| host.realm.is_some());
+        let (host_kernel, initrd, realm) = match host.clone() {
+            Some(Host { kernel, initrd, realm: Some(Way::Vmm { .. }), .. }) => {
+                (None, None, Some([kernel, initrd]))
+            }
+            Some(Host { kernel, initrd, .. }) => (Some(kernel), Some(initrd), None),
+            None => (None, None, None),
+        };
         let (image, host_kernel) = match host_kernel {
             Some(kernel) if self.bare => (kernel, None),
             kernel => (self.image.path.clone(), kernel),
@@ -474,7 +535,8 @@ impl Job<'_> {
             image,
             host_kernel,
             initrd,
-            append: append.join(" "),
+            realm,
+            append,
             device_tree: self.device_tree,
             u_boot: self.u_boot,
             disk: disk.as_ref().map(|disk| disk.path().to_owned()),
@@ -496,23 +558,72 @@ impl Job<'_> {
         let seconds = report::rounded(start.elapsed().as_secs_f64());
 
         let mut checks = transcript.checks.clone();
-        if checks_linux {
+        if let Some(host) = in_realm {
+            checks.extend(verdict::linux_realm_checks(&transcript, &self.machine, host));
+        } else if host.as_ref().is_some_and(|host| host.checks) {
             checks.extend(verdict::linux_checks(&transcript, &self.machine));
-        }
-        if let Some(payload) = realm {
+        } else if let (None, Some(payload)) = (&host, &self.image.realm) {
             let is_due = REALM_IS_DUE && self.machine.memory.0 >= LEAST_FOR_REALM.0;
             checks.extend(verdict::realm_checks(&transcript, payload, is_due));
         }
         let mut figures = transcript.figures.clone();
+        figures.extend(transcript.moments.iter().map(|(name, after)| Figure {
+            name: format!("until.{name}"),
+            value: after.as_millis() as u64,
+            unit: "ms".to_owned(),
+        }));
         figures.push(Figure {
             name: "image.size".to_owned(),
             value: self.image.size,
             unit: "bytes".to_owned(),
         });
-        let reasons = verdict::reasons(&transcript, &checks, &ended, needs_checks);
+        let reasons = verdict::reasons(&transcript, &checks, &ended, ends(host.as_ref()));
         let verdict = if reasons.is_empty() { Verdict::Pass } else { Verdict::Fail };
         Ok(Outcome { checks, figures, verdict, reasons, seconds, transcript, ended })
     }
+}
+
+/// How many guests say that their checks have come to an end: a payload, which counts those of a realm that it makes too, or a Linux with the
+/// initramfs that makes checks.
+fn ends(host: Option<&Host>) -> usize {
+    match host {
+        None | Some(Host { realm: Some(Way::Vmm { .. }), .. }) => 1,
+        Some(host) => usize::from(host.checks),
+    }
+}
+
+/// The command line of the machine: what every Linux gets, and the words of `append`. Where a virtual machine monitor makes a realm of the
+/// Linux, that gets what stands behind `--`, and the hypervisor and the monitor what is theirs by its name.
+fn command_line(host: Option<&Host>, interactive: bool, append: &[String]) -> Result<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut add = |word: &str| words.push(word.to_owned());
+    match host {
+        None => {}
+        Some(Host { realm: None, work, .. }) => {
+            add(linux::PARAMETERS);
+            interactive.then(|| add(linux::SHELL));
+            work.map(|seconds| add(&linux::work_parameters(seconds)));
+        }
+        Some(Host { realm: Some(Way::Policy), .. }) => {
+            add(POLICY);
+            add(linux::PARAMETERS);
+            interactive.then(|| add(linux::SHELL));
+        }
+        Some(Host { kernel, initrd, realm: Some(Way::Vmm { memory, recs }), .. }) => {
+            let files = [kernel.clone(), initrd.clone()];
+            Boot::realm_parameters(&files)?.iter().for_each(|word| add(word));
+            add(&format!("cloven.realm={memory}"));
+            add(&format!("cloven.recs={recs}"));
+            let own = append.iter().flat_map(|text| text.split_ascii_whitespace());
+            own.filter(|word| word.starts_with("cloven.")).for_each(&mut add);
+            add("--");
+            add(linux::PARAMETERS);
+            add(linux::VMM);
+            interactive.then(|| add(linux::SHELL));
+        }
+    }
+    words.extend_from_slice(append);
+    Ok(words.join(" "))
 }
 
 fn announce_debugger(machine: &Machine, boot: &Boot, elf: &Path) -> Result<()> {
@@ -551,19 +662,31 @@ impl BootArgs {
     }
 
     /// Builds and fetches what this takes, the hypervisor with `features` beside those that were given.
-    pub fn ready(&self, icount: bool, features: &[&str]) -> Result<Ready> {
+    /// It runs in a realm, if there is a `way`.
+    pub fn ready(&self, icount: bool, features: &[&str], way: Option<Way>) -> Result<Ready> {
         let linux = self.is_linux();
+        if let (Some(_), Some(version)) = (way, &self.linux) {
+            version.check_realm()?;
+        }
         ensure!(
             linux || self.initrd.is_none(),
-            "--initrd is for a Linux host: give --linux or --kernel PATH with it"
+            "--initrd is for a Linux: give --linux or --kernel PATH with it"
         );
         let icount = self.icount || icount;
         let cpus = if icount { 1 } else { Machine::default().cpus };
-        let machine = self.machine.apply(Machine { cpus, icount, ..Machine::default() });
-        let (who, least) = match (linux, self.u_boot) {
-            (true, _) => ("a Linux host", LEAST_FOR_LINUX),
-            (false, true) => ("U-Boot", LEAST_FOR_U_BOOT),
-            (false, false) => ("the payload", LEAST_FOR_PAYLOAD),
+        let usual = match way {
+            Some(Way::Vmm { .. }) => Machine { memory: VMM_MEMORY, ..Machine::default() },
+            _ => Machine::default(),
+        };
+        let machine = self.machine.apply(Machine { cpus, icount, ..usual });
+        let (who, least) = match (way, linux, self.u_boot) {
+            (Some(Way::Vmm { memory, .. }), ..) => {
+                ("the host of such a realm", Size(memory.0.saturating_add(BESIDE_REALM.0)))
+            }
+            (Some(Way::Policy), ..) => ("a Linux realm", LEAST_FOR_LINUX),
+            (None, true, _) => ("a Linux host", LEAST_FOR_LINUX),
+            (None, false, true) => ("U-Boot", LEAST_FOR_U_BOOT),
+            (None, false, false) => ("the payload", LEAST_FOR_PAYLOAD),
         };
         ensure!(
             machine.memory.0 >= least.0,
@@ -576,7 +699,7 @@ impl BootArgs {
         );
         let qemu = Qemu::locate()?;
         qemu.check_cpu(&machine.cpu)?;
-        let host = self.host()?;
+        let host = self.host(way)?;
         let mut built = self.machine.features(&self.features);
         // The host's memory changes below it in test builds.
         let work = self.work.map(|_| TRIAL);
@@ -592,6 +715,11 @@ impl BootArgs {
         Ok(Ready { qemu, image, machine, host, append, u_boot })
     }
 
+    /// The number of CPUs that was asked for, one where virtual time counts instructions.
+    fn cpus(&self, icount: bool) -> Option<u32> {
+        self.machine.cpus.or((self.icount || icount).then_some(1))
+    }
+
     /// Whether the hypervisor tells less than it usually does.
     pub fn is_quiet(&self) -> bool {
         matches!(self.machine.log, Some(Log::Error | Log::Warn))
@@ -604,40 +732,45 @@ impl BootArgs {
         self.machine.timeout_or(default + Duration::from_secs(self.work.unwrap_or(0)))
     }
 
-    /// The host that was asked for.
-    fn host(&self) -> Result<Option<Host>> {
+    /// The Linux that was asked for, as the host or in a realm.
+    fn host(&self, way: Option<Way>) -> Result<Option<Host>> {
         let mut store = Store::open()?;
-        let kernel = match (&self.linux, &self.kernel) {
+        let (path, kernel) = match (&self.linux, &self.kernel) {
             (Some(version), _) => {
                 let kernel = store.kernel(version)?;
-                eprintln!("the host is Linux {}", kernel.version);
-                if self.work.is_some() {
-                    let initrd = store.work_initramfs(&kernel)?;
-                    return Ok(Some(Host { kernel: kernel.path, initrd, checks: true, work: self.work }));
-                }
-                kernel.path
+                let who = if way.is_some() { "realm" } else { "host" };
+                eprintln!("the {who} is Linux {}", kernel.version);
+                (kernel.path.clone(), Some(kernel))
             }
-            (None, Some(path)) => linux::own_kernel(path)?,
+            (None, Some(path)) => (linux::own_kernel(path)?, None),
             (None, None) => return Ok(None),
         };
-        let initrd = match &self.initrd {
-            Some(path) if path.is_file() => path.clone(),
-            Some(path) => bail!("cannot read the initramfs {}", path.display()),
-            None => store.initramfs().context("the host needs an initramfs")?,
+        let initrd = match (&self.initrd, &kernel) {
+            (Some(path), _) if path.is_file() => path.clone(),
+            (Some(path), _) => bail!("cannot read the initramfs {}", path.display()),
+            (None, Some(kernel)) if self.work.is_some() => store.work_initramfs(kernel)?,
+            (None, kernel) if way.is_some() => store.realm_initramfs(kernel.as_ref())?,
+            (None, _) => store.initramfs().context("the host needs an initramfs")?,
         };
-        Ok(Some(Host { kernel, initrd, checks: self.initrd.is_none(), work: None }))
+        let checks = self.initrd.is_none();
+        let token = way.is_some() && checks && kernel.is_some();
+        Ok(Some(Host { realm: way, token, kernel: path, initrd, checks, work: self.work }))
     }
 }
 
 /// Carries out `cargo xtask run`; returns whether all held.
 pub fn run(args: RunArgs) -> Result<bool> {
+    let since = Some(Instant::now());
     report::check_json(args.json.as_deref())?;
     // What EL2 costs is told by test builds.
     let features = [args.compare.then_some(TRIAL), args.hostile.then_some(images::STAND_IN)];
     let features: Vec<&str> = features.into_iter().flatten().collect();
-    let mut ready = args.boot.ready(args.compare, &features)?;
+    let way = args.realm.way(args.boot.is_linux(), args.boot.cpus(args.compare))?;
+    let mut ready = args.boot.ready(args.compare, &features, way)?;
     ready.append.extend(hostile_parameters(args.operations, args.seed));
-    ready.append.extend(args.realm.parameters());
+    if way.is_none() {
+        ready.append.extend(args.realm.parameters());
+    }
 
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let interactive = args.boot.is_linux() && !args.boot.u_boot && terminal;
@@ -650,7 +783,7 @@ pub fn run(args: RunArgs) -> Result<bool> {
         report::write_json(args.json.as_deref(), &compared)?;
         return Ok(compared.holds());
     }
-    let outcome = ready.run(Follow { timeout, interactive, echo: true, ..Follow::default() })?;
+    let outcome = ready.run(Follow { timeout, interactive, echo: true, since, ..Follow::default() })?;
     print!("{}", summary(&outcome));
     report::write_json(args.json.as_deref(), &outcome)?;
     Ok(outcome.verdict == Verdict::Pass)

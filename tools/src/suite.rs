@@ -970,7 +970,8 @@ impl Lab {
                     Some(_) => self.store.work_initramfs(&kernel)?,
                     None => self.store.initramfs()?,
                 };
-                Some(Host { kernel: kernel.path, initrd, checks: true, work: scenario.work })
+                let (realm, work) = (None, scenario.work);
+                Some(Host { realm, token: false, kernel: kernel.path, initrd, checks: true, work })
             }
             None => None,
         };
@@ -1061,7 +1062,7 @@ mod tests {
         for line in lines {
             transcript.push(line, |_| Some("qemu_virt::own_fault (main.rs:1)".to_owned()));
         }
-        let reasons = crate::verdict::reasons(&transcript, &transcript.checks, &ended, true);
+        let reasons = crate::verdict::reasons(&transcript, &transcript.checks, &ended, 1);
         let verdict = if reasons.is_empty() { Verdict::Pass } else { Verdict::Fail };
         Outcome {
             checks: transcript.checks.clone(),

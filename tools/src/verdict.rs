@@ -7,13 +7,17 @@ use std::path::Path;
 use crate::{
     console::{Check, CheckResult, Transcript},
     qemu::{Ended, Machine},
-    rim,
+    rim::{self, Files},
+    run::{Host, Way},
 };
 
 /// What speaks against a run; nothing means that it passed. `checks` are all checks, this tool's own among them;
-/// `needs_checks` is false for a user's own initramfs, which need not print any.
-pub fn reasons(transcript: &Transcript, checks: &[Check], ended: &Ended, needs_checks: bool) -> Vec<String> {
+/// `ends` says how many guests must say that their checks came to their end: none with a user's own initramfs, which need not make any.
+pub fn reasons(transcript: &Transcript, checks: &[Check], ended: &Ended, ends: usize) -> Vec<String> {
     let mut reasons = Vec::new();
+    if let Some(text) = &transcript.no_realm_kernel {
+        reasons.push(format!("the kernel cannot run in a realm: {text}"));
+    }
     if let Some(text) = &transcript.fatal {
         reasons.push(format!("the hypervisor failed: {text}"));
     }
@@ -35,17 +39,16 @@ pub fn reasons(transcript: &Transcript, checks: &[Check], ended: &Ended, needs_c
     if let Some(dump) = transcript.dumps.unfinished() {
         reasons.push(format!("the dump of {} at {} did not come to its end", dump.stage, dump.moment));
     }
-    let printed = transcript.checks.len();
+    let printed = transcript.checks.len() - transcript.own_checks;
     match transcript.done {
         Some(count) if count != printed => {
             reasons.push(format!("lines were lost: {count} checks were made, {printed} arrived"));
         }
         Some(0) => reasons.push("nothing was checked".to_owned()),
-        Some(_) => {}
-        None if needs_checks || printed > 0 => {
+        _ if transcript.ends < ends || (transcript.done.is_none() && printed > 0) => {
             reasons.push("the checks did not come to their end".to_owned())
         }
-        None => {}
+        _ => {}
     }
     reasons
 }
@@ -55,21 +58,69 @@ pub fn reasons(transcript: &Transcript, checks: &[Check], ended: &Ended, needs_c
 /// RAM is compared exactly. The kernel lists all memory of the device tree as `System RAM` but what is reserved `no-map`
 /// (arch/arm64/kernel/setup.c, `request_standard_resources`), and rounds only to pages, so that no tolerance is due.
 pub fn linux_checks(transcript: &Transcript, machine: &Machine) -> Vec<Check> {
-    let cpus = match transcript.figure("linux.cpus") {
-        Some(seen) if seen == u64::from(machine.cpus) => Ok(format!("{seen} of {}", machine.cpus)),
-        Some(seen) => Err(format!("Linux sees {seen} of {} CPUs", machine.cpus)),
+    vec![cpus(transcript, machine.cpus), ram(transcript, &["memory.reserved"], machine.mappable())]
+}
+
+/// That Linux sees so many CPUs.
+fn cpus(transcript: &Transcript, due: u32) -> Check {
+    let outcome = match transcript.figure("linux.cpus") {
+        Some(seen) if seen == u64::from(due) => Ok(format!("{seen} of {due}")),
+        Some(seen) => Err(format!("Linux sees {seen} of {due} CPUs")),
         None => Err("Linux did not say how many CPUs it sees".to_owned()),
     };
-    let ram = match (transcript.figure("linux.ram"), transcript.figure("memory.reserved")) {
+    check("linux.cpus", outcome)
+}
+
+/// That Linux sees so many bytes of RAM, less what these figures of the hypervisor say.
+fn ram(transcript: &Transcript, figures: &[&str], due: u64) -> Check {
+    let reserved = figures.iter().try_fold(0u64, |sum, name| {
+        let value = transcript.figure(name).ok_or(format!("the hypervisor did not say {name}"))?;
+        Ok(sum.saturating_add(value))
+    });
+    let outcome = match (transcript.figure("linux.ram"), reserved) {
         (None, _) => Err("Linux did not say how much RAM it sees".to_owned()),
-        (_, None) => Err("the hypervisor did not say how much memory it reserved".to_owned()),
-        (Some(seen), Some(reserved)) => {
-            let sum = format!("{seen} bytes seen + {reserved} reserved of {}", machine.mappable());
-            if seen.checked_add(reserved) == Some(machine.mappable()) { Ok(sum) } else { Err(sum) }
+        (_, Err(missing)) => Err(missing),
+        (Some(seen), Ok(reserved)) => {
+            let sum = format!("{seen} bytes seen + {reserved} reserved of {due}");
+            if seen.checked_add(reserved) == Some(due) { Ok(sum) } else { Err(sum) }
         }
     };
-    vec![check("linux.cpus", cpus), check("linux.ram", ram)]
+    check("linux.ram", outcome)
 }
+
+/// The checks that only the outside can make of a Linux in a realm: that it sees what it was given, that its RIM is that of the steps in which it
+/// was made of these files, that its token is right, that the hypervisor has looked whose its pages are.
+pub fn linux_realm_checks(transcript: &Transcript, machine: &Machine, host: &Host) -> Vec<Check> {
+    let mut checks = Vec::new();
+    if host.checks {
+        checks.extend(match host.realm {
+            Some(Way::Vmm { memory, recs }) => [cpus(transcript, recs), ram(transcript, &[], memory.0)],
+            _ => {
+                let reserved = ["memory.reserved", "policy.reserved"];
+                [cpus(transcript, machine.cpus), ram(transcript, &reserved, machine.mappable())]
+            }
+        });
+    }
+    let files = Files { image: &host.kernel, initrd: Some(&host.initrd) };
+    checks.push(match transcript.measured.as_slice() {
+        [] => check("realm.rim", Err("nobody said how the realm was made".to_owned())),
+        _ => rim_check(transcript, files),
+    });
+    match host.realm {
+        Some(Way::Policy) if !transcript.checks.iter().any(|check| check.name == AUDIT) => {
+            checks.push(check(AUDIT, Err("the hypervisor did not look".to_owned())));
+        }
+        Some(Way::Vmm { .. }) if host.checks => {
+            let seen = transcript.virtio_console.clone();
+            checks.push(check("realm.console", seen.ok_or("nothing came by hvc0".to_owned())));
+        }
+        _ => {}
+    }
+    checks
+}
+
+/// The hypervisor's own check where a policy gives a realm the machine: whose its pages are, in the host's stage 2 and in EL2's map.
+const AUDIT: &str = "policy.protected_pages_are_nobody_elses";
 
 /// A check of this tool's own.
 fn check(name: &str, outcome: Result<String, String>) -> Check {
@@ -83,22 +134,27 @@ fn check(name: &str, outcome: Result<String, String>) -> Check {
 /// The checks that only the outside can make of a realm with the payload `image`: that its RIM is that of the steps in which it was made. With
 /// `is_due` there must have been one.
 pub fn realm_checks(transcript: &Transcript, image: &Path, is_due: bool) -> Vec<Check> {
-    let mut checks = Vec::new();
     if !transcript.measured.is_empty() {
-        let outcome = match (rim::compute(&transcript.measured, image), &transcript.rim) {
-            (Err(error), _) => Err(format!("{error:#}")),
-            (Ok(_), None) => Err("the realm did not say what its RIM is".to_owned()),
-            // A hash of 256 bits has zeroes above, which need not be told.
-            (Ok(computed), Some(said)) if format!("{said:0<128}") == computed => {
-                Ok(format!("{} steps, {said:.16}…", transcript.measured.len()))
-            }
-            (Ok(computed), Some(said)) => Err(format!("it is {said}, and should be {computed}")),
-        };
-        checks.push(check("realm.rim", outcome));
+        vec![rim_check(transcript, Files { image, initrd: None })]
     } else if is_due {
-        checks.push(check("realm.ran", Err("the host made no realm".to_owned())));
+        vec![check("realm.ran", Err("the host made no realm".to_owned()))]
+    } else {
+        Vec::new()
     }
-    checks
+}
+
+/// That the RIM is that of the steps in which the realm was made of `files`.
+fn rim_check(transcript: &Transcript, files: Files) -> Check {
+    let outcome = match (rim::compute(&transcript.measured, files), &transcript.rim) {
+        (Err(error), _) => Err(format!("{error:#}")),
+        (Ok(_), None) => Err("the realm did not say what its RIM is".to_owned()),
+        // A hash of 256 bits has zeroes above, which need not be told.
+        (Ok(computed), Some(said)) if format!("{said:0<128}") == computed => {
+            Ok(format!("{} steps, {said:.16}…", transcript.measured.len()))
+        }
+        (Ok(computed), Some(said)) => Err(format!("it is {said}, and should be {computed}")),
+    };
+    check("realm.rim", outcome)
 }
 
 #[cfg(test)]
@@ -115,16 +171,16 @@ mod tests {
         transcript
     }
 
-    fn judge(lines: &[&str], ended: &Ended, needs_checks: bool) -> Vec<String> {
+    fn judge(lines: &[&str], ended: &Ended, ends: usize) -> Vec<String> {
         let transcript = transcript(lines);
-        reasons(&transcript, &transcript.checks, ended, needs_checks)
+        reasons(&transcript, &transcript.checks, ended, ends)
     }
 
     const GOOD: [&str; 2] = ["@cloven check a ok", "@cloven done 1"];
 
     #[test]
     fn a_run_with_all_its_checks_passes() {
-        assert!(judge(&GOOD, &Ended::Off, true).is_empty());
+        assert!(judge(&GOOD, &Ended::Off, 1).is_empty());
     }
 
     #[test]
@@ -136,7 +192,7 @@ mod tests {
             Ended::Broken,
         ];
         for ended in ends {
-            assert_eq!(judge(&GOOD, &ended, true).len(), 1, "{ended:?}");
+            assert_eq!(judge(&GOOD, &ended, 1).len(), 1, "{ended:?}");
         }
     }
 
@@ -145,44 +201,45 @@ mod tests {
         let [check, done] = GOOD;
         let head = r#"@cloven dump {"stage":"stage 2","moment":"off","input_bits":40}"#;
         let end = r#"@cloven dump {"extents":0}"#;
-        assert_eq!(judge(&[check, done, head, end], &Ended::Off, true), Vec::<String>::new());
+        assert_eq!(judge(&[check, done, head, end], &Ended::Off, 1), Vec::<String>::new());
         assert_eq!(
-            judge(&[check, done, head], &Ended::Off, true),
+            judge(&[check, done, head], &Ended::Off, 1),
             ["the dump of stage 2 at off did not come to its end"]
         );
     }
 
     #[test]
     fn a_failed_check_fails_the_run() {
-        let reasons = judge(&["@cloven check a FAIL why", "@cloven done 1"], &Ended::Off, true);
+        let reasons = judge(&["@cloven check a FAIL why", "@cloven done 1"], &Ended::Off, 1);
         assert_eq!(reasons, ["the check a failed: why"]);
     }
 
     #[test]
     fn lost_and_damaged_lines_fail_the_run() {
-        assert_eq!(judge(&["@cloven check a ok", "@cloven done 2"], &Ended::Off, true).len(), 1);
+        assert_eq!(judge(&["@cloven check a ok", "@cloven done 2"], &Ended::Off, 1).len(), 1);
         assert_eq!(
-            judge(&["@cloven check a ok", "@cloven check b", "@cloven done 1"], &Ended::Off, true).len(),
+            judge(&["@cloven check a ok", "@cloven check b", "@cloven done 1"], &Ended::Off, 1).len(),
             1
         );
-        assert_eq!(
-            judge(&["@cloven check a ok"], &Ended::Off, true),
-            ["the checks did not come to their end"]
-        );
+        assert_eq!(judge(&["@cloven check a ok"], &Ended::Off, 1), ["the checks did not come to their end"]);
     }
 
     #[test]
     fn a_run_without_checks_fails_unless_the_initramfs_is_the_users_own() {
-        assert_eq!(judge(&["@cloven done 0"], &Ended::Off, true), ["nothing was checked"]);
-        assert_eq!(judge(&[], &Ended::Off, true).len(), 1);
-        assert!(judge(&["login:"], &Ended::Off, false).is_empty());
-        assert_eq!(judge(&["@cloven check a ok"], &Ended::Off, false).len(), 1);
+        assert_eq!(judge(&["@cloven done 0"], &Ended::Off, 1), ["nothing was checked"]);
+        assert_eq!(judge(&[], &Ended::Off, 1).len(), 1);
+        assert!(judge(&["login:"], &Ended::Off, 0).is_empty());
+        assert_eq!(judge(&["@cloven check a ok"], &Ended::Off, 0).len(), 1);
+    }
+
+    fn nothing() -> Files<'static> {
+        Files { image: Path::new("/nonexistent"), initrd: None }
     }
 
     #[test]
     fn a_realm_must_have_the_rim_of_its_steps() {
         let steps = ["@cloven measured realm 0 40 0 5 3 0 0", "@cloven measured data 0x1000 1 00"];
-        let computed = rim::compute(&transcript(&steps).measured, Path::new("/nonexistent")).unwrap();
+        let computed = rim::compute(&transcript(&steps).measured, nothing()).unwrap();
         let judge = |said: &str| {
             let line = format!("@cloven rim {said}");
             let mut lines = steps.to_vec();
@@ -205,11 +262,8 @@ mod tests {
     #[test]
     fn a_fault_of_the_hypervisor_or_of_linux_fails_the_run() {
         let [check, done] = GOOD;
-        assert_eq!(
-            judge(&["cloven[0] fatal: x", check, done], &Ended::Off, true),
-            ["the hypervisor failed: x"]
-        );
-        assert_eq!(judge(&[check, done, "Kernel panic - not syncing"], &Ended::Off, true).len(), 1);
+        assert_eq!(judge(&["cloven[0] fatal: x", check, done], &Ended::Off, 1), ["the hypervisor failed: x"]);
+        assert_eq!(judge(&[check, done, "Kernel panic - not syncing"], &Ended::Off, 1).len(), 1);
     }
 
     fn linux(figures: &[&str]) -> Vec<CheckResult> {
