@@ -482,12 +482,15 @@ mod tests {
         }
         assert_eq!(parse(text), Line::Guest(text));
         assert_eq!(parse("cloven[1] info: policy: a realm"), Line::Hypervisor("info: policy: a realm"));
+        assert_eq!(parse("hvc0: cloven: a line"), Line::VirtioConsole("a line"));
+        assert_eq!(parse("hvc0: login:"), Line::Guest("hvc0: login:"));
     }
 
     #[test]
     fn the_first_time_of_a_moment_is_noted() {
         let mut transcript = Transcript::default();
-        [1, 2].map(|seconds| transcript.note("shell", Duration::from_secs(seconds)));
+        transcript.note("shell", Duration::from_secs(1));
+        transcript.note("shell", Duration::from_secs(2));
         assert_eq!(transcript.moments, [("shell".to_owned(), Duration::from_secs(1))]);
     }
 

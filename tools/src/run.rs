@@ -927,10 +927,89 @@ mod tests {
         let all = "x --realm-memory 1G --recs 2 --requests 7 --seed 5";
         assert_eq!(told(all), ["cloven.realm=1G", "cloven.recs=2", "cloven.requests=7", "cloven.seed=5"]);
         assert!(told("x").is_empty());
-        for line in ["x --recs 0", "x --recs 9", "x --recs 2 --hostile", "x --realm-memory 64M --linux"] {
+        for line in ["x --recs 0", "x --recs 9", "x --recs 2 --hostile", "x --requests 2 --linux"] {
             assert!(Run::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }
+
+    /// How the Linux of a command runs in a realm.
+    fn way(line: &str) -> Result<Option<Way>> {
+        let run = Run::try_parse_from(line.split(' ')).map_err(|error| anyhow::anyhow!("{error}"))?.run;
+        run.realm.way(run.boot.is_linux(), run.boot.cpus(run.compare))
+    }
+
+    #[test]
+    fn a_linux_runs_in_a_realm_by_either_way() {
+        assert_eq!(way("x --linux").unwrap(), None);
+        assert_eq!(way("x --realm --linux 7.2 --cpus 2").unwrap(), Some(Way::Policy));
+        assert_eq!(way("x --realm --kernel Image --initrd root").unwrap(), Some(Way::Policy));
+        let vmm = |mib: u64, recs| Some(Way::Vmm { memory: Size(mib << 20), recs });
+        assert_eq!(way("x --realm --linux --vmm").unwrap(), vmm(512, 4));
+        assert_eq!(way("x --realm --linux --vmm --cpus 2").unwrap(), vmm(512, 2));
+        assert_eq!(way("x --realm --linux --vmm --icount").unwrap(), vmm(512, 1));
+        assert_eq!(way("x --realm --linux --vmm --cpus 8").unwrap(), vmm(512, 4));
+        assert_eq!(way("x --realm --linux --vmm --realm-memory 1G --recs 2").unwrap(), vmm(1024, 2));
+    }
+
+    #[test]
+    fn what_does_not_go_with_a_realm_is_refused_with_the_words_that_do() {
+        for (line, hint) in [
+            ("x --realm", "--linux"),
+            ("x --vmm --linux", "--realm"),
+            ("x --linux --recs 2", "give --realm --vmm"),
+            ("x --kernel Image --realm-memory 64M", "give --realm --vmm"),
+            ("x --realm --linux --recs 2", "give --cpus and --memory"),
+            ("x --realm --linux --realm-memory 1G", "give --cpus and --memory"),
+            ("x --realm --linux --vmm --recs 5", "give --cpus 5"),
+            ("x --realm --linux --vmm --realm-memory 65M", "a multiple of 2M"),
+            ("x --realm --linux --work 5", "cannot be used with"),
+            ("x --realm --linux --u-boot", "cannot be used with"),
+            ("x --realm --linux --hostile", "cannot be used with"),
+            ("x --realm --linux --vmm --compare", "cannot be used with"),
+        ] {
+            let error = way(line).expect_err(line).to_string();
+            assert!(error.contains(hint), "{line}: {error}");
+        }
+    }
+
+    fn linux(realm: Option<Way>) -> Host {
+        let dir = workspace::images_dir().unwrap();
+        let [kernel, initrd] = ["test-kernel", "test-initrd"].map(|name| dir.join(name));
+        fs::write(&kernel, [0; 3]).unwrap();
+        fs::write(&initrd, [0; 5]).unwrap();
+        Host { realm, token: true, kernel, initrd, checks: true, work: None }
+    }
+
+    #[test]
+    fn each_kernel_is_told_what_is_meant_for_it() {
+        let append = ["cloven.midr=0x410fd842 quiet".to_owned(), "cloven.log=debug".to_owned()];
+        let told = |realm, interactive| command_line(Some(&linux(realm)), interactive, &append).unwrap();
+        let rest = "cloven.midr=0x410fd842 quiet cloven.log=debug";
+        assert_eq!(told(None, false), format!("console=ttyAMA0 panic=-1 {rest}"));
+        assert_eq!(
+            told(Some(Way::Policy), true),
+            format!("cloven.host=policy console=ttyAMA0 panic=-1 cloven.shell {rest}")
+        );
+        let vmm = told(Some(Way::Vmm { memory: Size(512 << 20), recs: 2 }), false);
+        let (host, realm) = vmm.split_once(" -- ").unwrap();
+        assert_eq!(
+            host,
+            "cloven.guest-kernel=0x50000000,0x3 cloven.guest-initrd=0x58000000,0x5 cloven.realm=512M cloven.recs=2 cloven.midr=0x410fd842 cloven.log=debug"
+        );
+        assert_eq!(realm, format!("console=ttyAMA0 panic=-1 cloven.vmm {rest}"));
+        assert_eq!(command_line(None, true, &append).unwrap(), rest);
+    }
+
+    #[test]
+    fn a_monitor_counts_the_checks_of_its_realm() {
+        let own = |realm| Host { checks: false, ..linux(realm) };
+        let vmm = Some(Way::Vmm { memory: GIB, recs: 1 });
+        assert_eq!([ends(None), ends(Some(&linux(None))), ends(Some(&own(None)))], [1, 1, 0]);
+        assert_eq!([ends(Some(&linux(Some(Way::Policy)))), ends(Some(&own(Some(Way::Policy))))], [1, 0]);
+        assert_eq!([ends(Some(&linux(vmm))), ends(Some(&own(vmm)))], [1, 1]);
+    }
+
+    const GIB: Size = Size(1 << 30);
 
     #[test]
     fn one_payload_runs_at_a_time() {

@@ -159,9 +159,10 @@ fn rim_check(transcript: &Transcript, files: Files) -> Check {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{fs, time::Duration};
 
     use super::*;
+    use crate::qemu::Size;
 
     fn transcript(lines: &[&str]) -> Transcript {
         let mut transcript = Transcript::default();
@@ -285,5 +286,92 @@ mod tests {
         assert_eq!(linux(&[reserved, "@cloven figure linux.cpus 3 cpus", &ram]), [CheckResult::Fail; 2]);
         assert_eq!(linux(&[]), [CheckResult::Fail; 2]);
         assert_eq!(linux(&[&ram]), [CheckResult::Fail; 2]);
+    }
+
+    /// The kernel and the initramfs of a realm, in a directory that goes with it.
+    fn realm(way: Way) -> (tempfile::TempDir, Host) {
+        let dir = tempfile::tempdir().unwrap();
+        let [kernel, initrd] = ["kernel", "initrd"].map(|name| dir.path().join(name));
+        fs::write(&kernel, [1; 3]).unwrap();
+        fs::write(&initrd, [2; 5]).unwrap();
+        (dir, Host { realm: Some(way), token: false, kernel, initrd, checks: true, work: None })
+    }
+
+    const STEPS: [&str; 3] = [
+        "@cloven measured realm 0 40 0 5 3 0 0",
+        "@cloven measured image 0x80000000 3 1",
+        "cloven[0] info: @cloven measured initrd 0x88000000 5 1",
+    ];
+
+    /// The names of the checks that failed.
+    fn failed(lines: &[&str], host: &Host) -> Vec<String> {
+        let transcript = transcript(lines);
+        assert_eq!(transcript.malformed, None);
+        let checks = linux_realm_checks(&transcript, &Machine::default(), host);
+        let failed = checks.into_iter().filter(|check| check.result == CheckResult::Fail);
+        failed.map(|check| check.name).collect()
+    }
+
+    fn rim_line(host: &Host) -> String {
+        let files = Files { image: &host.kernel, initrd: Some(&host.initrd) };
+        format!("@cloven rim {}", rim::compute(&transcript(&STEPS).measured, files).unwrap())
+    }
+
+    #[test]
+    fn a_realm_that_has_the_machine_sees_all_but_what_is_reserved_and_was_looked_at() {
+        let (_dir, host) = realm(Way::Policy);
+        let rim = rim_line(&host);
+        let ram = format!("@cloven figure linux.ram {} bytes", (1 << 30) - 4096 - 8192);
+        let whole = [
+            STEPS[0],
+            STEPS[1],
+            STEPS[2],
+            &rim,
+            &ram,
+            "@cloven figure linux.cpus 4 cpus",
+            "cloven[0] info: @cloven figure memory.reserved 4096 bytes",
+            "cloven[0] info: @cloven figure policy.reserved 8192 bytes",
+            "cloven[0] info: @cloven check policy.protected_pages_are_nobody_elses ok 5 protected, 1 shared",
+        ];
+        assert_eq!(failed(&whole, &host), Vec::<String>::new());
+        let names = ["realm.rim", "realm.rim", "realm.rim", "realm.rim", "linux.ram", "linux.cpus"];
+        let names = names.into_iter().chain(["linux.ram", "linux.ram", AUDIT]);
+        for (missing, name) in names.enumerate() {
+            // Without its first step nothing was measured at all.
+            let rest: Vec<&str> = (0..whole.len()).filter(|at| *at != missing).map(|at| whole[at]).collect();
+            assert_eq!(failed(&rest, &host), [name], "without {}", whole[missing]);
+        }
+        fs::write(&host.kernel, [1, 1, 9]).unwrap();
+        assert_eq!(failed(&whole, &host), ["realm.rim"]);
+        let own = Host { checks: false, ..host };
+        assert_eq!(failed(&["login:"], &own), ["realm.rim", AUDIT]);
+    }
+
+    #[test]
+    fn a_realm_of_a_monitor_sees_its_own_memory_and_is_heard_by_its_virtio_console() {
+        let (_dir, host) = realm(Way::Vmm { memory: Size(512 << 20), recs: 2 });
+        let rim = rim_line(&host);
+        let figures = ["@cloven figure linux.ram 536870912 bytes", "@cloven figure linux.cpus 2 cpus"];
+        let whole = [&STEPS[..], &[&rim], &figures, &["hvc0: cloven: a line"]].concat();
+        assert_eq!(failed(&whole, &host), Vec::<String>::new());
+        assert_eq!(failed(&whole[..6], &host), ["realm.console"]);
+        assert_eq!(failed(&whole[..4], &host), ["linux.cpus", "linux.ram", "realm.console"]);
+    }
+
+    #[test]
+    fn a_kernel_without_code_for_realms_is_why_a_run_failed() {
+        let text = "policy: the guest accessed IPA 0x9000000 as if it were no realm, and has never asked RSI_VERSION";
+        let reasons = judge(&[&format!("cloven[0] error: {text}")], &Ended::Off, 1);
+        assert_eq!(reasons[0], format!("the kernel cannot run in a realm: {text}"));
+    }
+
+    #[test]
+    fn checks_of_the_hypervisor_are_no_guests() {
+        let [check, done] = GOOD;
+        let own = "cloven[0] info: @cloven check policy.x ok";
+        assert!(judge(&[check, done, own], &Ended::Off, 1).is_empty());
+        assert_eq!(judge(&[own], &Ended::Off, 1), ["the checks did not come to their end"]);
+        let failed = judge(&[check, done, "cloven[0] info: @cloven check policy.x FAIL why"], &Ended::Off, 1);
+        assert_eq!(failed, ["the check policy.x failed: why"]);
     }
 }
