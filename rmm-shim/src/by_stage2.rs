@@ -44,6 +44,10 @@ pub trait Cpus {
     ) -> Exit;
     /// See [`World::forget_instructions`].
     fn forget_instructions(&self);
+    /// See [`World::is_lost`].
+    fn is_lost(&self, ipa: u64) {
+        let _ = ipa;
+    }
     /// See [`World::wait`].
     fn wait(&self);
 }
@@ -164,7 +168,13 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         realm: &Party<'_, C::Mmu>,
         placement: &Placement,
     ) -> Result<(), OwnerError> {
-        self.parties.share_with_realm(range, realm, placement)
+        match self.parties.share_with_realm(range, realm, placement) {
+            // No page that could change hands: it may be a device.
+            Err(OwnerError::Host { found: HostPage::Fixed, .. }) => {
+                self.parties.lend_device(range, realm, placement)
+            }
+            done => done,
+        }
     }
     fn folded(&self, block: Pa, level: u8) {
         if let Some(at_el2) = self.cpus.joins() {
@@ -172,7 +182,15 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         }
     }
     fn unshare(&self, range: Range<Pa>, realm: &Party<'_, C::Mmu>, ipa: Ipa) -> Result<(), OwnerError> {
-        self.parties.unshare_with_realm(range, realm, ipa, Some(EMPTY))
+        match self.parties.unshare_with_realm(range, realm, ipa, Some(EMPTY)) {
+            Err(OwnerError::Host { found: HostPage::Fixed, .. }) => {
+                self.parties.end_device(range, realm, ipa, Some(EMPTY))
+            }
+            done => done,
+        }
+    }
+    fn is_data_of(&self, range: Range<Pa>, number: u16) -> bool {
+        self.parties.is_data_of(range, number)
     }
 
     fn read(&self, page: u64, offset: usize, into: &mut [u8]) -> Option<()> {
@@ -201,6 +219,9 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     }
     fn forget_instructions(&self) {
         self.cpus.forget_instructions();
+    }
+    fn is_lost(&self, ipa: u64) {
+        self.cpus.is_lost(ipa);
     }
     fn wait(&self) {
         self.cpus.wait();

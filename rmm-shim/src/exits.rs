@@ -5,6 +5,8 @@
 //! - A record is written once, at the exit: until then nothing in it is of an exit that did not happen.
 //! - What the host could do nothing about never ends in an exit, and what the realm may do by now is tried again.
 
+use core::cell::Cell;
+
 use hyp::el2::inject::Exception;
 use hyp::el2::syndrome::{Abort, Cause};
 use hyp::el2::vcpu::{Answer, Exit, Gic, Running, Vcpu, answer_register};
@@ -164,12 +166,28 @@ pub struct Here<'m, W> {
     pub ipa_width: u32,
     /// Which REC.
     pub mpidr: RmiRecMpidr,
+    /// Whether its realm is known to have asked RSI_VERSION.
+    pub knows_rsi: Cell<bool>,
 }
 
 impl<W: World> Here<'_, W> {
     /// The realm. It is there as long as it has a REC.
     pub fn realm<'l>(&self, lock: &'l Locked<'_, W>) -> Option<&'l Realm<W::Mmu>> {
         lock.realm(self.rd.get())
+    }
+
+    /// Whether any REC of the realm has asked RSI_VERSION.
+    fn knows_rsi(&self) -> bool {
+        self.knows_rsi.get() || self.realm(&self.monitor.lock()).is_none_or(|realm| realm.knows_rsi.get())
+    }
+
+    /// The realm asks RSI_VERSION.
+    pub fn meets_rsi(&self) {
+        if !self.knows_rsi.replace(true)
+            && let Some(realm) = self.realm(&self.monitor.lock())
+        {
+            realm.knows_rsi.set(true);
+        }
     }
 
     /// Whether `ipa` is in the lower half of its address space.
@@ -329,7 +347,12 @@ fn abort_of<W: World>(
     };
     match verdict {
         Verdict::Retry => Next::Realm,
-        Verdict::External => Next::Then(Todo::External { esr, far }),
+        Verdict::External => {
+            if abort.is_of_stage_2() && here.is_protected(ipa) && !here.knows_rsi() {
+                here.monitor.world.is_lost(ipa);
+            }
+            Next::Then(Todo::External { esr, far })
+        }
         Verdict::AddressSize => Next::Then(Todo::AddressSize { esr, far }),
         Verdict::Host(seen, is_unprotected) => {
             record.exit_reason = RmiRecExitReason::Sync.bits();

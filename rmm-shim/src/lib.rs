@@ -23,6 +23,7 @@
 //! | `rtt` | an entry of a realm's tables in the specification's words |
 //! | `rmi`, `rsi` | the commands |
 //! | `target` | on the machine itself: the world of its hypervisor |
+//! | [`policy`] | a host for one realm, at EL2 itself |
 //! | `exits`, `mmio` | why a REC stopped: back to the realm, or what the host is told |
 //!
 //! # An RTT entry in the engine's terms (A5.5)
@@ -48,6 +49,7 @@ mod granule;
 mod measurement;
 mod mmio;
 pub mod monitor;
+pub mod policy;
 pub mod realm;
 pub mod rec;
 mod rmi;

@@ -42,6 +42,8 @@ pub struct Realm<M: Mmu> {
     pub measurements: RefCell<[Measurement; MEASUREMENTS]>,
     /// Index of the next REC.
     pub rec_index: Cell<u64>,
+    /// Whether it has asked RSI_VERSION.
+    pub knows_rsi: Cell<bool>,
     /// RECs that it has.
     pub num_recs: Cell<u64>,
     /// First RTT of the starting level.

@@ -1,21 +1,28 @@
 //! On the machine itself: the monitor over the hypervisor's ownership and its CPUs, as the platform wires it.
 //!
-//! Invariant: there is one monitor, made when the host first asks for it; before that nothing of this is used.
+//! Invariant: there is one monitor, made when the host first asks for it; before that nothing of this is used. Without a host at EL1 that is the
+//! [policy](crate::policy), which has one realm: the first.
 
 use core::fmt;
 
-use hyp::el2::boot::{El2Mmu, HostMmu};
+use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
+use hyp::el2::boot::{El2Mmu, Guest, HostMmu, Reside};
+use hyp::el2::fault;
+use hyp::el2::host::{Resident, call_psci};
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::parties::{Parties, RealmMmu};
 use hyp::el2::smccc::SmcHandler;
 use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::el2::{host, switch};
-use hyp::mapping::Capabilities;
+use hyp::mapping::{Capabilities, Pa, Range};
 use hyp::stage2::Registers;
+use log::{info, warn};
+use smccc::psci::{PSCI_CPU_OFF, PSCI_CPU_ON_64, PSCI_SYSTEM_OFF, PSCI_SYSTEM_RESET};
 use spin::Once;
 
 use crate::by_stage2::{ByStage2, Cpus};
 use crate::monitor::Monitor;
+use crate::policy::{self, Board, MAX_RECS, Over, Plan, Policy, Ranges, TurnedOn};
 use crate::world::Features;
 
 /// The machine's CPUs.
@@ -75,6 +82,19 @@ impl Cpus for Machine {
     fn forget_instructions(&self) {
         Parties::forget_instructions();
     }
+    fn is_lost(&self, ipa: u64) {
+        static SAID: Once<()> = Once::new();
+        let whose = if PLAN.get().is_some() { "policy" } else { "realm" };
+        SAID.call_once(|| {
+            warn!(
+                "{whose}: the guest accessed IPA {ipa:#x} as if it were no realm, and has never asked RSI_VERSION: a kernel without realm \
+                 support (Linux has it from 6.13 on)"
+            );
+        });
+        if PLAN.get().is_some() {
+            end(PSCI_SYSTEM_OFF);
+        }
+    }
     fn wait(&self) {
         Parties::wait();
     }
@@ -90,11 +110,124 @@ static MONITOR: Once<Monitor<World>> = Once::new();
 
 impl SmcHandler for Realms {
     fn call(&self, x: &mut [u64; 18]) -> bool {
-        let Some(parties) = host::parties() else { return false };
-        let monitor = MONITOR.call_once(|| {
-            let machine = Machine { parties, switch: switch::World::read(parties.entry) };
-            Monitor::new(ByStage2::new(&parties.owners, parties.memory, machine))
-        });
-        monitor.call(x)
+        monitor().is_some_and(|monitor| monitor.call(x))
     }
+}
+
+fn monitor() -> Option<&'static Monitor<World>> {
+    let parties = host::parties()?;
+    Some(MONITOR.call_once(|| {
+        let switch = switch::World::read(parties.entry);
+        let switch = if PLAN.get().is_some() { switch.with_direct_interrupts() } else { switch };
+        Monitor::new(ByStage2::new(&parties.owners, parties.memory, Machine { parties, switch }))
+    }))
+}
+
+/// For a machine without a host at EL1: the policy stays in its place, with a realm that has the machine.
+pub const POLICY: Reside = (policy::wanted, reside);
+
+static PLAN: Once<Plan> = Once::new();
+static HOST: Once<Policy<World, Firmware>> = Once::new();
+
+/// The machine, for the policy.
+#[derive(Debug)]
+struct Firmware;
+
+impl Board for Firmware {
+    fn say(&self, line: fmt::Arguments<'_>) {
+        info!("{line}");
+    }
+    fn now(&self) -> (u64, u64) {
+        (read_cntpct_el0().bits(), read_cntfrq_el0().bits())
+    }
+    fn turn_on(&self, cpu: usize) -> TurnedOn {
+        const ALREADY_ON: i64 = -4;
+        const ON_PENDING: i64 = -5;
+        // Where it would begin at EL1 does not matter: it stays at EL2.
+        let target = PLAN.get().and_then(|plan| Some([*plan.cpus.get(cpu)?, plan.entry, 0]));
+        match target.map(|target| call_psci(PSCI_CPU_ON_64, target)) {
+            Some(0) => TurnedOn::Comes,
+            Some(ALREADY_ON | ON_PENDING) => TurnedOn::NotOffYet,
+            other => TurnedOn::Refused(other.unwrap_or(0)),
+        }
+    }
+    fn turn_off(&self) {
+        call_psci(PSCI_CPU_OFF, [0; 3]);
+    }
+    fn wait(&self) {
+        Parties::wait();
+    }
+}
+
+/// Who stays.
+#[derive(Debug)]
+struct Stays;
+
+impl Resident for Stays {
+    fn run(&self, cpu: usize) -> ! {
+        let Some(policy) = HOST.get().or_else(begin) else {
+            fault::refuse(format_args!("policy: there is nothing to run"))
+        };
+        match policy.run(cpu) {
+            Over::Off | Over::Failed => end(PSCI_SYSTEM_OFF),
+            Over::Reset => end(PSCI_SYSTEM_RESET),
+            Over::Elsewhere => loop {
+                Parties::wait();
+            },
+        }
+    }
+}
+
+/// On the boot CPU: makes the policy, and its realm.
+// Not in the frame of who runs a realm.
+#[inline(never)]
+fn begin() -> Option<&'static Policy<World, Firmware>> {
+    let (monitor, plan) = (monitor()?, PLAN.get()?);
+    let policy = HOST.call_once(|| Policy::new(monitor, Firmware, plan));
+    if let Err(problem) = policy.make() {
+        fault::refuse(format_args!("policy: the realm cannot be made: {problem}"));
+    }
+    Some(policy)
+}
+
+/// Ends the machine's run, if the firmware can.
+fn end(function: u32) -> ! {
+    call_psci(function, [0; 3]);
+    loop {
+        Parties::wait();
+    }
+}
+
+fn reside(guest: &Guest<'_>) -> &'static dyn Resident {
+    if PLAN.get().is_none() {
+        match plan(guest) {
+            Some(plan) => PLAN.call_once(|| plan),
+            None => {
+                fault::refuse(format_args!("policy: the machine has too many CPUs, parts of RAM or devices"))
+            }
+        };
+    }
+    &Stays
+}
+
+/// What a realm is to be made of that has the machine.
+#[inline(never)]
+fn plan(guest: &Guest<'_>) -> Option<Plan> {
+    let mut cpus = [0; MAX_RECS];
+    let cpu_count = guest.cpus.len();
+    cpus.get_mut(..cpu_count)?.iter_mut().zip(guest.cpus).for_each(|(to, cpu)| *to = cpu.mpidr());
+    let no_map: [&[Range<Pa>]; 3] = [guest.own, guest.no_map, core::slice::from_ref(&guest.granules)];
+    let ram = guest.ram.iter().flat_map(|bank| bank.minus(no_map[0]));
+    let ram = ram.flat_map(|part| part.minus(no_map[1])).flat_map(|part| part.minus(no_map[2]));
+    Some(Plan {
+        entry: guest.entry.pc,
+        kernel: guest.kernel,
+        initrd: guest.initrd,
+        tree: guest.tree,
+        ram: Ranges::new(ram)?,
+        devices: Ranges::new(guest.devices.iter().copied())?,
+        granules: guest.granules,
+        cpus,
+        cpu_count,
+    })
 }

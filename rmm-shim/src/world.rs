@@ -26,7 +26,7 @@ pub struct Features {
     pub intid_bits: u32,
 }
 
-/// All that the commands want of the machine. Each call is made with the monitor's lock, but for [`run`](World::run), [`wait`](World::wait),
+/// All that the commands want of the machine. Each call is made with the monitor's lock, but for [`run`](World::run), [`wait`](World::wait), [`is_lost`](World::is_lost),
 /// [`id_view`](World::id_view) and [`entry_features`](World::entry_features).
 ///
 /// Addresses that a host or a realm has passed may be given to [`granule`](World::granule) and to what reads or writes the host's memory; all
@@ -97,10 +97,10 @@ pub unsafe trait World {
         ipa: Ipa,
         then: State,
     ) -> Result<(), OwnerError>;
-    /// The host's memory is a realm's too.
+    /// The host's memory, or a device that it has, is a realm's too.
     ///
     /// # Errors
-    /// As [`hyp::owner::Ownership::share_with_realm`].
+    /// As [`hyp::owner::Ownership::share_with_realm`], and for what is no RAM as [`hyp::owner::Ownership::lend_device`].
     fn share(
         &self,
         range: Range<Pa>,
@@ -112,8 +112,11 @@ pub unsafe trait World {
     /// It is the host's alone again.
     ///
     /// # Errors
-    /// As [`hyp::owner::Ownership::unshare_with_realm`].
+    /// As [`hyp::owner::Ownership::unshare_with_realm`] and [`hyp::owner::Ownership::end_device`].
     fn unshare(&self, range: Range<Pa>, realm: &Party<'_, Self::Mmu>, ipa: Ipa) -> Result<(), OwnerError>;
+
+    /// Whether all of a range is realm `number`'s data, and no other party's to reach.
+    fn is_data_of(&self, range: Range<Pa>, number: u16) -> bool;
 
     /// Copies bytes out of a granule of the host's, from `offset` on, once. `None` if it is not the host's.
     fn read(&self, granule: u64, offset: usize, into: &mut [u8]) -> Option<()>;
@@ -135,6 +138,11 @@ pub unsafe trait World {
     ) -> Exit;
     /// Afterwards no CPU executes what it fetched before from memory that has other contents by now.
     fn forget_instructions(&self);
+    /// A realm that has never asked RSI_VERSION takes an External abort, now, for an access of a protected IPA that is EMPTY: it
+    /// seems not to know that it is a realm. Without the lock.
+    fn is_lost(&self, ipa: u64) {
+        let _ = ipa;
+    }
     /// Called in each turn of a loop that waits for the lock.
     fn wait(&self);
 }

@@ -14,7 +14,7 @@ use spin::Once;
 
 use super::cache;
 use super::cpu::{self, Features};
-use super::host::{self, Host};
+use super::host::{self, Host, Resident};
 use super::image::{self, Layout, TooManyCpus};
 use super::parties::Parties;
 use super::percpu::{self, PerCpu};
@@ -394,6 +394,34 @@ impl<'a> Kernel<'a> {
     }
 }
 
+/// What is in memory for a realm that is to have the machine, in place of a host.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest<'a> {
+    /// Where it begins, and with what in x0.
+    pub entry: HostEntry,
+    /// The file of its kernel.
+    pub kernel: Range<Pa>,
+    /// Its initramfs.
+    pub initrd: Option<Range<Pa>>,
+    /// Its device tree.
+    pub tree: Range<Pa>,
+    /// Memory for what the RMM has of it, and for who stays in the host's place.
+    pub granules: Range<Pa>,
+    /// The machine's RAM.
+    pub ram: &'static [Range<Pa>],
+    /// What of that is EL2's own.
+    pub own: &'static [Range<Pa>],
+    /// What of that must not be mapped.
+    pub no_map: &'a [Range<Pa>],
+    /// Where the devices are that its tree names.
+    pub devices: &'a [Range<Pa>],
+    /// The machine's CPUs, in the order of their numbers.
+    pub cpus: &'static [CpuPower],
+}
+
+/// Who stays in the host's place: how many bytes it wants for so much RAM and so many CPUs, and who it is.
+pub type Reside = (fn(&[Range<Pa>], usize) -> u64, fn(&Guest<'_>) -> &'static dyn Resident);
+
 /// A host that is ready to run.
 pub struct ReadyHost {
     host: Host,
@@ -403,7 +431,9 @@ pub struct ReadyHost {
 impl Booted {
     /// Puts the host's kernel and device tree where they belong and makes its stage 2.
     ///
-    /// `expose` leaves the hypervisor's memory in the host's reach: for the test that this is noticed.
+    /// `expose` leaves the hypervisor's memory in the host's reach: for the test that this is noticed. `reside` is given what is in memory if
+    /// there is to be no host at EL1: its kernel, initramfs and device tree are a realm's then, and what it gives stays at EL2 in the
+    /// host's place.
     ///
     /// # Errors
     /// [`Error`].
@@ -416,6 +446,7 @@ impl Booted {
         tree: &[u8],
         kernel: Kernel<'_>,
         expose: bool,
+        reside: Option<Reside>,
     ) -> Result<ReadyHost, Error> {
         let tree_range = Range::new(tree.as_ptr() as u64, tree.len() as u64)?;
         let mut taken = taken(machine, self.own, tree_range);
@@ -423,9 +454,19 @@ impl Booted {
         let (place, bootargs) = self.place_kernel(machine, &kernel, &taken)?;
         cache::forget_instructions();
         taken.push(place);
+        let granules = match &reside {
+            Some((bytes, _)) => {
+                let size = bytes(self.ram, self.cpus.len()).next_multiple_of(PLACEMENT);
+                let what = "the realm's tables and RECs";
+                Some(layout::find_free_high(self.ram, &taken, what, size, PLACEMENT)?)
+            }
+            None => None,
+        };
+        taken.extend(granules);
 
         let original = Fdt::new(tree).map_err(Error::damaged)?;
-        let changes = Changes { reserved: self.layout.whole, tables: self.tables, bootargs };
+        let changes =
+            Changes { reserved: self.layout.whole, tables: self.tables, bootargs, of_realm: granules };
         let bound = host_tree::size_bound(original, &changes).next_multiple_of(GRANULE as usize) as u64;
         let room = layout::find_free(self.ram, &taken, "the host's device tree", bound, PLACEMENT)?;
         // SAFETY: free RAM, mapped for writing, and the host does not run yet.
@@ -444,6 +485,29 @@ impl Booted {
         self.report(map);
         #[cfg(feature = "dump")]
         super::dump::init(machine);
+        let entry = HostEntry { pc: place.start().get(), context: room.start().get() };
+        let resident = match (reside, granules) {
+            (Some((_, reside)), Some(granules)) => {
+                let devices = host_tree::devices(Fdt::new(&out[..size]).map_err(Error::damaged)?)?;
+                let file = match kernel {
+                    Kernel::Module(module) => module.range.size(),
+                    Kernel::Embedded(payload) => payload.len() as u64,
+                };
+                Some(reside(&Guest {
+                    entry,
+                    kernel: Range::new(place.start().get(), file)?,
+                    initrd: machine.initrd,
+                    tree: Range::new(room.start().get(), size as u64)?,
+                    granules,
+                    ram: self.ram,
+                    own: self.own,
+                    no_map: &machine.no_map,
+                    devices: &devices,
+                    cpus: self.cpus,
+                }))
+            }
+            _ => None,
+        };
         let host = Host {
             layout: self.layout,
             ram: self.ram,
@@ -461,9 +525,10 @@ impl Booted {
             },
             own: self.own,
             parties: Parties::new(map, self.map, self.ram, self.own, &self.features),
+            resident,
         };
-        let entry = HostEntry { pc: place.start().get(), context: room.start().get() };
-        info!("host kernel at {place}, device tree at {}", room.start());
+        let whose = if resident.is_some() { "realm" } else { "host" };
+        info!("{whose} kernel at {place}, device tree at {}", room.start());
         Ok(ReadyHost { host, entry })
     }
 

@@ -84,6 +84,23 @@ pub struct Host {
     pub own: &'static [Range<Pa>],
     /// Who owns what.
     pub parties: Parties,
+    /// Who stays on each CPU at EL2 in the host's place, if there is no host at EL1.
+    pub resident: Option<&'static dyn Resident>,
+}
+
+/// Stays at EL2 on each CPU in the host's place: the machine has no host at EL1, and its one guest is this one's.
+pub trait Resident: Sync {
+    /// Runs on CPU number `cpu`, each time that it was turned on, inside the gate, with an empty stack and the host's stage 2 installed, under
+    /// which nobody runs.
+    fn run(&self, cpu: usize) -> !;
+}
+
+/// Calls PSCI as a host at EL1 would, for the running CPU: through the relay, so that a CPU that is turned on is let in first, and begins with
+/// [`Resident::run`]. NOT_SUPPORTED if there is no firmware.
+pub fn call_psci(function: u32, args: [u64; 3]) -> i64 {
+    let relay = HOST.get().and_then(|host| Some((host, host.services.psci.as_ref()?)));
+    let answer = relay.and_then(|(host, psci)| psci.call(host, PerCpu::this().number(), function, args));
+    answer.unwrap_or(super::psci::NOT_SUPPORTED)
 }
 
 /// Who owns what on this machine, once there is a host: for who serves realms.
@@ -359,9 +376,19 @@ unsafe fn descend(host: &Host, entry: HostEntry) -> ! {
     unsafe {
         cpu::prepare(&host.features);
         stage2::install::install(&host.stage2);
+        if host.resident.is_some() {
+            vectors::on_empty_stack(reside);
+        }
         // What follows is pinned.
         ENTRY.leave();
         vectors::enter_host(entry)
+    }
+}
+
+extern "C" fn reside() -> ! {
+    match HOST.get().and_then(|host| host.resident) {
+        Some(resident) => resident.run(PerCpu::this().number()),
+        None => unreachable!("there is a resident, or a host"),
     }
 }
 

@@ -6,6 +6,8 @@
 //! - While the guest runs this CPU is outside the gate: what is touched from [`Gate::leave`](crate::caps::gate::Gate::leave) to the
 //!   return of the guest, and from its exception to `enter`, is this stack, the image and the registers.
 //! - The host's interrupts are routed to EL2 only while a guest runs; they end the run and stay pending for the host.
+//! - With [direct interrupts](World::with_direct_interrupts) there is no host: interrupts, the GIC's CPU interface and the timers are the one
+//!   guest's of this CPU, from its first run on; no run ends for an interrupt, and none of that changes between its runs.
 //!
 //! **Who is translated how.** A CPU that speculates AT instructions at EL2 (Cortex-A55 1530923, A57 1319537, A72 1319367, A76 1165522) may at
 //! any moment walk with whatever mixture of EL1's and stage 2's registers it finds. So EL1's walks are off (`TCR_EL1.EPD0` and `EPD1`, with
@@ -193,6 +195,8 @@ pub struct World {
     hcr: u64,
     hcrx: u64,
     has: Has,
+    /// Interrupts are the guest's.
+    direct: bool,
 }
 
 /// What [`World::leave`] puts back.
@@ -472,7 +476,14 @@ impl World {
             hcr,
             hcrx: set(field(isar2, 16) != 0, HCRX_MSCEN),
             has,
+            direct: false,
         }
+    }
+
+    /// For a machine without a host at EL1: physical interrupts go to the guest, whose virtual CPU alone runs on this CPU and has its real
+    /// GIC CPU interface and its real timers.
+    pub fn with_direct_interrupts(self) -> Self {
+        Self { hcr: self.hcr & !(HCR_FMO | HCR_IMO | HCR_AMO), direct: true, ..self }
     }
 
     /// Whether a guest can run on this CPU now: it has what the one has that made this, no less and no more, and is not in streaming mode.
@@ -489,7 +500,9 @@ impl World {
     #[cold]
     #[inline(never)]
     fn compare(&self) -> u8 {
-        let likeness = if Self::read(self.entry) == *self { ALIKE } else { DIFFERENT };
+        let read = Self::read(self.entry);
+        let read = if self.direct { read.with_direct_interrupts() } else { read };
+        let likeness = if read == *self { ALIKE } else { DIFFERENT };
         PerCpu::this().likeness.store(likeness, Relaxed);
         likeness
     }
@@ -572,7 +585,7 @@ impl World {
         };
         save_el1(&mut host.el1, has.pauth);
         let wfx = if vcpu.trap_wfi { HCR_TWI } else { 0 } | if vcpu.trap_wfe { HCR_TWE } else { 0 };
-        let timers = GuestTimers::of(&vcpu.timers);
+        let timers = GuestTimers::of(&vcpu.timers, self.direct);
         // SAFETY: EL1 does not run until the guest's context is whole; what is changed here is saved above or beside.
         unsafe {
             end_walks(&host.el1);
@@ -592,7 +605,7 @@ impl World {
             }
             self.enter_rare(&mut host);
             self.load_timers(&host, &timers);
-            if has.gic {
+            if has.gic && !self.direct {
                 self.load_gic(&vcpu.gic);
                 host.icc_sre = get!("s3_4_c12_c9_5");
                 set!("s3_4_c12_c9_5", host.icc_sre & !ICC_SRE_ENABLE);
@@ -665,7 +678,7 @@ impl World {
     /// The guest's timers in place of the host's, of which the next that would interrupt becomes EL2's (PPI 26).
     #[inline(always)]
     unsafe fn load_timers(&self, host: &HostWorld, timers: &GuestTimers) {
-        let is_on = |timer: &&Timer| timer.ctl & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE;
+        let is_on = |timer: &&Timer| !self.direct && timer.ctl & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE;
         let next = host.timers.iter().filter(is_on).map(|timer| timer.cval).min();
         // SAFETY: as for `enter`. Interrupts are masked meanwhile, and the outputs of timers are levels.
         unsafe {
@@ -765,13 +778,16 @@ impl World {
                 set!("mdscr_el1", host.mdscr);
             }
             self.leave_rare(&host);
-            set!("cnthp_ctl_el2", 0);
-            set!("cnthctl_el2", host.cnthctl);
-            set!("cntp_cval_el0", host.timers[0].cval);
-            set!("cntp_ctl_el0", host.timers[0].ctl);
-            set!("cntv_cval_el0", host.timers[1].cval);
-            set!("cntv_ctl_el0", host.timers[1].ctl);
-            if has.gic {
+            // What is the guest's alone stays as it is: its next run puts the same there, which changes nothing.
+            if !self.direct {
+                set!("cnthp_ctl_el2", 0);
+                set!("cnthctl_el2", host.cnthctl);
+                set!("cntp_cval_el0", host.timers[0].cval);
+                set!("cntp_ctl_el0", host.timers[0].ctl);
+                set!("cntv_cval_el0", host.timers[1].cval);
+                set!("cntv_ctl_el0", host.timers[1].ctl);
+            }
+            if has.gic && !self.direct {
                 self.save_gic(&mut vcpu.gic);
                 set!("s3_4_c12_c9_5", host.icc_sre);
             }
@@ -816,12 +832,14 @@ impl World {
 }
 
 impl GuestTimers {
-    fn of(timers: &Timers) -> Self {
+    /// Masked where the host was told of them; `direct`: nobody is told.
+    fn of(timers: &Timers, direct: bool) -> Self {
+        let (physical_told, virtual_told) = (timers.cntp_told && !direct, timers.cntv_told && !direct);
         Self {
-            physical: Timer::installed(timers.cntp_ctl, timers.cntp_cval, timers.cntp_told),
-            virtual_: Timer::installed(timers.cntv_ctl, timers.cntv_cval, timers.cntv_told),
-            physical_told: timers.cntp_told,
-            virtual_told: timers.cntv_told,
+            physical: Timer::installed(timers.cntp_ctl, timers.cntp_cval, physical_told),
+            virtual_: Timer::installed(timers.cntv_ctl, timers.cntv_cval, virtual_told),
+            physical_told,
+            virtual_told,
         }
     }
 

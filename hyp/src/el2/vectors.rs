@@ -293,6 +293,25 @@ pub unsafe fn enter_host(entry: HostEntry) -> ! {
     }
 }
 
+/// Goes on at EL2 with an empty stack, in what stays here.
+///
+/// # Safety
+/// Nothing on the current stack is needed any more.
+pub unsafe fn on_empty_stack(stay: extern "C" fn() -> !) -> ! {
+    // SAFETY: the stack is left for good. The frame record under a backtrace ends here.
+    unsafe {
+        asm!(
+            "mrs x1, tpidr_el2",
+            "mov sp, x1",
+            "mov x29, xzr",
+            "mov x30, xzr",
+            "br x0",
+            in("x0") stay,
+            options(noreturn, nostack),
+        )
+    }
+}
+
 const _: () = assert!(offset_of!(Running, pc) == 248 && offset_of!(Running, pstate) == 256);
 
 unsafe extern "C" {

@@ -1,4 +1,5 @@
-//! The host's device tree: the original, with the hypervisor's memory reserved and its own modules gone.
+//! The host's device tree: the original, with the hypervisor's memory reserved and its own modules gone. Or that of a realm that has the
+//! machine instead: without bus masters too, and without what is random.
 //!
 //! Invariant: everything else in the original is in the copy, in the same order. The copy is validated before it is
 //! handed out.
@@ -8,14 +9,15 @@
 
 use core::fmt;
 
-use dtoolkit::Node;
+use arrayvec::ArrayVec;
 use dtoolkit::error::FdtParseError;
-use dtoolkit::fdt::Fdt;
-use dtoolkit::fdt_mut::{FdtMut, SliceBuffer};
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::fdt_mut::{FdtBuffer, FdtMut, FdtNodeMut, SliceBuffer};
 use dtoolkit::standard::{AddressSpaceProperties, NodeStandard};
+use dtoolkit::{Node, Property};
 
-use super::is_module;
-use crate::mapping::{Address, Pa, Range};
+use super::{MachineError, is_module};
+use crate::mapping::{Address, GRANULE, Pa, Range};
 
 const BEGIN_NODE: u32 = 1;
 const END_NODE: u32 = 2;
@@ -32,6 +34,53 @@ pub struct Changes<'a> {
     pub tables: Option<Range<Pa>>,
     /// The command line, if it is not the original's.
     pub bootargs: Option<&'a str>,
+    /// If it is a realm's: memory that is reserved in the same way for what the RMM has of it. Devices that master the bus are left out
+    /// ([`is_bus_master`]), and so are seeds of random numbers, as the tree is measured.
+    pub of_realm: Option<Range<Pa>>,
+}
+
+/// Whether a device masters the bus, beside all protection: it says so by being coherent, or it is a PCI host, or one of those that are known
+/// to and do not say so. The GIC's ITS is not meant: it takes plain addresses, of memory that the realm shares with it.
+pub fn is_bus_master(node: FdtNode<'_>) -> bool {
+    const SILENT: [&str; 3] = ["virtio,mmio", "qemu,fw-cfg-mmio", "arm,smmu-v3"];
+    let is_pci = node.property("device_type").is_some_and(|p| p.value_as::<&str>() == Ok("pci"));
+    is_pci || node.property("dma-coherent").is_some() || SILENT.iter().any(|name| node.is_compatible(name))
+}
+
+/// Devices that a tree can have.
+pub const MAX_DEVICES: usize = 64;
+/// Where a tree has devices.
+pub type Devices = ArrayVec<Range<Pa>, MAX_DEVICES>;
+
+/// Where the devices of a tree are, in whole granules; nothing if there are more than [`MAX_DEVICES`].
+///
+/// # Errors
+/// [`MachineError`]: a range is none.
+pub fn devices(tree: Fdt<'_>) -> Result<Devices, MachineError> {
+    let mut all = Devices::new();
+    collect_devices(tree.root(), &mut all, super::BUS_DEPTH)?;
+    Ok(all)
+}
+
+fn collect_devices(bus: FdtNode<'_>, all: &mut Devices, depth: u8) -> Result<(), MachineError> {
+    if bus.address_space().size_cells == 0 {
+        return Ok(());
+    }
+    for node in bus.children() {
+        if matches!(node.name_without_address(), "cpus" | "chosen" | "reserved-memory" | "memory") {
+            continue;
+        }
+        for range in super::reg("device", node)? {
+            super::push(all, "devices", range?.expanded_to(GRANULE))?;
+        }
+        // A bus, or a GIC with its ITSs, that passes addresses on unchanged.
+        if node.property("ranges").is_some_and(|ranges| ranges.value().is_empty())
+            && let Some(depth) = depth.checked_sub(1)
+        {
+            collect_devices(node, all, depth)?;
+        }
+    }
+    Ok(())
 }
 
 /// Why the tree could not be written.
@@ -90,7 +139,7 @@ impl fmt::Display for HostTreeError {
 impl core::error::Error for HostTreeError {}
 
 /// Bytes that the changes add at most, but for the command line: nodes, properties and names.
-const ADDED: usize = 512;
+const ADDED: usize = 768;
 
 /// Bytes that the host's tree needs at most.
 pub fn size_bound(original: Fdt<'_>, changes: &Changes<'_>) -> usize {
@@ -259,8 +308,9 @@ pub fn write(original: Fdt<'_>, out: &mut [u8], changes: &Changes<'_>) -> Result
         w.property(name(2), &[])?;
     }
     let tables = changes.tables.map(|range| (range, b"cloven,tables\0".as_slice()));
+    let granules = changes.of_realm.map(|range| (range, b"cloven,granules\0".as_slice()));
     for (range, compatible) in
-        [(changes.reserved, b"cloven,hypervisor\0".as_slice())].into_iter().chain(tables)
+        [(changes.reserved, b"cloven,hypervisor\0".as_slice())].into_iter().chain(tables).chain(granules)
     {
         w.begin(format_args!("cloven@{:x}", range.start().get()))?;
         w.property(name(3), compatible)?;
@@ -294,29 +344,45 @@ pub fn write(original: Fdt<'_>, out: &mut [u8], changes: &Changes<'_>) -> Result
     ] {
         w.out[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
     }
-    edit_chosen(out, changes)
+    edit(out, changes)
 }
 
-/// Removes the modules and sets the command line, in the tree at the start of `out`.
-fn edit_chosen(out: &mut [u8], changes: &Changes<'_>) -> Result<usize, HostTreeError> {
+/// Removes the children of a node that are so.
+fn remove_children<B: FdtBuffer>(node: &mut FdtNodeMut<'_, B>, is_so: fn(FdtNode<'_>) -> bool) {
+    while let Some(number) = node.as_read_only().children().position(is_so) {
+        let mut children = node.children_mut();
+        for _ in 0..number {
+            children.next();
+        }
+        match children.next() {
+            Some(child) => child.remove(),
+            None => return,
+        }
+    }
+}
+
+/// Removes the modules and what a realm does not get, and sets the command line, in the tree at the start of `out`.
+fn edit(out: &mut [u8], changes: &Changes<'_>) -> Result<usize, HostTreeError> {
     let size = out.len();
     let buffer = SliceBuffer::new(out).map_err(HostTreeError::Written)?;
     let mut tree = FdtMut::new(buffer).map_err(HostTreeError::Written)?;
     let mut root = tree.root_mut();
+    if changes.of_realm.is_some() {
+        remove_children(&mut root, is_bus_master);
+    }
     if let Some(mut chosen) = root.child_mut("chosen") {
-        while let Some(number) = chosen.as_read_only().children().position(is_module) {
-            let mut children = chosen.children_mut();
-            for _ in 0..number {
-                children.next();
-            }
-            if let Some(node) = children.next() {
-                node.remove();
-            }
+        remove_children(&mut chosen, is_module);
+        if changes.of_realm.is_some() {
+            ["kaslr-seed", "rng-seed"].iter().for_each(|name| _ = chosen.remove_property(name));
         }
         if let Some(text) = changes.bootargs {
             chosen.remove_property("bootargs");
             chosen.add_property("bootargs", text).map_err(|_| HostTreeError::NoRoom { size })?;
         }
+    }
+    if changes.of_realm.is_some() {
+        // It is measured: what was removed is not to be in it.
+        tree.compact();
     }
     let written = tree.as_read_only().data();
     Fdt::new(written).map_err(HostTreeError::Written)?;

@@ -46,7 +46,12 @@ fn without(tree: &[u8], node: &str) -> Vec<u8> {
 const MIB: u64 = 1 << 20;
 
 fn changes() -> Changes<'static> {
-    Changes { reserved: Range::new(0x4020_0000, 2 * MIB).unwrap(), tables: None, bootargs: None }
+    Changes {
+        reserved: Range::new(0x4020_0000, 2 * MIB).unwrap(),
+        tables: None,
+        bootargs: None,
+        of_realm: None,
+    }
 }
 
 fn host_tree(tree: &[u8], changes: &Changes<'_>) -> Result<Vec<u8>, HostTreeError> {
@@ -215,8 +220,12 @@ fn reserved_memory_without_its_properties_is_an_error() {
 #[test]
 fn a_root_whose_cells_cannot_name_the_hypervisor_is_an_error() {
     let narrow = set(QEMU, "/", "#address-cells", &1u32.to_be_bytes());
-    let high =
-        Changes { reserved: Range::new(0x8_8000_0000, 2 * MIB).unwrap(), tables: None, bootargs: None };
+    let high = Changes {
+        reserved: Range::new(0x8_8000_0000, 2 * MIB).unwrap(),
+        tables: None,
+        bootargs: None,
+        of_realm: None,
+    };
     let refused = host_tree(&narrow, &high).unwrap_err();
     assert_eq!(refused, HostTreeError::Cells { value: 0x8_8000_0000, cells: 1 });
 }

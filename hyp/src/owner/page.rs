@@ -114,6 +114,12 @@ impl HostPage {
         }
     }
 
+    /// Whether an entry of the host's stage 2 says that the pages that it spans are devices, and the host's to access.
+    pub(super) fn is_device(visited: &Visited<Stage2>) -> bool {
+        matches!(visited.entry, Entry::Leaf { output, attributes, valid: true, .. }
+            if output.get() == visited.start && attributes == Attributes::<Stage2>::IO)
+    }
+
     /// The entry of the host's that says so of a page, if there is one.
     #[inline(always)]
     pub(super) const fn entry(self, page: Pa) -> Option<Entry<Stage2>> {

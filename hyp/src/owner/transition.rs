@@ -924,6 +924,74 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         sure(Party::Host, self.mark_host(&part, HostPage::Owned))
     }
 
+    /// The host lets a realm have a device of its own, which the host keeps: nothing is said of it but in the realm's map. As for memory that is
+    /// shared, what attributes the realm has is the placement's to say.
+    ///
+    /// # Errors
+    /// [`OwnerError`], of the host if it has no device there, and of the realm.
+    pub fn lend_device<R: Mmu>(
+        &self,
+        range: Range<Pa>,
+        realm: &Realm<'_, R, S>,
+        placement: &Placement,
+    ) -> Result<(), OwnerError> {
+        let Some((part, at)) = Self::parts(range, placement.ipa)? else { return Ok(()) };
+        let host = self.write(self.host);
+        let mut guest = self.write(realm.map);
+        Self::look_device(&host, &part)?;
+        look_realm(&guest, at, RealmPage::Vacant(placement.vacant))?;
+        let attributes = RealmPage::borrowed(placement.attributes);
+        let prepared = guest
+            .prepare_map(at, placement.vacant, part.pa.start(), attributes, placement.leaves)
+            .map_err(of(Party::Realm))?;
+        prepared.commit();
+        Ok(())
+    }
+
+    /// A realm no longer has a device of the host's; its map says `then` in its place. The range is what the realm has from `ipa` on.
+    ///
+    /// # Errors
+    /// As [`Ownership::lend_device`].
+    pub fn end_device<R: Mmu>(
+        &self,
+        range: Range<Pa>,
+        realm: &Realm<'_, R, S>,
+        ipa: Ipa,
+        then: Option<State>,
+    ) -> Result<(), OwnerError> {
+        let Some((part, at)) = Self::parts(range, ipa)? else { return Ok(()) };
+        let host = self.write(self.host);
+        let mut guest = self.write(realm.map);
+        Self::look_device(&host, &part)?;
+        look_realm(&guest, at, RealmPage::Borrowed(range.start()))?;
+        take(&mut guest, at, then).map_err(of(Party::Realm))
+    }
+
+    /// Whether the page at an address is a device of the host's: its own to access, and no RAM.
+    pub fn is_device(&self, address: Pa) -> bool {
+        let host = self.write(self.host);
+        let Ok(page) = Range::new(address.get() & !(GRANULE - 1), GRANULE) else { return false };
+        Part::new(page).is_ok_and(|part| Self::look_device(&host, &part).is_ok())
+    }
+
+    /// Looks whether all of a range is devices of the host's.
+    fn look_device(host: &Writer<'_, '_, Stage2, H, S>, part: &Part) -> Result<(), OwnerError> {
+        let wrong =
+            |visited: &Visited<Stage2>| (!HostPage::is_device(visited)).then(|| HostPage::of(visited));
+        look(host, part.ipa, HostPage::Fixed, wrong)
+            .map(drop)
+            .map_err(|(page, found)| OwnerError::Host { page, found })
+    }
+
+    /// Whether all of a range is a realm's data, and EL2 reaches none of it: for who looks at what the maps say.
+    pub fn is_data_of(&self, range: Range<Pa>, realm: u16) -> bool {
+        let Ok(part) = Part::new(range) else { return false };
+        let host = self.write(self.host);
+        let el2 = self.write(self.hypervisor);
+        let data = HostPage::Kept(Keeper::Realm(realm, Purpose::Data));
+        look_host(&host, &part, data).is_ok() && look_el2(&el2, &part, HypervisorPage::Away).is_ok()
+    }
+
     /// A range and as many addresses of a realm, if there are any.
     fn parts(range: Range<Pa>, ipa: Ipa) -> Result<Option<(Part, Range<Ipa>)>, OwnerError> {
         let part = Part::new(range)?;

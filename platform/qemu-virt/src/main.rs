@@ -14,7 +14,7 @@ use hyp::el2::settings::Settings;
 use hyp::el2::{fault, logger};
 use hyp::machine::Machine;
 use log::LevelFilter;
-use rmm_shim::target::Realms;
+use rmm_shim::target::{POLICY, Realms};
 use safe_mmio::UniqueMmioPointer;
 
 /// The first PL011 of the `virt` machine (QEMU, "Hardware configuration information for bare-metal programming": the
@@ -60,13 +60,28 @@ fn boot_machine(tree: &[u8], machine: &Machine<'_>) -> Result<core::convert::Inf
     let settings = Settings::read(machine, cfg!(feature = "trial"));
     // SAFETY: this is the boot CPU, on the boot map, once; the console's registers are mapped again.
     let booted = unsafe { boot::enable_mmu(machine, tree, CONSOLE, settings)? };
-    let kernel = Kernel::choose(machine, &PAYLOAD)?;
-    let host = booted.prepare_host(machine, tree, kernel, cfg!(feature = "broken-stage2"))?;
+    let has_policy = is_host_policy(machine);
+    let kernel = Kernel::choose(machine, if has_policy { &[] } else { &PAYLOAD })?;
+    let reside = has_policy.then_some(POLICY);
+    let host = booted.prepare_host(machine, tree, kernel, cfg!(feature = "broken-stage2"), reside)?;
     if cfg!(feature = "own-fault") {
         log::error!("survived {} frames", own_fault(0));
     }
     // SAFETY: the EL2 map is on, and nothing here is needed any more.
     unsafe { host.enter() }
+}
+
+/// Whether there is to be no host at EL1, and the machine a realm's.
+#[unsafe(link_section = ".init.text")]
+fn is_host_policy(machine: &Machine<'_>) -> bool {
+    match machine.parameter("cloven.host") {
+        None => false,
+        Some("policy") => true,
+        Some(other) => {
+            log::warn!("cloven.host={other} means nothing: policy does");
+            false
+        }
+    }
 }
 
 /// Writes to the first UART.

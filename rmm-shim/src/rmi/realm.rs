@@ -64,6 +64,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RealmCreate) -> 
         hash_algo,
         measurements: RefCell::new([[0; 64]; MEASUREMENTS]),
         rec_index: Cell::new(0),
+        knows_rsi: Cell::new(false),
         num_recs: Cell::new(0),
         rtt_base: base,
         rtt_level_start: params.rtt_level_start,

@@ -228,7 +228,8 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
     // From here on it succeeds.
     let Aligned(record) = &mut Aligned(RmiRecExit::zeroed());
     let missing = apply(&lock, realm, rec, flags, entered, record, &features);
-    let here = Here { monitor, rd: realm.rd, ipa_width: realm.ipa_width, mpidr: rec.mpidr };
+    let (rd, ipa_width, knows_rsi) = (realm.rd, realm.ipa_width, realm.knows_rsi.clone());
+    let here = Here { monitor, rd, ipa_width, mpidr: rec.mpidr, knows_rsi };
     let registers = realm.registers;
     let mut running = lock.start(rec);
     drop(lock);

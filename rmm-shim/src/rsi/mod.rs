@@ -95,6 +95,9 @@ fn version(x: &mut [u64; 31]) {
 
 /// Answers an SMC of the realm's, or says what the host has to do with it.
 pub fn call<W: World>(here: &Here<'_, W>, running: &mut Running, esr: u64, record: &mut RmiRecExit) -> Next {
+    if split_sve_hint(running.x[0] as u32).0 == RsiCommand::Version.fid() && esr & IMMEDIATE == 0 {
+        here.meets_rsi();
+    }
     if answer_alone(&mut running.x, esr) {
         running.advance();
         return Next::Realm;
