@@ -1,7 +1,7 @@
 # What the first process does besides in a realm: its checks are those of a host, and these. The functions are those of init.sh.
 
 # That Linux has asked where it is, and what it was told
-rsi=$(dmesg | sed -n 's/^.*\(RSI: Using RSI version .*\)/\1/p')
+rsi=$(dmesg | sed -n 's/^.*\(RME: Using RSI version .*\)/\1/p')
 if [ -n "$rsi" ]; then
     check realm.rsi ok "$rsi"
 else
@@ -19,8 +19,10 @@ for module in /modules/*; do
     refusal=$(insmod "$module" $parameters 2>&1) || check realm.modules FAIL "${module#/modules/}: $refusal"
 done
 
-# Memory that is shared and taken back, again and again: of a device without hardware
-if [ -e /dev/video0 ]; then
+# Memory that is shared and taken back, again and again: of a device without hardware, which takes addresses of 32 bits. The shared bit is one
+# of them if RAM ends below it, and the realm has no more bits than it needs.
+last=$(sed -n 's/^[0-9a-f]*-\([0-9a-f]*\) : System RAM$/\1/p' /proc/iomem | tail -n 1)
+if [ -e /dev/video0 ] && [ $((0x$last)) -lt $((0x80000000)) ]; then
     if shared=$(share-memory /dev/video0 20 2>&1); then
         check realm.shares_and_takes_back ok "$shared"
     else
