@@ -92,7 +92,7 @@ impl SmcHandler for Realms {
     fn call(&self, x: &mut [u64; 18]) -> bool {
         let Some(parties) = host::parties() else { return false };
         let monitor = MONITOR.call_once(|| {
-            let machine = Machine { parties, switch: switch::World::read(parties.entry) };
+            let machine = Machine { parties, switch: switch::World::read(parties.entry, parties.advertised) };
             Monitor::new(ByStage2::new(&parties.owners, parties.memory, machine))
         });
         monitor.call(x)

@@ -11,6 +11,7 @@ use spin::{Mutex, MutexGuard};
 use super::boot::{El2Map, El2Mmu, HostMap, HostMmu, SLOTS};
 use super::cache;
 use super::cpu::Features;
+use super::guests::Advertised;
 use super::inject::EntryFeatures;
 use super::pages::{Pages, Refused};
 use super::quiet::{ENTRY, Here};
@@ -46,6 +47,8 @@ pub struct Parties {
     pub limits: CpuLimits,
     /// What all CPUs have that changes how an exception is taken.
     pub entry: EntryFeatures,
+    /// What guests are shown in place of what the machine has.
+    pub advertised: Advertised,
     host: &'static HostMap,
 }
 
@@ -57,12 +60,13 @@ impl Parties {
         ram: &'static [Range<Pa>],
         own: &'static [Range<Pa>],
         features: &Features,
+        advertised: Advertised,
     ) -> Self {
         // SAFETY: RAM is data in the EL2 map, at its own address, but for what realms have; ownership names what is anybody's to access.
         let memory = unsafe { Memory::new(0) };
         let owners = Ownership::new(host, el2.map(), memory);
         let Features { limits, entry, .. } = *features;
-        Self { owners, memory, ram, own, limits, entry, host }
+        Self { owners, memory, ram, own, limits, entry, advertised, host }
     }
 
     /// Whether all of a range is RAM that the host may have.
