@@ -13,6 +13,7 @@ use hyp::stage2::Registers;
 
 use crate::granule::granule;
 use crate::rtt::EMPTY;
+use crate::trace::Moment;
 use crate::world::{Features, Page, Party, World};
 
 /// What a world wants of the machine's CPUs.
@@ -46,6 +47,8 @@ pub trait Cpus {
     fn forget_instructions(&self);
     /// See [`World::wait`].
     fn wait(&self);
+    /// See [`World::moment`].
+    fn moment(&self) -> Moment;
 }
 
 /// Granules by ownership, and the CPUs `C`.
@@ -204,5 +207,8 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     }
     fn wait(&self) {
         self.cpus.wait();
+    }
+    fn moment(&self) -> Moment {
+        self.cpus.moment()
     }
 }

@@ -18,6 +18,7 @@ use crate::realm::Realm;
 use crate::rec::{Pending, RipasChange};
 use crate::rsi;
 use crate::rsi::memory;
+use crate::trace::Caller;
 use crate::world::World;
 
 /// Exception classes (Arm ARM D24.2.40).
@@ -170,6 +171,11 @@ impl<W: World> Here<'_, W> {
     /// The realm. It is there as long as it has a REC.
     pub fn realm<'l>(&self, lock: &'l Locked<'_, W>) -> Option<&'l Realm<W::Mmu>> {
         lock.realm(self.rd.get())
+    }
+
+    /// Who calls, for who tells it.
+    pub fn caller(&self) -> Caller {
+        Caller { rd: self.rd, mpidr: self.mpidr }
     }
 
     /// Whether `ipa` is in the lower half of its address space.

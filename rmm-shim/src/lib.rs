@@ -23,6 +23,7 @@
 //! | `rtt` | an entry of a realm's tables in the specification's words |
 //! | `rmi`, `rsi` | the commands |
 //! | `target` | on the machine itself: the world of its hypervisor |
+//! | [`trace`] | what was called, told to who asks |
 //! | `exits`, `mmio` | why a REC stopped: back to the realm, or what the host is told |
 //!
 //! # An RTT entry in the engine's terms (A5.5)
@@ -57,8 +58,10 @@ mod rtt;
 pub mod target;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 pub mod world;
 
 pub use by_stage2::{ByStage2, Cpus};
 pub use monitor::Monitor;
+pub use trace::Trace;
 pub use world::World;

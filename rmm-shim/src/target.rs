@@ -5,6 +5,7 @@
 use core::fmt;
 
 use hyp::el2::boot::{El2Mmu, HostMmu};
+use hyp::el2::guests::Traced;
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::parties::{Parties, RealmMmu};
 use hyp::el2::smccc::SmcHandler;
@@ -16,6 +17,7 @@ use spin::Once;
 
 use crate::by_stage2::{ByStage2, Cpus};
 use crate::monitor::Monitor;
+use crate::trace::{Kept, Moment, Sink, Trace};
 use crate::world::Features;
 
 /// The machine's CPUs.
@@ -78,6 +80,10 @@ impl Cpus for Machine {
     fn wait(&self) {
         Parties::wait();
     }
+    fn moment(&self) -> Moment {
+        let (cpu, ticks, frequency) = Parties::moment();
+        Moment { cpu, ticks, frequency }
+    }
 }
 
 type World = ByStage2<'static, HostMmu, El2Mmu, Machine>;
@@ -87,14 +93,27 @@ type World = ByStage2<'static, HostMmu, El2Mmu, Machine>;
 pub struct Realms;
 
 static MONITOR: Once<Monitor<World>> = Once::new();
+static TRACE: Once<Trace> = Once::new();
+
+/// From now on what is called is told to `sink`, as far as `of` says. Before the host runs.
+pub fn trace(of: Traced, sink: Sink) {
+    static KEPT: Kept = Kept::new();
+    TRACE.call_once(|| Trace::new(of, sink, &KEPT));
+}
 
 impl SmcHandler for Realms {
     fn call(&self, x: &mut [u64; 18]) -> bool {
         let Some(parties) = host::parties() else { return false };
         let monitor = MONITOR.call_once(|| {
             let machine = Machine { parties, switch: switch::World::read(parties.entry, parties.advertised) };
-            Monitor::new(ByStage2::new(&parties.owners, parties.memory, machine))
+            let trace = TRACE.get().copied().unwrap_or(Trace::NOTHING);
+            Monitor::traced(ByStage2::new(&parties.owners, parties.memory, machine), trace)
         });
         monitor.call(x)
+    }
+    fn leaving(&self) {
+        if let Some(monitor) = MONITOR.get() {
+            monitor.tell_kept();
+        }
     }
 }

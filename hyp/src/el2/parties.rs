@@ -5,6 +5,7 @@
 //! - What the host has donated is remembered in a place for each range, so that it can have it back: with no place left it cannot donate.
 //! - Who waits here passes the entry gate.
 
+use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
 use arrayvec::ArrayVec;
 use spin::{Mutex, MutexGuard};
 
@@ -14,6 +15,7 @@ use super::cpu::Features;
 use super::guests::Advertised;
 use super::inject::EntryFeatures;
 use super::pages::{Pages, Refused};
+use super::percpu::PerCpu;
 use super::quiet::{ENTRY, Here};
 use crate::caps::gate::Gate;
 use crate::machine::MAX_CPUS;
@@ -101,6 +103,11 @@ impl Parties {
     pub fn wait() {
         ENTRY.pass();
         core::hint::spin_loop();
+    }
+
+    /// The calling CPU's number, its counter, and the ticks of that in a second.
+    pub fn moment() -> (usize, u64, u64) {
+        (PerCpu::this().number(), read_cntpct_el0().bits(), read_cntfrq_el0().bits())
     }
 
     /// Forgets on every CPU what was fetched as an instruction; one that is off does so when it comes.
