@@ -13,6 +13,7 @@ use hyp::stage2::Registers;
 
 use crate::granule::granule;
 use crate::rtt::EMPTY;
+use crate::trace::Moment;
 use crate::world::{Features, Page, Party, World};
 
 /// What a world wants of the machine's CPUs.
@@ -50,6 +51,8 @@ pub trait Cpus {
     }
     /// See [`World::wait`].
     fn wait(&self);
+    /// See [`World::moment`].
+    fn moment(&self) -> Moment;
 }
 
 /// Granules by ownership, and the CPUs `C`.
@@ -225,5 +228,8 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     }
     fn wait(&self) {
         self.cpus.wait();
+    }
+    fn moment(&self) -> Moment {
+        self.cpus.moment()
     }
 }

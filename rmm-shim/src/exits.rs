@@ -20,6 +20,7 @@ use crate::realm::Realm;
 use crate::rec::{Pending, RipasChange};
 use crate::rsi;
 use crate::rsi::memory;
+use crate::trace::Caller;
 use crate::world::World;
 
 /// Exception classes (Arm ARM D24.2.40).
@@ -188,6 +189,11 @@ impl<W: World> Here<'_, W> {
         {
             realm.knows_rsi.set(true);
         }
+    }
+
+    /// Who calls, for who tells it.
+    pub fn caller(&self) -> Caller {
+        Caller { rd: self.rd, mpidr: self.mpidr }
     }
 
     /// Whether `ipa` is in the lower half of its address space.

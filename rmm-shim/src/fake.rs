@@ -25,6 +25,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::by_stage2::{ByStage2, Cpus};
 use crate::monitor::Monitor;
 use crate::rtt::Rtte;
+use crate::trace::{Moment, Trace};
 use crate::world::{Features, World};
 
 pub const MIB: u64 = 1 << 20;
@@ -135,6 +136,8 @@ pub struct FakeCpus {
     pub forgotten: AtomicUsize,
     /// How often a vCPU ran.
     pub runs: AtomicUsize,
+    /// Who calls, and when.
+    pub moment: Mutex<Moment>,
     view: IdView,
 }
 
@@ -187,6 +190,9 @@ impl Cpus for FakeCpus {
     fn wait(&self) {
         std::thread::yield_now();
     }
+    fn moment(&self) -> Moment {
+        *self.moment.lock().unwrap()
+    }
 }
 
 pub type FakeWorld = ByStage2<'static, OwnMmu, OwnMmu, FakeCpus>;
@@ -219,6 +225,11 @@ impl Fake {
 
     /// With so much RAM, most of which should not be touched if it is large.
     pub fn with_ram(size: u64) -> Self {
+        Self::traced(size, Trace::NOTHING)
+    }
+
+    /// With so much RAM, and what is called is told.
+    pub fn traced(size: u64, trace: Trace) -> Self {
         // Of no large alignment, as that would be written to; and a granule more.
         let memory: &'static mut [u8] = vec![0; (size + GRANULE) as usize].leak();
         let start = (memory.as_mut_ptr().expose_provenance() as u64).next_multiple_of(GRANULE);
@@ -255,10 +266,11 @@ impl Fake {
             can_run: AtomicBool::new(true),
             forgotten: AtomicUsize::new(0),
             runs: AtomicUsize::new(0),
+            moment: Mutex::default(),
             view: IdView::of(|_, _| 0),
         };
         Self {
-            monitor: Monitor::new(ByStage2::new(parties, memory, cpus)),
+            monitor: Monitor::traced(ByStage2::new(parties, memory, cpus), trace),
             host,
             el2,
             shared,

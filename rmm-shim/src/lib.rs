@@ -24,6 +24,7 @@
 //! | `rmi`, `rsi` | the commands |
 //! | `target` | on the machine itself: the world of its hypervisor |
 //! | [`policy`] | a host for one realm, at EL2 itself |
+//! | [`trace`] | what was called, told to who asks |
 //! | `exits`, `mmio` | why a REC stopped: back to the realm, or what the host is told |
 //!
 //! # An RTT entry in the engine's terms (A5.5)
@@ -59,8 +60,10 @@ mod rtt;
 pub mod target;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 pub mod world;
 
 pub use by_stage2::{ByStage2, Cpus};
 pub use monitor::Monitor;
+pub use trace::Trace;
 pub use world::World;

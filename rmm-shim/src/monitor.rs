@@ -8,6 +8,7 @@ use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use crate::realm::MAX_REALMS;
 use crate::rmi;
+use crate::trace::Trace;
 use crate::world::World;
 
 /// The realms there are.
@@ -19,13 +20,19 @@ pub(crate) struct State {
 /// Serves RMI and RSI on a [`World`].
 pub struct Monitor<W> {
     pub(crate) world: W,
+    pub(crate) trace: Trace,
     state: SpinMutex<State>,
 }
 
 impl<W: World> Monitor<W> {
     /// Without a realm.
     pub const fn new(world: W) -> Self {
-        Self { world, state: SpinMutex::new(State { realms: [None; MAX_REALMS] }) }
+        Self::traced(world, Trace::NOTHING)
+    }
+
+    /// Without a realm; what is called is told.
+    pub const fn traced(world: W, trace: Trace) -> Self {
+        Self { world, trace, state: SpinMutex::new(State { realms: [None; MAX_REALMS] }) }
     }
 
     /// Answers the host's call in x0 to x17, in their place, on the calling CPU. False if it is none of RMI.

@@ -8,6 +8,7 @@ use core::fmt;
 use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
 use hyp::el2::boot::{El2Mmu, Guest, HostMmu, Reside};
 use hyp::el2::fault;
+use hyp::el2::guests::Traced;
 use hyp::el2::host::{Resident, call_psci};
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::parties::{Parties, RealmMmu};
@@ -23,6 +24,7 @@ use spin::Once;
 use crate::by_stage2::{ByStage2, Cpus};
 use crate::monitor::Monitor;
 use crate::policy::{self, Board, MAX_RECS, Over, Plan, Policy, Ranges, TurnedOn};
+use crate::trace::{Kept, Moment, Sink, Trace};
 use crate::world::Features;
 
 /// The machine's CPUs.
@@ -98,6 +100,10 @@ impl Cpus for Machine {
     fn wait(&self) {
         Parties::wait();
     }
+    fn moment(&self) -> Moment {
+        let (cpu, ticks, frequency) = Parties::moment();
+        Moment { cpu, ticks, frequency }
+    }
 }
 
 type World = ByStage2<'static, HostMmu, El2Mmu, Machine>;
@@ -107,19 +113,33 @@ type World = ByStage2<'static, HostMmu, El2Mmu, Machine>;
 pub struct Realms;
 
 static MONITOR: Once<Monitor<World>> = Once::new();
+static TRACE: Once<Trace> = Once::new();
+
+/// From now on what is called is told to `sink`, as far as `of` says. Before the host runs.
+pub fn trace(of: Traced, sink: Sink) {
+    static KEPT: Kept = Kept::new();
+    TRACE.call_once(|| Trace::new(of, sink, &KEPT));
+}
 
 impl SmcHandler for Realms {
     fn call(&self, x: &mut [u64; 18]) -> bool {
         monitor().is_some_and(|monitor| monitor.call(x))
+    }
+    fn leaving(&self) {
+        if let Some(monitor) = MONITOR.get() {
+            monitor.tell_kept();
+        }
     }
 }
 
 fn monitor() -> Option<&'static Monitor<World>> {
     let parties = host::parties()?;
     Some(MONITOR.call_once(|| {
-        let switch = switch::World::read(parties.entry);
+        let switch = switch::World::read(parties.entry, parties.advertised);
         let switch = if PLAN.get().is_some() { switch.with_direct_interrupts() } else { switch };
-        Monitor::new(ByStage2::new(&parties.owners, parties.memory, Machine { parties, switch }))
+        let trace = TRACE.get().copied().unwrap_or(Trace::NOTHING);
+        let machine = Machine { parties, switch };
+        Monitor::traced(ByStage2::new(&parties.owners, parties.memory, machine), trace)
     }))
 }
 
@@ -192,6 +212,7 @@ fn begin() -> Option<&'static Policy<World, Firmware>> {
 
 /// Ends the machine's run, if the firmware can.
 fn end(function: u32) -> ! {
+    Realms.leaving();
     call_psci(function, [0; 3]);
     loop {
         Parties::wait();

@@ -10,6 +10,8 @@ use hyp::mapping::{Capabilities, Ipa, Mmu, Pa, Range, State};
 use hyp::owner::{HostPage, OwnerError, Placement, Purpose};
 use hyp::stage2::{CpuLimits, Registers};
 
+use crate::trace::Moment;
+
 /// A realm, for one call: its number and its stage 2.
 pub type Party<'r, M> = hyp::owner::Realm<'r, M>;
 
@@ -27,7 +29,7 @@ pub struct Features {
 }
 
 /// All that the commands want of the machine. Each call is made with the monitor's lock, but for [`run`](World::run), [`wait`](World::wait), [`is_lost`](World::is_lost),
-/// [`id_view`](World::id_view) and [`entry_features`](World::entry_features).
+/// [`id_view`](World::id_view), [`entry_features`](World::entry_features) and [`moment`](World::moment).
 ///
 /// Addresses that a host or a realm has passed may be given to [`granule`](World::granule) and to what reads or writes the host's memory; all
 /// other calls are refused if a granule is not what they take.
@@ -145,6 +147,8 @@ pub unsafe trait World {
     }
     /// Called in each turn of a loop that waits for the lock.
     fn wait(&self);
+    /// The calling CPU, and what its counter says.
+    fn moment(&self) -> Moment;
 }
 
 /// A granule's worth of bytes.

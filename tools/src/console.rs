@@ -242,6 +242,8 @@ pub struct Transcript {
     pub kernel_fault: Option<String>,
     /// The first `@cloven` line that could not be read.
     pub malformed: Option<String>,
+    /// The lines of the trace: see [`crate::trace`].
+    pub trace: Vec<String>,
     /// The described calls of the hypervisor's backtraces.
     pub calls: Vec<String>,
     tail: VecDeque<String>,

@@ -20,6 +20,7 @@ mod rim;
 mod run;
 mod suite;
 mod symbols;
+mod trace;
 mod tree;
 mod verdict;
 mod workspace;
@@ -43,7 +44,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Build everything and boot the hypervisor in QEMU; ends with a table and a verdict
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Run all tests, or one part of them
     #[command(after_help = "What is given of the machine stands in place of what each test would choose.")]
     Test(suite::TestArgs),
@@ -61,7 +62,7 @@ enum Verb {
 fn main() -> ExitCode {
     let verb = Cli::parse().verb;
     let outcome = qemu::end_when_interrupted().and_then(|()| match verb {
-        Verb::Run(args) => run::run(args),
+        Verb::Run(args) => run::run(*args),
         Verb::Test(args) => suite::run(&args),
         Verb::Dump(args) => dump::run(&args),
         Verb::Bench(args) => bench::run(&args),

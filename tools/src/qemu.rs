@@ -27,6 +27,7 @@ use crate::{
     apt::Apt,
     console::{self, Line, Transcript},
     symbols::Symbols,
+    trace,
     tree::{self, Additions, Area, Ram},
     workspace,
 };
@@ -58,6 +59,8 @@ const TREE_ROOM: u64 = 1 << 20;
 const UNDER_U_BOOT: u64 = RAM_START + (4 << 20);
 /// The size of U-Boot's buffer for a line (`CONFIG_SYS_CBSIZE`).
 const U_BOOT_LINE: usize = 1024;
+/// How often the file of a trace is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long a hypervisor that failed, or a Linux that broke, may go on to print why.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -283,6 +286,12 @@ impl Qemu {
         Apt::own_with(suite.as_slice())?.install(PACKAGE, suite)
     }
 
+    /// An error unless this QEMU has a second UART, for what is traced.
+    pub fn check_trace(&self) -> Result<()> {
+        let version = workspace::output(Command::new(&self.path).arg("--version")).ok();
+        trace::check_qemu(version.and_then(|text| parse_version(&text)), &self.path)
+    }
+
     /// An error with the nearest names unless QEMU knows the CPU model.
     pub fn check_cpu(&self, cpu: &str) -> Result<()> {
         let model = cpu.split(',').next().unwrap_or_default();
@@ -506,6 +515,8 @@ pub struct Follow<'a> {
     pub typed: Vec<(&'static str, String)>,
     /// From when on the moments that the console names are counted, if not from the start of QEMU.
     pub since: Option<Instant>,
+    /// What is traced goes there.
+    pub trace: Option<trace::Target>,
 }
 
 /// Starts `command` and follows it to its end.
@@ -543,6 +554,7 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
     let mut typist = Typist { keys: qemu.0.stdin.take(), rest: &how.typed, seen: String::new() };
     let mut screen = Screen::new(how.echo);
     let mut transcript = Transcript::default();
+    let mut tail = how.trace.as_ref().map(trace::Target::tail);
     let mut waiting = how.until;
     let start = Instant::now();
     let mut broken_since = None;
@@ -551,9 +563,15 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
         let deadline = [how.timeout.map(|timeout| start + timeout), broken_until].into_iter().flatten().min();
         let wait =
             deadline.map_or(Duration::from_secs(3600), |end| end.saturating_duration_since(Instant::now()));
-        let bytes = match console.recv_timeout(wait) {
+        let look_at = tail.as_mut().map_or(wait, |tail| {
+            tail.read(&mut transcript.trace);
+            screen.insert(tail);
+            LOOK.min(wait)
+        });
+        let bytes = match console.recv_timeout(look_at) {
             Ok(bytes) => bytes,
             Err(RecvTimeoutError::Disconnected) => break None,
+            Err(RecvTimeoutError::Timeout) if look_at < wait => continue,
             Err(RecvTimeoutError::Timeout) if deadline.is_none() => continue,
             Err(RecvTimeoutError::Timeout) if broken_since.is_some() => break Some(Ended::Broken),
             Err(RecvTimeoutError::Timeout) => break how.timeout.map(Ended::TimedOut),
@@ -587,6 +605,10 @@ pub fn follow(mut command: Command, how: &Follow, symbols: &mut Symbols) -> Resu
         if killed.is_some() { qemu.kill()? } else { qemu.0.wait().context("cannot wait for QEMU")? };
     *current() = None;
     drop(terminal);
+    if let Some(tail) = &mut tail {
+        tail.read(&mut transcript.trace);
+        screen.insert(tail);
+    }
     let messages = messages.join().unwrap_or_default();
     let ended =
         killed.unwrap_or_else(|| if status.success() { Ended::Off } else { failure(status, &messages) });
@@ -736,6 +758,19 @@ impl Screen {
             let mut out = io::stdout().lock();
             let prefix = if colour { CYAN } else { b"" };
             let _ = out.write_all(prefix).and_then(|()| out.write_all(rest)).and_then(|()| out.flush());
+        }
+    }
+
+    /// Shows lines of a trace, unless a line of the console is shown in part.
+    fn insert(&self, tail: &mut trace::Tail) {
+        if self.shown > 0 {
+            return;
+        }
+        let (cyan, plain) = if self.colour { (CYAN, PLAIN) } else { (&b""[..], &b""[..]) };
+        for line in tail.show().filter(|_| self.echo) {
+            let mut out = io::stdout().lock();
+            let text = [cyan, line.as_bytes(), plain, b"\n"].concat();
+            let _ = out.write_all(&text).and_then(|()| out.flush());
         }
     }
 

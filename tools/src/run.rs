@@ -22,6 +22,7 @@ use crate::{
     qemu::{self, Boot, Ended, Follow, Machine, Qemu, Size},
     report,
     symbols::Symbols,
+    trace::SeenArgs,
     verdict, workspace,
 };
 
@@ -427,8 +428,10 @@ pub struct RunArgs {
     boot: BootArgs,
     #[command(flatten)]
     realm: RealmArgs,
+    #[command(flatten)]
+    seen: SeenArgs,
     /// Boot the same Linux with the hypervisor and, at EL1, without it, several times each, and tell in what that differs
-    #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot", "work"])]
+    #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot", "work", "trace", "trace_json"])]
     compare: bool,
     /// Run the payload that attacks the hypervisor at random, in a build with a stand-in for the firmware
     #[arg(long, conflicts_with_all = ["linux", "kernel", "bbm", "policy", "late", "finalize", "lifecycle"])]
@@ -553,7 +556,11 @@ impl Job<'_> {
             announce_debugger(&self.machine, &boot, &self.image.elf)?;
         }
         let start = Instant::now();
-        let command = qemu.command(&self.machine, &boot, follow.interactive);
+        let mut command = qemu.command(&self.machine, &boot, follow.interactive);
+        if let Some(trace) = &follow.trace {
+            qemu.check_trace()?;
+            command.args(trace.arguments());
+        }
         let (transcript, ended) = qemu::follow(command, &follow, &mut Symbols::new(&self.image.elf))?;
         let seconds = report::rounded(start.elapsed().as_secs_f64());
 
@@ -762,6 +769,7 @@ impl BootArgs {
 pub fn run(args: RunArgs) -> Result<bool> {
     let since = Some(Instant::now());
     report::check_json(args.json.as_deref())?;
+    args.seen.check()?;
     // What EL2 costs is told by test builds.
     let features = [args.compare.then_some(TRIAL), args.hostile.then_some(images::STAND_IN)];
     let features: Vec<&str> = features.into_iter().flatten().collect();
@@ -771,6 +779,7 @@ pub fn run(args: RunArgs) -> Result<bool> {
     if way.is_none() {
         ready.append.extend(args.realm.parameters());
     }
+    ready.append.extend(args.seen.parameters());
 
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let interactive = args.boot.is_linux() && !args.boot.u_boot && terminal;
@@ -783,8 +792,11 @@ pub fn run(args: RunArgs) -> Result<bool> {
         report::write_json(args.json.as_deref(), &compared)?;
         return Ok(compared.holds());
     }
-    let outcome = ready.run(Follow { timeout, interactive, echo: true, since, ..Follow::default() })?;
+    let trace = args.seen.target()?;
+    let outcome =
+        ready.run(Follow { timeout, interactive, echo: true, since, trace, ..Follow::default() })?;
     print!("{}", summary(&outcome));
+    args.seen.write(&outcome.transcript.trace)?;
     report::write_json(args.json.as_deref(), &outcome)?;
     Ok(outcome.verdict == Verdict::Pass)
 }

@@ -217,7 +217,7 @@ fn taken(
 }
 
 /// Makes the EL2 map and runs the boot CPU on it: RAM in blocks or in pages as the policy of `settings` has it, the hypervisor's own memory by
-/// page with the least permissions, the page of the console, and nothing else.
+/// page with the least permissions, the pages of the console and of what is traced, and nothing else.
 ///
 /// A policy that may need pages has memory of its own for their tables, which is reserved beside the hypervisor's block. The boot map does not
 /// have it: so what is in pages from the start is added when the EL2 map is on.
@@ -241,7 +241,7 @@ pub unsafe fn enable_mmu(
     #[unsafe(link_section = ".data.sealed")]
     static RAM: Once<Ranges> = Once::new();
     #[unsafe(link_section = ".data.sealed")]
-    static PINNED: Once<ArrayVec<Range<Pa>, 6>> = Once::new();
+    static PINNED: Once<ArrayVec<Range<Pa>, 7>> = Once::new();
     #[unsafe(link_section = ".data.sealed")]
     static OWN: Once<ArrayVec<Range<Pa>, 2>> = Once::new();
     static MAP: Once<El2Map> = Once::new();
@@ -325,6 +325,10 @@ pub unsafe fn enable_mmu(
     }
     let console = Range::new(console, GRANULE)?;
     stage1::add(&mut writer, console, Attributes::<El2>::DEVICE, Leaves::PAGES)?;
+    let trace_uart = settings.trace_uart.map(|uart| uart.expanded_to(GRANULE));
+    if let Some(uart) = trace_uart {
+        stage1::add(&mut writer, uart, Attributes::<El2>::DEVICE, Leaves::PAGES)?;
+    }
     let tree_pages = tree.expanded_to(GRANULE);
     if leaves.blocks {
         stage1::add_ram(&mut writer, ram, &holes, DATA, leaves)?;
@@ -334,7 +338,9 @@ pub unsafe fn enable_mmu(
     }
     drop(writer);
     // The arena is the CPUs' blocks and the tables.
-    let pinned = [layout.text, layout.rodata, layout.data, layout.arena, console].into_iter().chain(tables);
+    let pinned =
+        [layout.text, layout.rodata, layout.data, layout.arena, console].into_iter().chain(trace_uart);
+    let pinned = pinned.chain(tables);
     let pinned = PINNED.call_once(|| pinned.collect());
     let map = MAP.call_once(|| LinearMap::new(map, pinned));
     let own = OWN.call_once(|| [layout.whole].into_iter().chain(tables).collect());
@@ -465,8 +471,13 @@ impl Booted {
         taken.extend(granules);
 
         let original = Fdt::new(tree).map_err(Error::damaged)?;
-        let changes =
-            Changes { reserved: self.layout.whole, tables: self.tables, bootargs, of_realm: granules };
+        let changes = Changes {
+            reserved: self.layout.whole,
+            tables: self.tables,
+            kept_uart: self.settings.trace_uart.map(|uart| uart.start()),
+            bootargs,
+            of_realm: granules,
+        };
         let bound = host_tree::size_bound(original, &changes).next_multiple_of(GRANULE as usize) as u64;
         let room = layout::find_free(self.ram, &taken, "the host's device tree", bound, PLACEMENT)?;
         // SAFETY: free RAM, mapped for writing, and the host does not run yet.
@@ -475,7 +486,9 @@ impl Booted {
         // The host reads it with its MMU off.
         cache::clean_and_invalidate(room.start().get() as usize, size);
 
-        let hidden = if expose { &[][..] } else { self.own };
+        let uart = self.settings.trace_uart.map(|uart| uart.expanded_to(GRANULE));
+        let hidden: ArrayVec<Range<Pa>, 3> = self.own.iter().copied().chain(uart).collect();
+        let hidden = if expose { &[][..] } else { &hidden };
         // SAFETY: as for the EL2 map.
         let mmu = unsafe { HostMmu::with_quiesce(&POOL, &SLOTS, &ENTRY) };
         let options = Options::new(self.starting.set());
@@ -524,7 +537,14 @@ impl Booted {
                 late: self.settings.late,
             },
             own: self.own,
-            parties: Parties::new(map, self.map, self.ram, self.own, &self.features),
+            parties: Parties::new(
+                map,
+                self.map,
+                self.ram,
+                self.own,
+                &self.features,
+                self.settings.advertised,
+            ),
             resident,
         };
         let whose = if resident.is_some() { "realm" } else { "host" };

@@ -17,6 +17,7 @@
 //! | [`smccc`] | which call is answered by whom (SMCCC DEN0028) |
 //! | [`psci`] | CPUs off, pending and on (PSCI DEN0022) |
 //! | [`exits`] | exits from below, counted by kind |
+//! | [`guests`] | what guests are shown of the machine, and what is told of them |
 //! | [`vcpu`] | the registers of a guest's virtual CPU, and what EL2 answers it alone |
 //! | `switch` | running one, and the host's world around it |
 //! | `entry` | the image header, the first instructions of each CPU (Linux `booting.rst`) |
@@ -36,6 +37,7 @@
 #[cfg(feature = "trial")]
 pub mod doorbell;
 pub mod exits;
+pub mod guests;
 pub mod inject;
 pub mod pages;
 pub mod psci;

@@ -5,14 +5,17 @@
 //! - What the host has donated is remembered in a place for each range, so that it can have it back: with no place left it cannot donate.
 //! - Who waits here passes the entry gate.
 
+use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
 use arrayvec::ArrayVec;
 use spin::{Mutex, MutexGuard};
 
 use super::boot::{El2Map, El2Mmu, HostMap, HostMmu, SLOTS};
 use super::cache;
 use super::cpu::Features;
+use super::guests::Advertised;
 use super::inject::EntryFeatures;
 use super::pages::{Pages, Refused};
+use super::percpu::PerCpu;
 use super::quiet::{ENTRY, Here};
 use crate::caps::gate::Gate;
 use crate::machine::MAX_CPUS;
@@ -46,6 +49,8 @@ pub struct Parties {
     pub limits: CpuLimits,
     /// What all CPUs have that changes how an exception is taken.
     pub entry: EntryFeatures,
+    /// What guests are shown in place of what the machine has.
+    pub advertised: Advertised,
     host: &'static HostMap,
 }
 
@@ -57,12 +62,13 @@ impl Parties {
         ram: &'static [Range<Pa>],
         own: &'static [Range<Pa>],
         features: &Features,
+        advertised: Advertised,
     ) -> Self {
         // SAFETY: RAM is data in the EL2 map, at its own address, but for what realms have; ownership names what is anybody's to access.
         let memory = unsafe { Memory::new(0) };
         let owners = Ownership::new(host, el2.map(), memory);
         let Features { limits, entry, .. } = *features;
-        Self { owners, memory, ram, own, limits, entry, host }
+        Self { owners, memory, ram, own, limits, entry, advertised, host }
     }
 
     /// Whether all of a range is RAM that the host may have.
@@ -97,6 +103,11 @@ impl Parties {
     pub fn wait() {
         ENTRY.pass();
         core::hint::spin_loop();
+    }
+
+    /// The calling CPU's number, its counter, and the ticks of that in a second.
+    pub fn moment() -> (usize, u64, u64) {
+        (PerCpu::this().number(), read_cntpct_el0().bits(), read_cntfrq_el0().bits())
     }
 
     /// Forgets on every CPU what was fetched as an instruction; one that is off does so when it comes.

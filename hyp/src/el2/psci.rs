@@ -243,6 +243,14 @@ impl<'a, C: Call> Psci<'a, C> {
     }
 }
 
+/// Calls from which the CPU, or any of them, may not come back.
+pub fn is_to_leave(function: u32) -> bool {
+    matches!(
+        function & !SMC64,
+        PSCI_CPU_SUSPEND_32 | PSCI_CPU_OFF | PSCI_SYSTEM_OFF | PSCI_SYSTEM_RESET | PSCI_SYSTEM_RESET2_32
+    )
+}
+
 /// Calls that go through unchanged.
 fn is_relayed(function: u32) -> bool {
     matches!(

@@ -7,8 +7,10 @@ use core::fmt;
 use log::warn;
 
 use super::cpu;
+use super::guests::{Advertised, Traced};
 use crate::caps::policy::{Late, Policy};
 use crate::machine::Machine;
+use crate::mapping::{Address, GRANULE, Pa, Range};
 
 /// The levels of FEAT_BBM (0 to 3) that CPUs are believed to have, where not their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +47,12 @@ pub struct Settings {
     pub late: Late,
     /// `cloven.finalize`: CPUs after which the set is final, if not all that the device tree has.
     pub finalize: Option<usize>,
+    /// `cloven.advertise-bbm` and `cloven.midr`.
+    pub advertised: Advertised,
+    /// `cloven.trace`.
+    pub traced: Traced,
+    /// The registers of the UART that what is traced goes to: nobody else's from the start.
+    pub trace_uart: Option<Range<Pa>>,
 }
 
 impl Settings {
@@ -73,12 +81,32 @@ impl Settings {
             warn!("cloven.bbm={level} is more than this CPU has: {own} it is");
             believed.boot = None;
         }
+        let mut traced = read(machine, "cloven.trace", "rsi, rmi and ripas, with commas,", Traced::parse)
+            .unwrap_or_default();
+        let is_page =
+            |range: &Range<Pa>| range.start().get().is_multiple_of(GRANULE) && range.size() <= GRANULE;
+        let uart = machine.second_uart.filter(is_page);
+        if traced.is_something() && uart.is_none() {
+            warn!("cloven.trace: the machine has no second PL011 to tell it on");
+            traced = Traced::NOTHING;
+        }
         Self {
             believed,
             policy: read(machine, "cloven.policy", "keep, repaint and pages", Policy::parse)
                 .unwrap_or_default(),
             late: read(machine, "cloven.late", "admit and deny", Late::parse).unwrap_or_default(),
             finalize: read(machine, "cloven.finalize", "numbers from 1 on", count),
+            advertised: Advertised {
+                bbm: read(machine, "cloven.advertise-bbm", "0, 2 and 3", Advertised::parse_bbm),
+                midr: read(
+                    machine,
+                    "cloven.midr",
+                    "32 bits behind 0x, as MIDR_EL1 has them,",
+                    Advertised::parse_midr,
+                ),
+            },
+            traced,
+            trace_uart: uart.filter(|_| traced.is_something()),
         }
     }
 }

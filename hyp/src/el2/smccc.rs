@@ -12,7 +12,7 @@ use smccc::arch::{
 
 use super::exits::Exits;
 use super::pages::{self, Pages};
-use super::psci::{NOT_SUPPORTED, Power, Psci};
+use super::psci::{self, NOT_SUPPORTED, Power, Psci};
 
 /// The version of the convention that the host is given: 1.2.
 pub const VERSION: i64 = 0x1_0002;
@@ -44,6 +44,8 @@ pub trait SmcHandler {
     /// Answers the call in x0 to x17, whose function is the lower half of x0, by putting the answer in their place. False if it is not known
     /// here either; `x` is as it was then.
     fn call(&self, x: &mut [u64; 18]) -> bool;
+    /// The host is about to call the firmware so that this CPU or the machine goes: what is still to be said is said now.
+    fn leaving(&self) {}
 }
 
 /// A platform without calls of its own.
@@ -75,6 +77,9 @@ impl<C: Call> Services<'_, C> {
     ) {
         let function = x[0] as u32;
         let [_, args @ ..] = *x;
+        if psci::is_to_leave(function) {
+            handler.leaving();
+        }
         if let Some(answer) = self.general(function, args[0] as u32) {
             x[0] = answer as u64;
         } else if let Some(answer) =

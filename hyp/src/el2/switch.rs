@@ -30,6 +30,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use arm_sysregs::el2::accessors::read_esr_el2;
 
+use super::guests::Advertised;
 use super::inject::EntryFeatures;
 use super::percpu::PerCpu;
 use super::quiet::ENTRY;
@@ -190,6 +191,8 @@ pub struct World {
     pub priority_bits: u32,
     /// Bits of a virtual interrupt's INTID.
     pub intid_bits: u32,
+    /// What guests are shown in place of what there is: the level of FEAT_BBM is in `view` already.
+    advertised: Advertised,
     /// `ICH_AP1R<n>_EL2` that there are.
     active_priorities: usize,
     hcr: u64,
@@ -210,6 +213,7 @@ struct HostWorld {
     vttbr: u64,
     vtcr: u64,
     vmpidr: u64,
+    vpidr: u64,
     cptr: u64,
     mdcr: u64,
     mdscr: u64,
@@ -433,9 +437,10 @@ unsafe fn write_active_priorities(number: usize, [group0, group1]: [u64; 2]) {
 }
 
 impl World {
-    /// What the running CPU has.
-    pub fn read(entry: EntryFeatures) -> Self {
+    /// What the running CPU has, of which guests are shown what is `advertised`.
+    pub fn read(entry: EntryFeatures, advertised: Advertised) -> Self {
         let view = IdView::of(read_id_register);
+        let view = advertised.bbm.map_or(view.clone(), |level| view.with_bbm(level));
         let (pfr0, pfr1, dfr0) = (read_id_register(4, 0), read_id_register(4, 1), read_id_register(5, 0));
         let (isar1, isar2, mmfr0, mmfr1) =
             (read_id_register(6, 1), read_id_register(6, 2), read_id_register(7, 0), read_id_register(7, 1));
@@ -468,6 +473,7 @@ impl World {
         Self {
             view,
             entry,
+            advertised,
             list_registers: if has.gic { (vtr & VTR_LIST_REGISTERS) as usize + 1 } else { 0 }.min(16),
             // ICH_VTR_EL2: PRIbits is one less; IDbits 0 is 16, 1 is 24.
             priority_bits: (vtr >> 29) as u32 + 1,
@@ -500,7 +506,7 @@ impl World {
     #[cold]
     #[inline(never)]
     fn compare(&self) -> u8 {
-        let read = Self::read(self.entry);
+        let read = Self::read(self.entry, self.advertised);
         let read = if self.direct { read.with_direct_interrupts() } else { read };
         let likeness = if read == *self { ALIKE } else { DIFFERENT };
         PerCpu::this().likeness.store(likeness, Relaxed);
@@ -571,6 +577,7 @@ impl World {
             vttbr: get!("vttbr_el2"),
             vtcr: get!("vtcr_el2"),
             vmpidr: get!("vmpidr_el2"),
+            vpidr: 0,
             cptr: get!("cptr_el2"),
             mdcr: get!("mdcr_el2"),
             mdscr: get!("mdscr_el1"),
@@ -593,6 +600,9 @@ impl World {
             set!("vtcr_el2", registers.vtcr);
             set!("vttbr_el2", registers.vttbr);
             set!("vmpidr_el2", vcpu.vmpidr);
+            if let Some(midr) = self.advertised.midr {
+                host.vpidr = swap!("vpidr_el2", midr.into());
+            }
             set!("hcr_el2", self.hcr | wfx);
             if has.hcrx {
                 host.hcrx = swap!("s3_4_c1_c2_2", self.hcrx);
@@ -768,6 +778,9 @@ impl World {
             set!("vtcr_el2", host.vtcr);
             set!("vttbr_el2", host.vttbr);
             set!("vmpidr_el2", host.vmpidr);
+            if self.advertised.midr.is_some() {
+                set!("vpidr_el2", host.vpidr);
+            }
             set!("hcr_el2", host.hcr);
             if has.hcrx {
                 set!("s3_4_c1_c2_2", host.hcrx);

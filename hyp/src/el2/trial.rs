@@ -16,6 +16,7 @@ use spin::{Mutex, Once};
 
 use super::boot::{self, El2Map};
 use super::cache;
+use super::guests::Advertised;
 use super::host::{Host, REPAINTED};
 use super::parties::Parties;
 use super::percpu::PerCpu;
@@ -160,7 +161,7 @@ const LET_THROUGH: u64 = 0xf8 << 24 | 1 << 1;
 /// Runs the trial's guest.
 fn run(host: &Host, flags: Flags, pc: u64, x0: u64) -> [u64; 4] {
     static WORLD: Once<World> = Once::new();
-    let world = WORLD.call_once(|| World::read(host.features.entry));
+    let world = WORLD.call_once(|| World::read(host.features.entry, Advertised::default()));
     // Who has it leaves the gate to run it, and may have to wait there for a CPU that waits here.
     let mut vcpu = loop {
         match GUEST.try_lock() {

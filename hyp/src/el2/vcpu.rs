@@ -287,6 +287,15 @@ impl IdView {
         Self { values }
     }
 
+    /// The same, but that the level of FEAT_BBM is another (`ID_AA64MMFR2_EL1.BBM`).
+    #[must_use]
+    pub fn with_bbm(mut self, level: u8) -> Self {
+        const LOWEST: u32 = 52;
+        let mmfr2 = &mut self.values[7 * 8 + 2];
+        *mmfr2 = *mmfr2 & !fields(&[LOWEST]) | u64::from(level & 0xf) << LOWEST;
+        self
+    }
+
     /// What the register with `CRm` and `op2` (each below 8) reads as.
     pub fn read(&self, crm: usize, op2: usize) -> u64 {
         self.values[(crm * 8 + op2) % self.values.len()]
@@ -620,6 +629,16 @@ mod tests {
             (vcpu.x, vcpu.timers, vcpu.gic, vcpu.fp),
             ([0; 31], Timers::default(), Gic::default(), Fp::default())
         );
+    }
+
+    #[test]
+    fn another_level_of_bbm_changes_that_field_alone() {
+        for level in [0, 2, 3] {
+            let view = everything().with_bbm(level);
+            assert_eq!(view.read(7, 2) >> 52 & 0xf, u64::from(level));
+            let own = everything().read(7, 2) >> 52 & 0xf;
+            assert_eq!(view.with_bbm(own as u8), everything());
+        }
     }
 
     #[test]

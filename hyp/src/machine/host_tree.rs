@@ -1,5 +1,5 @@
-//! The host's device tree: the original, with the hypervisor's memory reserved and its own modules gone. Or that of a realm that has the
-//! machine instead: without bus masters too, and without what is random.
+//! The host's device tree: the original, with the hypervisor's memory reserved and its own modules, and the UART that it keeps, gone. Or that of
+//! a realm that has the machine instead: without bus masters too, and without what is random.
 //!
 //! Invariant: everything else in the original is in the copy, in the same order. The copy is validated before it is
 //! handed out.
@@ -14,7 +14,7 @@ use dtoolkit::error::FdtParseError;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::fdt_mut::{FdtBuffer, FdtMut, FdtNodeMut, SliceBuffer};
 use dtoolkit::standard::{AddressSpaceProperties, NodeStandard};
-use dtoolkit::{Node, Property};
+use dtoolkit::{Node, Property, ToCellInt};
 
 use super::{MachineError, is_module};
 use crate::mapping::{Address, GRANULE, Pa, Range};
@@ -32,6 +32,8 @@ pub struct Changes<'a> {
     pub reserved: Range<Pa>,
     /// Memory for tables beside that, reserved in the same way.
     pub tables: Option<Range<Pa>>,
+    /// A PL011 at the root that the host does not have: the address of its registers.
+    pub kept_uart: Option<Pa>,
     /// The command line, if it is not the original's.
     pub bootargs: Option<&'a str>,
     /// If it is a realm's: memory that is reserved in the same way for what the RMM has of it. Devices that master the bus are left out
@@ -361,7 +363,43 @@ fn remove_children<B: FdtBuffer>(node: &mut FdtNodeMut<'_, B>, is_so: fn(FdtNode
     }
 }
 
-/// Removes the modules and what a realm does not get, and sets the command line, in the tree at the start of `out`.
+/// Removes the PL011 whose registers are at `address`, and the aliases that name it.
+fn remove_uart(root: &mut FdtNodeMut<'_, SliceBuffer<'_>>, address: Pa) {
+    let is_it = |node: FdtNode<'_>| {
+        let registers = node.reg().ok().flatten().and_then(|mut entries| entries.next());
+        let start = registers.and_then(|entry| entry.address.to_int::<u64>().ok());
+        node.is_compatible("arm,pl011") && start == Some(address.get())
+    };
+    let Some(number) = root.as_read_only().children().position(is_it) else { return };
+    // A path of a child of the root is its name behind a slash.
+    let alias = |root: &FdtNodeMut<'_, SliceBuffer<'_>>| {
+        let root = root.as_read_only();
+        let name = root.children().nth(number)?.name();
+        let names_it =
+            |path: &str| path.split(':').next().and_then(|path| path.strip_prefix('/')) == Some(name);
+        let mut aliases = root.child("aliases")?.properties();
+        aliases.position(|property| property.value_as().is_ok_and(names_it))
+    };
+    while let Some(alias) = alias(root) {
+        let Some(mut aliases) = root.child_mut("aliases") else { break };
+        let mut properties = aliases.properties_mut();
+        for _ in 0..alias {
+            properties.next();
+        }
+        if let Some(property) = properties.next() {
+            property.remove();
+        }
+    }
+    let mut children = root.children_mut();
+    for _ in 0..number {
+        children.next();
+    }
+    if let Some(node) = children.next() {
+        node.remove();
+    }
+}
+
+/// Removes the modules, the UART and what a realm does not get, and sets the command line, in the tree at the start of `out`.
 fn edit(out: &mut [u8], changes: &Changes<'_>) -> Result<usize, HostTreeError> {
     let size = out.len();
     let buffer = SliceBuffer::new(out).map_err(HostTreeError::Written)?;
@@ -379,6 +417,9 @@ fn edit(out: &mut [u8], changes: &Changes<'_>) -> Result<usize, HostTreeError> {
             chosen.remove_property("bootargs");
             chosen.add_property("bootargs", text).map_err(|_| HostTreeError::NoRoom { size })?;
         }
+    }
+    if let Some(address) = changes.kept_uart {
+        remove_uart(&mut root, address);
     }
     if changes.of_realm.is_some() {
         // It is measured: what was removed is not to be in it.

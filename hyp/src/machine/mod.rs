@@ -141,6 +141,8 @@ pub struct Machine<'a> {
     pub gic: Gic,
     /// The registers of the PL011 that is the console, or else of the first there is.
     pub uart: Option<Range<Pa>>,
+    /// The registers of the first PL011 beside that which is at the root and in use.
+    pub second_uart: Option<Range<Pa>>,
     /// The command line.
     pub bootargs: Option<&'a str>,
     /// The initial RAM disk.
@@ -197,6 +199,7 @@ impl<'a> Machine<'a> {
         // One CPU runs without it.
         let psci = psci.unwrap_or(false);
         let chosen = root.child("chosen");
+        let uart = uart(fdt, chosen)?;
         let top = memory.last().map_or(0, |bank| bank.end()).max(device_top(root, BUS_DEPTH)?);
         Ok(Self {
             no_map,
@@ -204,7 +207,8 @@ impl<'a> Machine<'a> {
             cpus,
             psci,
             gic: gic(root)?,
-            uart: uart(fdt, chosen)?,
+            uart,
+            second_uart: second_uart(root, uart)?,
             bootargs: chosen.and_then(|c| text(c, "bootargs")),
             initrd: chosen.map_or(Ok(None), initrd)?,
             kernel: chosen.map_or(Ok(None), |c| kernel(root, c))?,
@@ -392,6 +396,16 @@ fn uart(fdt: Fdt<'_>, chosen: Option<FdtNode<'_>>) -> Result<Option<Range<Pa>>, 
         Some(node) => reg("pl011", node)?.next().transpose(),
         None => Ok(None),
     }
+}
+
+/// The first PL011 at the root that is not the console.
+fn second_uart(root: FdtNode<'_>, console: Option<Range<Pa>>) -> Result<Option<Range<Pa>>, MachineError> {
+    for node in root.children().filter(|node| node.is_compatible("arm,pl011") && is_usable(*node)) {
+        if let Some(range) = reg("pl011", node)?.next().transpose()?.filter(|range| Some(*range) != console) {
+            return Ok(Some(range));
+        }
+    }
+    Ok(None)
 }
 
 /// A property of one or two cells.

@@ -7,6 +7,8 @@ use super::*;
 /// `qemu-system-aarch64 -machine virt,virtualization=on,gic-version=3,dumpdtb=… -smp 2 -m 1G -append hello` with a
 /// `guest-loader` kernel of three bytes at 0x41000000, packed by `dtc`.
 const QEMU: &[u8] = include_bytes!("testdata/qemu-virt.dtb");
+/// QEMU 10.0.2 with a second `-serial`, packed by dtc.
+const TWO_UARTS: &[u8] = include_bytes!("testdata/two-uarts.dtb");
 /// `two-banks.dts`, by `dtc`.
 const TWO_BANKS: &[u8] = include_bytes!("testdata/two-banks.dtb");
 
@@ -49,6 +51,7 @@ fn changes() -> Changes<'static> {
     Changes {
         reserved: Range::new(0x4020_0000, 2 * MIB).unwrap(),
         tables: None,
+        kept_uart: None,
         bootargs: None,
         of_realm: None,
     }
@@ -77,6 +80,23 @@ fn qemus_tree_says_what_the_machine_is() {
     assert_eq!(machine.initrd, None);
     // The high PCIe window.
     assert_eq!(machine.top, 1 << 40);
+}
+
+#[test]
+fn a_uart_that_the_hypervisor_keeps_is_not_the_hosts() {
+    let machine = read(TWO_UARTS).unwrap();
+    let second = machine.second_uart.unwrap();
+    assert_eq!((machine.uart, ends(&[second])), (read(QEMU).unwrap().uart, vec![(0x0904_0000, 0x0904_1000)]));
+    assert_eq!(read(QEMU).unwrap().second_uart, None);
+    let tree = host_tree(TWO_UARTS, &Changes { kept_uart: Some(second.start()), ..changes() }).unwrap();
+    let fdt = Fdt::new(&tree).unwrap();
+    assert!(fdt.find_node("/pl011@9040000").is_none() && fdt.find_node("/pl011@9000000").is_some());
+    let aliases = fdt.find_node("/aliases").unwrap();
+    assert!(aliases.property("serial1").is_none() && aliases.property("serial0").is_some());
+    assert_eq!(read(&tree).unwrap().second_uart, None);
+    // One that is not there is not missed.
+    let tree = host_tree(QEMU, &Changes { kept_uart: Some(second.start()), ..changes() }).unwrap();
+    assert_eq!(read(&tree).unwrap().uart, machine.uart);
 }
 
 #[test]
@@ -223,6 +243,7 @@ fn a_root_whose_cells_cannot_name_the_hypervisor_is_an_error() {
     let high = Changes {
         reserved: Range::new(0x8_8000_0000, 2 * MIB).unwrap(),
         tables: None,
+        kept_uart: None,
         bootargs: None,
         of_realm: None,
     };

@@ -6,15 +6,18 @@ mod entry;
 
 use core::fmt::Write;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use arm_pl011_uart::{PL011Registers, Uart};
+use arm_pl011_uart::{DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart};
 use dtoolkit::fdt::Fdt;
 use hyp::el2::boot::{self, Kernel};
+use hyp::el2::guests::Advertised;
 use hyp::el2::settings::Settings;
 use hyp::el2::{fault, logger};
 use hyp::machine::Machine;
+use hyp::mapping::Address;
 use log::LevelFilter;
-use rmm_shim::target::{POLICY, Realms};
+use rmm_shim::target::{self, POLICY, Realms};
 use safe_mmio::UniqueMmioPointer;
 
 /// The first PL011 of the `virt` machine (QEMU, "Hardware configuration information for bare-metal programming": the
@@ -58,8 +61,16 @@ fn boot_machine(tree: &[u8], machine: &Machine<'_>) -> Result<core::convert::Inf
     boot::announce(machine);
 
     let settings = Settings::read(machine, cfg!(feature = "trial"));
+    let (advertised, traced, trace_uart) = (settings.advertised, settings.traced, settings.trace_uart);
     // SAFETY: this is the boot CPU, on the boot map, once; the console's registers are mapped again.
     let booted = unsafe { boot::enable_mmu(machine, tree, CONSOLE, settings)? };
+    if let Some(uart) = trace_uart {
+        tell_on(uart.start().get());
+        target::trace(traced, tell);
+    }
+    if advertised != Advertised::default() {
+        log::info!("guests are shown {advertised}");
+    }
     let has_policy = is_host_policy(machine);
     let kernel = Kernel::choose(machine, if has_policy { &[] } else { &PAYLOAD })?;
     let reside = has_policy.then_some(POLICY);
@@ -92,6 +103,49 @@ fn console(text: core::fmt::Arguments<'_>) {
     let uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
     // What does not fit is dropped, and there is nobody to tell.
     let _ = Console(uart).write_fmt(text);
+}
+
+/// Where the UART is that what is traced goes to, once it is EL2's.
+static TRACE: AtomicU64 = AtomicU64::new(0);
+
+/// Turns the UART at `address` on, which is EL2's own from here on.
+#[unsafe(link_section = ".init.text")]
+fn tell_on(address: u64) {
+    TRACE.store(address, Relaxed);
+    // QEMU's clock, which does not matter to it.
+    const BAUD: u32 = 115_200;
+    const CLOCK: u32 = 24_000_000;
+    if let Some(mut uart) = trace_uart() {
+        // A device that takes no such rate stays as the firmware has left it.
+        let line = LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
+        let _ = uart.enable(line, BAUD, CLOCK);
+    }
+}
+
+fn trace_uart() -> Option<Uart<'static>> {
+    let registers = NonNull::new(TRACE.load(Relaxed) as *mut PL011Registers)?;
+    // SAFETY: EL2's map has the registers as device memory at their own address, and nobody else's has. Only the trace calls this, which one CPU
+    // does at a time, and the boot CPU before it.
+    Some(Uart::new(unsafe { UniqueMmioPointer::new(registers) }))
+}
+
+/// Writes to the second UART, all of it: however slow it is, nobody can have stopped it.
+fn tell(text: core::fmt::Arguments<'_>) {
+    struct Waiting(Uart<'static>);
+    impl Write for Waiting {
+        fn write_str(&mut self, text: &str) -> core::fmt::Result {
+            for &byte in text.as_bytes() {
+                while self.0.is_tx_fifo_full() {
+                    core::hint::spin_loop();
+                }
+                self.0.write_word(byte);
+            }
+            Ok(())
+        }
+    }
+    if let Some(uart) = trace_uart() {
+        let _ = Waiting(uart).write_fmt(text);
+    }
 }
 
 /// The UART with patience: the host may stop it, and must not stop us with it.

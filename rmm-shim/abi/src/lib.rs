@@ -21,6 +21,7 @@ compile_error!(
 mod macros;
 pub mod v1_0;
 mod version;
+pub mod words;
 
 pub use version::{Negotiated, Version, negotiate};
 

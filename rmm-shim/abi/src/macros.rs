@@ -35,6 +35,12 @@ macro_rules! enumeration {
                 self as $bits
             }
         }
+
+        impl $crate::words::Words for $name {
+            fn write(&self, to: &mut dyn core::fmt::Write) -> core::fmt::Result {
+                $crate::words::Shouted(*self).write(to)
+            }
+        }
     };
 }
 
@@ -90,11 +96,22 @@ macro_rules! commands {
     };
 }
 
-/// The registers from X1 on that a command reads (`inputs`) or writes (`outputs`), as fields.
+/// The registers from X1 on that a command reads (`inputs`) or writes (`outputs`), as fields. `as` names the encodings of one that is taken as it is;
+/// `and` names the structures that are written by hand.
 macro_rules! registers {
-    ($count:ident of $commands:ident; $($(#[$meta:meta])* $name:ident[$n:literal] {
-        $($(#[$field_meta:meta])* $field:ident: $type:ty,)+
-    })+) => {$(
+    ($count:ident of $commands:ident $(and $($other:ident),+)?; $($(#[$meta:meta])* $name:ident[$n:literal] {
+        $($(#[$field_meta:meta])* $field:ident: $type:ty $(as $encodings:ty)?,)+
+    })+) => {
+        /// Tells `each` field of the registers of a command, those from X1 on being `x`. A command that has none here tells nothing.
+        pub fn tell(command: $commands, x: &[u64], each: $crate::words::Each<'_>) {
+            match command {
+                $($commands::$name => $name::from_registers($crate::words::first(x)).tell(each),)+
+                $($($commands::$other => $other::from_registers($crate::words::first(x)).tell(each),)+)?
+                #[allow(unreachable_patterns, reason = "some interfaces have registers for each command")]
+                _ => {}
+            }
+        }
+        $(
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub struct $name {
@@ -113,6 +130,18 @@ macro_rules! registers {
             /// X1 and above.
             pub fn to_registers(self) -> [u64; $n] {
                 [$($crate::Register::to_register(self.$field)),+]
+            }
+
+            /// Tells each field.
+            pub fn tell(&self, each: $crate::words::Each<'_>) {
+                $(
+                    let value: &dyn $crate::words::Words = &self.$field;
+                    $(
+                        let encoding = <$encodings>::from_bits(self.$field);
+                        let value = encoding.as_ref().map_or(value, |encoding| encoding);
+                    )?
+                    each(stringify!($field), value);
+                )+
             }
         }
 
@@ -145,6 +174,13 @@ macro_rules! flags {
             }
             fn to_register(self) -> u64 {
                 self.bits()
+            }
+        }
+
+        impl $crate::words::Words for $name {
+            fn write(&self, to: &mut dyn core::fmt::Write) -> core::fmt::Result {
+                let names = self.iter_names().map(|(name, _)| name);
+                $crate::words::flags(to, names, self.bits() & !Self::all().bits())
             }
         }
     };

@@ -20,6 +20,7 @@ use rmm_abi::v1_0::rmi::{RmiCommand, RmiStatus};
 use rmm_abi::v1_0::{FailureCondition, split_sve_hint};
 
 use crate::monitor::{Locked, Monitor};
+use crate::trace;
 use crate::world::World;
 
 /// Registers that a command writes after X0, at most.
@@ -72,10 +73,16 @@ pub const INPUT: Reply = Reply { status: RmiStatus::ErrorInput, outputs: [0; OUT
 pub fn call<W: World>(monitor: &Monitor<W>, x: &mut [u64; 18]) -> bool {
     let (fid, no_sve) = split_sve_hint(x[0] as u32);
     let Ok(command) = RmiCommand::from_fid(fid) else { return false };
-    let Reply { status, outputs } = answer(monitor, command, x, !no_sve).unwrap_or_else(|failure| failure);
+    let before = monitor.trace.of_host().then(|| monitor.before_call(command, x));
+    let mut exit = None;
+    let Reply { status, outputs } =
+        answer(monitor, command, x, !no_sve, &mut exit).unwrap_or_else(|failure| failure);
     x[0] = status.bits();
     x[1..=OUTPUTS].copy_from_slice(&outputs);
     x[1 + OUTPUTS..RESULTS].fill(0);
+    if let Some(before) = before {
+        monitor.after_call(command, before, exit, x);
+    }
     true
 }
 
@@ -85,12 +92,19 @@ fn args<const N: usize>(x: &[u64; 18]) -> [u64; N] {
     core::array::from_fn(|index| x[1 + index])
 }
 
-fn answer<W: World>(monitor: &Monitor<W>, command: RmiCommand, x: &[u64; 18], host_has_sve: bool) -> Outcome {
+/// Why a REC was left is put into `exit` if calls are told.
+fn answer<W: World>(
+    monitor: &Monitor<W>,
+    command: RmiCommand,
+    x: &[u64; 18],
+    host_has_sve: bool,
+    exit: &mut Option<trace::Exit>,
+) -> Outcome {
     use RmiCommand::*;
     use rmm_abi::v1_0::rmi::input;
     let lock: &mut Locked<'_, W> = &mut match command {
         // It gives the lock back while the realm runs.
-        RecEnter => return rec::enter(monitor, input::RecEnter::from_registers(args(x)), host_has_sve),
+        RecEnter => return rec::enter(monitor, input::RecEnter::from_registers(args(x)), host_has_sve, exit),
         _ => monitor.lock(),
     };
     match command {

@@ -19,6 +19,7 @@ use crate::monitor::{Locked, Monitor};
 use crate::realm::{Realm, RealmState};
 use crate::rec::{MAX_RECS_ORDER, Pending, Rec, RecState, RipasChange, mpidr_el1, named_by_realm};
 use crate::rsi;
+use crate::trace;
 use crate::world::{Features, World};
 
 /// Auxiliary granules of each REC.
@@ -196,7 +197,12 @@ fn is_gic_valid(hcr: u64, lrs: &[u64; 16], features: &Features) -> bool {
 struct Aligned<T>(T);
 
 #[inline(never)]
-pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sve: bool) -> Outcome {
+pub fn enter<W: World>(
+    monitor: &Monitor<W>,
+    input: input::RecEnter,
+    host_has_sve: bool,
+    told: &mut Option<trace::Exit>,
+) -> Outcome {
     input.check()?;
     let world = &monitor.world;
     if !world.can_run() {
@@ -226,6 +232,7 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
     }
 
     // From here on it succeeds.
+    let waiting = if monitor.trace.of_realms() { trace::waiting(rec) } else { None };
     let Aligned(record) = &mut Aligned(RmiRecExit::zeroed());
     let missing = apply(&lock, realm, rec, flags, entered, record, &features);
     let (rd, ipa_width, knows_rsi) = (realm.rd, realm.ipa_width, realm.knows_rsi.clone());
@@ -234,6 +241,9 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
     let mut running = lock.start(rec);
     drop(lock);
     let mut vcpu = running.vcpu();
+    if let (Some(call), None) = (&waiting, missing) {
+        monitor.tell_call(here.caller(), 0, call, Some(&vcpu.x));
+    }
     let left = missing.unwrap_or_else(|| {
         loop {
             let mut decided = None;
@@ -253,6 +263,9 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
         }
     });
     exits::tell_always(record, &mut vcpu, features.list_registers);
+    if monitor.trace.of_host() {
+        *told = Some(trace::Exit::of(record));
+    }
     drop(vcpu);
 
     let lock = monitor.lock();

@@ -23,6 +23,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::exits::{Here, Left, Next};
 use crate::measurement;
 use crate::rec::{Pending, RipasChange};
+use crate::trace;
 use crate::world::World;
 use hyp::el2::vcpu::{Running, Vcpu};
 use memory::Missing;
@@ -98,6 +99,31 @@ pub fn call<W: World>(here: &Here<'_, W>, running: &mut Running, esr: u64, recor
     if split_sve_hint(running.x[0] as u32).0 == RsiCommand::Version.fid() && esr & IMMEDIATE == 0 {
         here.meets_rsi();
     }
+    if here.monitor.trace.of_realms() {
+        return told(here, running, esr, record);
+    }
+    answer(here, running, esr, record)
+}
+
+/// The same, and tells it.
+#[cold]
+#[inline(never)]
+fn told<W: World>(here: &Here<'_, W>, running: &mut Running, esr: u64, record: &mut RmiRecExit) -> Next {
+    let before = trace::head(&running.x);
+    let next = answer(here, running, esr, record);
+    let after = match next {
+        Next::Host(Left { pending: Pending::RipasChange | Pending::HostCall(_), .. }) => return next,
+        Next::Host(_) if record.exit_reason == RmiRecExitReason::Psci.bits() => None,
+        // For want of memory: it is executed again.
+        Next::Host(_) => return next,
+        Next::Realm | Next::Then(_) => Some(&running.x),
+    };
+    here.monitor.tell_call(here.caller(), esr & IMMEDIATE, &before, after);
+    next
+}
+
+#[inline(always)]
+fn answer<W: World>(here: &Here<'_, W>, running: &mut Running, esr: u64, record: &mut RmiRecExit) -> Next {
     if answer_alone(&mut running.x, esr) {
         running.advance();
         return Next::Realm;

@@ -63,7 +63,7 @@ registers! {
         /// PA of the REC that it named.
         target_rec: u64,
         /// A [`PsciReturnCode`]: what the host says to it.
-        status: i64,
+        status: i64 as PsciReturnCode,
     }
     /// Input values of RMI_REALM_ACTIVATE (B4.3.8).
     RealmActivate[1] {

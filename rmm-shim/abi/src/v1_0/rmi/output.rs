@@ -4,7 +4,7 @@
 //!
 //! Compared: the tables "Output values" of B4.3; TF-RMM `smc-rmi.h` and `handler.c`; Linux `rmi_cmds.h`. They agree.
 
-use super::{RmiCommand, UnprotectedDescriptor};
+use super::{RmiCommand, RmiRipas, RmiRttEntryState, UnprotectedDescriptor};
 
 registers! {
     outputs of RmiCommand;
@@ -48,11 +48,11 @@ registers! {
         /// as in TF-RMM).
         walk_level: i64,
         /// An [`RmiRttEntryState`](super::RmiRttEntryState).
-        state: u8,
+        state: u8 as RmiRttEntryState,
         /// What the entry says: only the address of what is protected or a table, nothing of what is unassigned.
         desc: UnprotectedDescriptor,
         /// An [`RmiRipas`](super::RmiRipas).
-        ripas: u8,
+        ripas: u8 as RmiRipas,
     }
     /// Output values of RMI_RTT_SET_RIPAS (B4.3.21).
     RttSetRipas[1] {

@@ -12,6 +12,12 @@ use crate::v1_0::address::is_level_aligned;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct UnprotectedDescriptor(pub u64);
 
+impl crate::words::Words for UnprotectedDescriptor {
+    fn write(&self, to: &mut dyn core::fmt::Write) -> core::fmt::Result {
+        self.0.write(to)
+    }
+}
+
 impl UnprotectedDescriptor {
     /// `MemAttr[2:0]`, bits 4:2.
     pub const MEM_ATTR: u64 = 0b111 << 2;

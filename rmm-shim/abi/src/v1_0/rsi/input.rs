@@ -7,7 +7,7 @@ use super::{RsiCommand, RsiRipas, RsiRipasChangeFlags};
 use crate::v1_0::{FailureCondition, GRANULE_SIZE, MEASUREMENTS, Measurement, bytes};
 
 registers! {
-    inputs of RsiCommand;
+    inputs of RsiCommand and AttestationTokenInit, MeasurementExtend;
     /// Input values of RSI_ATTESTATION_TOKEN_CONTINUE (B5.3.1).
     AttestationTokenContinue[3] {
         /// IPA of the granule to which the token is written.
@@ -41,7 +41,7 @@ registers! {
         /// Its end.
         top: u64,
         /// An [`RsiRipas`].
-        ripas: u8,
+        ripas: u8 as RsiRipas,
         /// Flags.
         flags: RsiRipasChangeFlags,
     }
@@ -82,6 +82,11 @@ impl AttestationTokenInit {
     pub fn to_registers(self) -> [u64; 8] {
         self.challenge
     }
+
+    /// Tells each field.
+    pub fn tell(&self, each: crate::words::Each<'_>) {
+        each("challenge", &self.challenge);
+    }
 }
 
 /// Input values of RSI_MEASUREMENT_EXTEND (B5.3.7).
@@ -108,6 +113,13 @@ impl MeasurementExtend {
     pub fn to_registers(self) -> [u64; 10] {
         let [v0, v1, v2, v3, v4, v5, v6, v7] = self.value;
         [self.index, self.size, v0, v1, v2, v3, v4, v5, v6, v7]
+    }
+
+    /// Tells each field.
+    pub fn tell(&self, each: crate::words::Each<'_>) {
+        each("index", &self.index);
+        each("size", &self.size);
+        each("value", &self.value);
     }
 
     /// The value with the bytes from `size` on zeroed, as a REM is extended by it (B3.42).

@@ -2,10 +2,10 @@
 //!
 //! Invariant: a bit that is no value's is zero.
 
-use super::{RsiCommand, RsiResponse};
+use super::{RsiCommand, RsiResponse, RsiRipas};
 
 registers! {
-    outputs of RsiCommand;
+    outputs of RsiCommand and MeasurementRead;
     /// Output values of RSI_ATTESTATION_TOKEN_CONTINUE (B5.3.1).
     AttestationTokenContinue[1] {
         /// Bytes written.
@@ -26,7 +26,7 @@ registers! {
         /// End of the IPAs, from the base on, that have this RIPAS.
         out_top: u64,
         /// An [`RsiRipas`](super::RsiRipas).
-        ripas: u8,
+        ripas: u8 as RsiRipas,
     }
     /// Output values of RSI_IPA_STATE_SET (B5.3.6).
     IpaStateSet[2] {
@@ -63,6 +63,11 @@ impl MeasurementRead {
     /// X1 and above.
     pub fn to_registers(self) -> [u64; 8] {
         self.value
+    }
+
+    /// Tells each field.
+    pub fn tell(&self, each: crate::words::Each<'_>) {
+        each("value", &self.value);
     }
 }
 

@@ -1,0 +1,693 @@
+//! What realms and their host call, told line by line as it is answered, for who asks on the command line.
+//!
+//! Invariants:
+//! - What is told changes nothing: registers, tables and records are read, and never waited for but by who traces.
+//! - The monitor's lock is not held while a line is written: what is told of a realm's tables is noted with the lock, and written without it. Lines have a
+//!   lock of their own, held for a few whole lines; nothing else is locked or waited for with it but the device, and who waits for it counts as standing
+//!   still for EL2's map, as who waits for the monitor's.
+//! - Nothing is lost. What is kept back to be told with its like is a [`Run`] of the host's calls, or of changes of RIPAS; it is told before anything else of
+//!   its CPU, before the CPU runs a realm or goes, when it is a second old and somebody tells something, and when a realm or the machine ends.
+//! - With nothing traced all of this is one look at a flag for each call.
+//!
+//! A line is `INTERFACE cpuN [realm=PA [rec=N]] @TICKS COMMAND NAME=VALUE… -> STATUS NAME=VALUE… [xCOUNT]`, by the names of [`rmm_abi::words`]. Of a run
+//! `NAME=FIRST..LAST` goes on in equal steps. RIPAS is `ripas cpuN realm=PA @TICKS START-END OLD -> NEW`. TICKS are of the counter, at the end of the (first) call.
+//! A call of a realm that its host has a part in is told when it is answered, at the next RMI_REC_ENTER; one of PSCI when it goes to the host.
+
+use core::cell::Cell;
+use core::fmt::{self, Display, Formatter, Write};
+use core::ops::ControlFlow;
+
+use arrayvec::ArrayVec;
+use hyp::el2::guests::Traced;
+use hyp::mapping::{Address, Mmu, Pa};
+use rmm_abi::v1_0::psci::{PsciCommand, PsciReturnCode};
+use rmm_abi::v1_0::rmi::{self, RmiCommand, RmiRecExit, RmiRecExitReason, RmiRecMpidr, RmiRipas, RmiStatus};
+use rmm_abi::v1_0::rsi::{self, RsiCommand, RsiStatus};
+use rmm_abi::v1_0::{GRANULE_SIZE, NOT_SUPPORTED, PAGE_LEVEL, RmmRipas, entry_size, psci, split_sve_hint};
+use rmm_abi::words::{Shouted, Words};
+use rmm_abi::{Version, v1_0};
+use spin::mutex::{SpinMutex, SpinMutexGuard};
+
+use crate::monitor::Monitor;
+use crate::realm::Realm;
+use crate::rec::{Pending, Rec};
+use crate::rtt::ENTRIES;
+use crate::world::World;
+
+/// Writes text that ends in a line end. It is never called by two CPUs at once, and waits for its device as long as that takes.
+pub type Sink = fn(fmt::Arguments<'_>);
+
+/// Registers that a command of the host's reads, and writes beside its status, at most.
+const INPUTS: usize = 5;
+const OUTPUTS: usize = 4;
+/// Registers of a realm's call that are looked at: X0 and the arguments of the one with the most.
+const CALL: usize = 11;
+const _: () = assert!(RsiCommand::MeasurementExtend.inputs() < CALL);
+
+/// CPUs of which something is kept back. If another one comes, what is kept of one of them is told.
+const CPUS: usize = 8;
+/// Runs of a CPU that are kept back.
+const RUNS: usize = 4;
+
+/// Where and when something is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// The CPU's number.
+    pub cpu: usize,
+    /// The counter.
+    pub ticks: u64,
+    /// Its ticks in a second.
+    pub frequency: u64,
+}
+
+/// What is told, and to whom.
+#[derive(Clone, Copy)]
+pub struct Trace {
+    of: Traced,
+    to: Option<(Sink, &'static Kept)>,
+}
+
+impl Trace {
+    /// Nothing is.
+    pub const NOTHING: Self = Self { of: Traced::NOTHING, to: None };
+
+    /// What `of` says, to `sink`. Nobody else uses `kept`.
+    pub const fn new(of: Traced, sink: Sink, kept: &'static Kept) -> Self {
+        Self { of, to: Some((sink, kept)) }
+    }
+
+    /// Whether the host's calls are looked at.
+    #[inline(always)]
+    pub(crate) fn of_host(&self) -> bool {
+        self.of.rmi || self.of.ripas
+    }
+
+    /// Whether a realm's calls are.
+    #[inline(always)]
+    pub(crate) fn of_realms(&self) -> bool {
+        self.of.rsi
+    }
+}
+
+/// What is kept back, behind the lines' lock.
+pub struct Kept(SpinMutex<ArrayVec<OfCpu, CPUS>>);
+
+impl Kept {
+    /// Nothing yet.
+    pub const fn new() -> Self {
+        Self(SpinMutex::new(ArrayVec::new_const()))
+    }
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What is kept back of a CPU's, in the order in which it began.
+struct OfCpu {
+    cpu: usize,
+    runs: ArrayVec<Run, RUNS>,
+}
+
+/// A call of the host's that was answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Call {
+    command: RmiCommand,
+    inputs: [u64; INPUTS],
+    status: u64,
+    outputs: [u64; OUTPUTS],
+    exit: Option<Exit>,
+}
+
+/// What RIPAS was changed to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Change {
+    rd: u64,
+    start: u64,
+    end: u64,
+    old: RmmRipas,
+    new: RmmRipas,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Called(Call),
+    Changed(Change),
+}
+
+/// Events of one kind that go on in equal steps: told in one line.
+struct Run {
+    began: u64,
+    count: u64,
+    first: Event,
+    last: Event,
+}
+
+/// Whether an argument that has gone on so far is at the next granule, block or table, in either direction.
+fn is_step(by: u64) -> bool {
+    let size = (by as i64).unsigned_abs();
+    size == 0 || (1..=PAGE_LEVEL).any(|level| entry_size(level) == Some(size))
+}
+
+impl Run {
+    /// Takes an event in, if it goes on as those before it.
+    fn takes(&mut self, event: &Event) -> bool {
+        match (&mut self.first, &mut self.last, event) {
+            (Event::Changed(first), Event::Changed(last), Event::Changed(next)) => {
+                let goes_on =
+                    last.end == next.start && (last.rd, last.old, last.new) == (next.rd, next.old, next.new);
+                if goes_on {
+                    (first.end, last.end) = (next.end, next.end);
+                }
+                self.count += u64::from(goes_on);
+                goes_on
+            }
+            (Event::Called(first), Event::Called(last), Event::Called(next)) => {
+                let is_alike =
+                    (last.command, last.status, last.exit) == (next.command, next.status, next.exit);
+                let goes_on = |first: &[u64], last: &[u64], next: &[u64]| {
+                    first.iter().zip(last).zip(next).all(|((&first, &last), &next)| {
+                        let by = next.wrapping_sub(last);
+                        // All so far were made of the first step.
+                        let so_far = last.wrapping_sub(first);
+                        is_step(by) && (self.count == 1 || so_far == by.wrapping_mul(self.count - 1))
+                    })
+                };
+                let takes = is_alike
+                    && goes_on(&first.inputs, &last.inputs, &next.inputs)
+                    && goes_on(&first.outputs, &last.outputs, &next.outputs);
+                if takes {
+                    *last = *next;
+                    self.count += 1;
+                }
+                takes
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether an event is of its kind: then it goes on here or nowhere.
+    fn is_of(&self, event: &Event) -> bool {
+        match (&self.last, event) {
+            (Event::Called(last), Event::Called(next)) => last.command == next.command,
+            (Event::Changed(_), Event::Changed(_)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Why a REC stopped, as far as its host is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exit {
+    reason: u8,
+    details: [u64; 3],
+}
+
+impl Exit {
+    /// Of the record for the host.
+    pub fn of(record: &RmiRecExit) -> Self {
+        let details = match RmiRecExitReason::from_bits(record.exit_reason) {
+            Ok(RmiRecExitReason::Sync) => [record.esr, record.hpfar << 8, 0],
+            Ok(RmiRecExitReason::Serror) => [record.esr, 0, 0],
+            Ok(RmiRecExitReason::Psci) => [record.gprs[0], 0, 0],
+            Ok(RmiRecExitReason::RipasChange) => {
+                [record.ripas_base, record.ripas_top, record.ripas_value.into()]
+            }
+            Ok(RmiRecExitReason::HostCall) => [record.imm.into(), 0, 0],
+            _ => [0; 3],
+        };
+        Self { reason: record.exit_reason, details }
+    }
+
+    /// Whether the realm has ended itself.
+    fn is_of_the_end(&self) -> bool {
+        self.reason == RmiRecExitReason::Psci.bits()
+            && matches!(
+                PsciCommand::from_fid(self.details[0] as u32),
+                Ok(PsciCommand::SystemOff | PsciCommand::SystemReset)
+            )
+    }
+}
+
+impl Display for Exit {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let [a, b, c] = self.details;
+        let reason = match RmiRecExitReason::from_bits(self.reason) {
+            Ok(reason) => reason,
+            Err(unknown) => return write!(f, "exit={:#x}", unknown.0),
+        };
+        f.write_str("exit=")?;
+        reason.write(f)?;
+        match reason {
+            RmiRecExitReason::Sync => write!(f, " esr={a:#x} ipa={b:#x}"),
+            RmiRecExitReason::Serror => write!(f, " esr={a:#x}"),
+            RmiRecExitReason::HostCall => write!(f, " imm={a:#x}"),
+            RmiRecExitReason::Psci => match PsciCommand::from_fid(a as u32) {
+                Ok(command) => write!(f, " function={}", command.name()),
+                Err(_) => write!(f, " function={a:#x}"),
+            },
+            RmiRecExitReason::RipasChange => {
+                write!(f, " base={a:#x} top={b:#x} ripas=")?;
+                RmiRipas::from_bits(c as u8).as_ref().map_or(&c as &dyn Words, |ripas| ripas).write(f)
+            }
+            RmiRecExitReason::Irq | RmiRecExitReason::Fiq => Ok(()),
+        }
+    }
+}
+
+/// Some words, each with a blank before it; what has gone wrong is kept for the end.
+struct Named<'f, 'a> {
+    f: &'f mut Formatter<'a>,
+    result: fmt::Result,
+}
+
+impl Named<'_, '_> {
+    fn tell(&mut self, name: &str, value: &dyn Words) {
+        let Self { f, result } = self;
+        *result = result.and_then(|()| write!(f, " {name}=")).and_then(|()| value.write(*f));
+    }
+}
+
+/// The fields that `tell` tells.
+fn fields(f: &mut Formatter<'_>, tell: impl FnOnce(&mut dyn FnMut(&'static str, &dyn Words))) -> fmt::Result {
+    let mut named = Named { f, result: Ok(()) };
+    tell(&mut |name, value| named.tell(name, value));
+    named.result
+}
+
+type Tell = fn(RmiCommand, &[u64], rmm_abi::words::Each<'_>);
+
+/// The fields of the first and the last of a run: each of them is a register.
+fn fields_of_run(
+    f: &mut Formatter<'_>,
+    tell: Tell,
+    command: RmiCommand,
+    (first, last): (&[u64], &[u64]),
+) -> fmt::Result {
+    let mut named = Named { f, result: Ok(()) };
+    let number = Cell::new(0);
+    tell(command, first, &mut |name, value| {
+        named.tell(name, value);
+        let mine = number.replace(number.get() + 1);
+        if first.get(mine) == last.get(mine) {
+            return;
+        }
+        let mut other = 0;
+        tell(command, last, &mut |_, value| {
+            if other == mine {
+                let Named { f, result } = &mut named;
+                *result = result.and_then(|()| f.write_str("..")).and_then(|()| value.write(*f));
+            }
+            other += 1;
+        });
+    });
+    named.result
+}
+
+/// A line of a run.
+struct LineOfRun<'a>(usize, &'a Run);
+
+impl Display for LineOfRun<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self(cpu, Run { began, count, first, last }) = self;
+        match (first, last) {
+            (Event::Called(first), Event::Called(last)) => {
+                write!(f, "rmi cpu{cpu} @{began} {}", first.command.name())?;
+                fields_of_run(f, rmi::input::tell, first.command, (&first.inputs, &last.inputs))?;
+                f.write_str(" -> ")?;
+                let status = RmiStatus::from_bits(first.status);
+                match status {
+                    Ok(status) => {
+                        f.write_str("RMI_")?;
+                        Shouted(status).write(f)?;
+                    }
+                    Err(unknown) => unknown.0.write(f)?,
+                }
+                // Some have outputs with an error too.
+                if status == Ok(RmiStatus::Success) || first.outputs != [0; OUTPUTS] {
+                    fields_of_run(f, rmi::output::tell, first.command, (&first.outputs, &last.outputs))?;
+                }
+                if let Some(exit) = first.exit {
+                    write!(f, " {exit}")?;
+                }
+                if *count > 1 { write!(f, " x{count}") } else { Ok(()) }
+            }
+            (Event::Changed(first), _) => {
+                let Change { rd, start, end, old, new } = first;
+                write!(f, "ripas cpu{cpu} realm={rd:#x} @{began} {start:#x}-{end:#x} ")?;
+                Shouted(old).write(f)?;
+                f.write_str(" -> ")?;
+                Shouted(new).write(f)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Which REC has called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    pub rd: Pa,
+    pub mpidr: RmiRecMpidr,
+}
+
+/// A line of a realm's call.
+struct LineOfRealm<'a> {
+    moment: Moment,
+    caller: Caller,
+    /// The immediate of the SMC.
+    immediate: u64,
+    before: &'a [u64; CALL],
+    /// X0 and up, unless the host has to answer.
+    after: Option<&'a [u64]>,
+}
+
+impl Display for LineOfRealm<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { moment: Moment { cpu, ticks, .. }, caller, immediate, before, after } = *self;
+        let (fid, _) = split_sve_hint(before[0] as u32);
+        let known = (immediate == 0).then_some(fid);
+        let rsi = known.and_then(|fid| RsiCommand::from_fid(fid).ok());
+        let psci = known.and_then(|fid| PsciCommand::from_fid(fid).ok());
+        let interface = match (rsi, psci) {
+            (Some(_), _) => "rsi",
+            (_, Some(_)) => "psci",
+            _ => "smccc",
+        };
+        let (rd, rec) = (caller.rd.get(), caller.mpidr.index());
+        write!(f, "{interface} cpu{cpu} realm={rd:#x} rec={rec} @{ticks} ")?;
+        let [_, arguments @ ..] = before;
+        match (rsi, psci) {
+            (Some(command), _) => {
+                f.write_str(command.name())?;
+                fields(f, |each| rsi::input::tell(command, arguments, each))?;
+            }
+            (_, Some(command)) => {
+                f.write_str(command.name())?;
+                fields(f, |each| psci::tell(command, arguments, each))?;
+            }
+            _ if immediate != 0 => write!(f, "SMC#{immediate:#x} x0={:#x}", before[0])?,
+            _ => write!(f, "{fid:#x} x1={:#x} x2={:#x} x3={:#x}", before[1], before[2], before[3])?,
+        }
+        f.write_str(" -> ")?;
+        let Some([status, outputs @ ..]) = after else { return f.write_str("HOST") };
+        match (rsi, psci) {
+            (Some(command), _) => {
+                let known = RsiStatus::from_bits(*status);
+                match known {
+                    Ok(known) => {
+                        f.write_str("RSI_")?;
+                        known.write(f)?;
+                    }
+                    Err(unknown) => unknown.0.write(f)?,
+                }
+                let count = command.outputs().min(outputs.len());
+                if known == Ok(RsiStatus::Success) || outputs[..count].iter().any(|&output| output != 0) {
+                    fields(f, |each| rsi::output::tell(command, outputs, each))?;
+                }
+                Ok(())
+            }
+            (_, Some(PsciCommand::Version)) => match Version::from_bits(*status) {
+                Ok(version) => version.write(f),
+                Err(unknown) => unknown.0.write(f),
+            },
+            (_, Some(_)) => match PsciReturnCode::from_bits(*status as i64) {
+                Ok(code) => {
+                    f.write_str("PSCI_")?;
+                    code.write(f)
+                }
+                Err(unknown) => unknown.0.write(f),
+            },
+            _ if *status == NOT_SUPPORTED => f.write_str("NOT_SUPPORTED"),
+            _ => status.write(f),
+        }
+    }
+}
+
+/// RIPAS of the entries of one RTT from some address on, in words of two bits.
+struct Entries {
+    rd: u64,
+    start: u64,
+    unit: u64,
+    count: usize,
+    values: [u64; Entries::WORDS],
+}
+
+impl Entries {
+    const PER_WORD: usize = 32;
+    const WORDS: usize = ENTRIES as usize / Self::PER_WORD;
+
+    /// From `start` to `top`, or to the end of the RTT in which a walk to `start` ends.
+    fn of<M: Mmu>(realm: &Realm<M>, start: u64, top: u64) -> Self {
+        let mut entries =
+            Self { rd: realm.rd.get(), start, unit: GRANULE_SIZE, count: 0, values: [0; Self::WORDS] };
+        let _ = realm.scan(start, PAGE_LEVEL, |walk| {
+            if entries.count == ENTRIES as usize || walk.start >= top {
+                return ControlFlow::Break(());
+            }
+            if entries.count == 0 {
+                (entries.start, entries.unit) = (walk.start, walk.end() - walk.start);
+            }
+            let (word, bit) = (entries.count / Self::PER_WORD, entries.count % Self::PER_WORD);
+            entries.values[word] |= (walk.rtte.ripas as u64) << (2 * bit);
+            entries.count += 1;
+            ControlFlow::Continue(())
+        });
+        entries
+    }
+
+    fn at(&self, number: usize) -> RmmRipas {
+        const ALL: [RmmRipas; 4] = [RmmRipas::Empty, RmmRipas::Ram, RmmRipas::Destroyed, RmmRipas::Dev];
+        ALL[(self.values[number / Self::PER_WORD] >> (2 * (number % Self::PER_WORD)) & 3) as usize]
+    }
+
+    /// What has become another one in `now`.
+    fn changes(&self, now: &Self, mut each: impl FnMut(Change)) {
+        if (self.start, self.unit) != (now.start, now.unit) {
+            return;
+        }
+        let mut number = 0;
+        let count = self.count.min(now.count);
+        while number < count {
+            let from = number;
+            let (old, new) = (self.at(from), now.at(from));
+            while number < count && (self.at(number), now.at(number)) == (old, new) {
+                number += 1;
+            }
+            if old != new {
+                let at = |number: usize| self.start + number as u64 * self.unit;
+                each(Change { rd: self.rd, start: at(from), end: at(number), old, new });
+            }
+        }
+    }
+}
+
+/// What was before a call of the host's.
+pub(crate) struct Before {
+    inputs: [u64; INPUTS],
+    ripas: Option<Entries>,
+}
+
+/// The realm and the range whose RIPAS a command may change.
+fn range_of_ripas(command: RmiCommand, inputs: &[u64; INPUTS]) -> Option<(u64, u64, u64)> {
+    use RmiCommand::*;
+    use v1_0::rmi::input;
+    let x = inputs;
+    let page = |rd, ipa: u64| (rd, ipa, ipa.saturating_add(GRANULE_SIZE));
+    Some(match command {
+        DataCreate => {
+            let input = input::DataCreate::from_registers(*x);
+            page(input.rd, input.ipa)
+        }
+        DataCreateUnknown => {
+            let input = input::DataCreateUnknown::from_registers([x[0], x[1], x[2]]);
+            page(input.rd, input.ipa)
+        }
+        DataDestroy => {
+            let input = input::DataDestroy::from_registers([x[0], x[1]]);
+            page(input.rd, input.ipa)
+        }
+        RttInitRipas => {
+            let input = input::RttInitRipas::from_registers([x[0], x[1], x[2]]);
+            (input.rd, input.base, input.top)
+        }
+        RttSetRipas => {
+            let input = input::RttSetRipas::from_registers([x[0], x[1], x[2], x[3]]);
+            (input.rd, input.base, input.top)
+        }
+        _ => return None,
+    })
+}
+
+/// A call of a realm's that is answered at the entry that comes: its registers, if there is one.
+pub(crate) fn waiting(rec: &Rec) -> Option<[u64; CALL]> {
+    let waits = matches!(rec.pending.get(), Pending::RipasChange | Pending::HostCall(_));
+    waits.then(|| core::array::from_fn(|number| rec.vcpu.borrow().x[number]))
+}
+
+/// X0 and the arguments of a call.
+pub(crate) fn head(x: &[u64; 31]) -> [u64; CALL] {
+    core::array::from_fn(|number| x[number])
+}
+
+/// The lines' lock, to one CPU.
+struct Lines {
+    sink: Sink,
+    kept: SpinMutexGuard<'static, ArrayVec<OfCpu, CPUS>>,
+    moment: Moment,
+}
+
+impl Lines {
+    /// Tells what is kept of the CPU at this place in the list.
+    fn tell_at(&mut self, place: usize) {
+        if let Some(OfCpu { cpu, runs }) = self.kept.get_mut(place) {
+            runs.drain(..).for_each(|run| (self.sink)(format_args!("{}\n", LineOfRun(*cpu, &run))));
+        }
+    }
+
+    fn own(&self) -> Option<usize> {
+        self.kept.iter().position(|of| of.cpu == self.moment.cpu)
+    }
+
+    /// Tells what is kept of the running CPU's.
+    fn tell_own(&mut self) {
+        if let Some(place) = self.own() {
+            self.tell_at(place);
+        }
+    }
+
+    /// Tells all that is kept.
+    fn tell_all(&mut self) {
+        (0..self.kept.len()).for_each(|place| self.tell_at(place));
+    }
+
+    /// Tells what was kept for a second.
+    fn tell_old(&mut self) {
+        let Moment { ticks, frequency, .. } = self.moment;
+        for place in 0..self.kept.len() {
+            let oldest = self.kept[place].runs.first();
+            if oldest.is_some_and(|run| ticks.wrapping_sub(run.began) > frequency) {
+                self.tell_at(place);
+            }
+        }
+    }
+
+    /// Keeps an event with its like, or for what comes.
+    fn keep(&mut self, event: Event) {
+        let place = match self.own() {
+            Some(place) => place,
+            None => {
+                if self.kept.is_full() {
+                    self.tell_at(0);
+                    self.kept.remove(0);
+                }
+                self.kept.push(OfCpu { cpu: self.moment.cpu, runs: ArrayVec::new() });
+                self.kept.len() - 1
+            }
+        };
+        let runs = &mut self.kept[place].runs;
+        if runs.iter_mut().any(|run| run.takes(&event)) {
+            return;
+        }
+        if runs.is_full() || runs.iter().any(|run| run.is_of(&event)) {
+            self.tell_at(place);
+        }
+        let began = self.moment.ticks;
+        self.kept[place].runs.push(Run { began, count: 1, first: event, last: event });
+    }
+}
+
+impl<W: World> Monitor<W> {
+    fn lines(&self) -> Option<Lines> {
+        let (sink, kept) = self.trace.to?;
+        let moment = self.world.moment();
+        loop {
+            if let Some(kept) = kept.0.try_lock() {
+                return Some(Lines { sink, kept, moment });
+            }
+            self.world.wait();
+        }
+    }
+
+    /// Tells what was kept back: the machine, or this CPU, may be about to go.
+    pub fn tell_kept(&self) {
+        if self.trace.of.is_something()
+            && let Some(mut lines) = self.lines()
+        {
+            lines.tell_all();
+        }
+    }
+
+    /// What is to be known of a call of the host's before it is answered.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn before_call(&self, command: RmiCommand, x: &[u64; 18]) -> Before {
+        let inputs = core::array::from_fn(|number| x[1 + number]);
+        if command == RmiCommand::RecEnter
+            && let Some(mut lines) = self.lines()
+        {
+            // What may be long. But entries that stop in the same way are told together.
+            let is_enter =
+                |run: &Run| matches!(run.first, Event::Called(Call { command: RmiCommand::RecEnter, .. }));
+            let is_all = |place: usize| lines.kept[place].runs.iter().all(is_enter);
+            if !lines.own().is_none_or(is_all) {
+                lines.tell_own();
+            }
+            lines.tell_old();
+        }
+        let range = range_of_ripas(command, &inputs).filter(|_| self.trace.of.ripas);
+        let ripas = range.and_then(|(rd, start, top)| self.entries(rd, start, top));
+        Before { inputs, ripas }
+    }
+
+    /// RIPAS of a realm's, if there is one.
+    fn entries(&self, rd: u64, start: u64, top: u64) -> Option<Entries> {
+        let lock = self.lock();
+        let realm = lock.realm(rd)?;
+        Some(Entries::of(realm, start, top))
+    }
+
+    /// Tells a call of the host's that was answered: X0 and up are the answer.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn after_call(&self, command: RmiCommand, before: Before, exit: Option<Exit>, x: &[u64; 18]) {
+        let now = before.ripas.as_ref().and_then(|was| {
+            let top = was.start.saturating_add(was.count as u64 * was.unit);
+            self.entries(was.rd, was.start, top)
+        });
+        let Some(mut lines) = self.lines() else { return };
+        if self.trace.of.rmi {
+            let mut inputs = before.inputs;
+            inputs[command.inputs()..].fill(0);
+            let outputs = core::array::from_fn(|number| x[1 + number]);
+            lines.keep(Event::Called(Call { command, inputs, status: x[0], outputs, exit }));
+        }
+        if let (Some(was), Some(now)) = (&before.ripas, &now) {
+            was.changes(now, |change| lines.keep(Event::Changed(change)));
+        }
+        if exit.is_some_and(|exit| exit.is_of_the_end()) || command == RmiCommand::RealmDestroy {
+            lines.tell_all();
+        }
+        lines.tell_old();
+    }
+
+    /// Tells a call of a realm's: `after` is X0 and up if it is answered, and nothing if the host has to.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn tell_call(
+        &self,
+        caller: Caller,
+        immediate: u64,
+        before: &[u64; CALL],
+        after: Option<&[u64; 31]>,
+    ) {
+        let Some(mut lines) = self.lines() else { return };
+        lines.tell_own();
+        lines.tell_old();
+        let after = after.map(|x| &x[..CALL]);
+        let line = LineOfRealm { moment: lines.moment, caller, immediate, before, after };
+        (lines.sink)(format_args!("{line}\n"));
+    }
+}
