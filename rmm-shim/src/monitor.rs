@@ -6,14 +6,17 @@
 use hyp::mapping::Pa;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
+use crate::attest::PlatformSignature;
 use crate::realm::MAX_REALMS;
 use crate::rmi;
 use crate::world::World;
 
-/// The realms there are.
+/// The realms there are, and what they have in common.
 pub(crate) struct State {
     /// Their descriptors, each at its number minus one.
     pub realms: [Option<Pa>; MAX_REALMS],
+    /// The signature of the platform's token, once somebody has made it.
+    pub platform: Option<PlatformSignature>,
 }
 
 /// Serves RMI and RSI on a [`World`].
@@ -25,7 +28,7 @@ pub struct Monitor<W> {
 impl<W: World> Monitor<W> {
     /// Without a realm.
     pub const fn new(world: W) -> Self {
-        Self { world, state: SpinMutex::new(State { realms: [None; MAX_REALMS] }) }
+        Self { world, state: SpinMutex::new(State { realms: [None; MAX_REALMS], platform: None }) }
     }
 
     /// Answers the host's call in x0 to x17, in their place, on the calling CPU. False if it is none of RMI.

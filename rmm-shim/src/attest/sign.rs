@@ -50,12 +50,20 @@ impl Key {
 }
 
 static REALM: Public = Public {
-    x: hex("44996129f3a1bab934e1520d8d26f16e62e8a215621244e443c98cb7527995d17410452fab7fbcdb9b59e618a675c70d"),
-    y: hex("5df43641b17e999c873353b0d9bc2fe881f2469294df697256beacc881fad897c77e7b8ed125068a191556787ea5a43c"),
+    x: hex(
+        "44996129f3a1bab934e1520d8d26f16e62e8a215621244e443c98cb7527995d17410452fab7fbcdb9b59e618a675c70d",
+    ),
+    y: hex(
+        "5df43641b17e999c873353b0d9bc2fe881f2469294df697256beacc881fad897c77e7b8ed125068a191556787ea5a43c",
+    ),
 };
 static PLATFORM: Public = Public {
-    x: hex("de3b4f4e5e73182ecc227fb87419753c574701278e6268226c81d875c3588f640cdb4b8fb78c16a74460f7c970396753"),
-    y: hex("7ff9309204cd437a91a676ba54054a0b33b040147b1272b880e2fb098e22f16bab467dd3e296fe612c444a6a584dc24b"),
+    x: hex(
+        "de3b4f4e5e73182ecc227fb87419753c574701278e6268226c81d875c3588f640cdb4b8fb78c16a74460f7c970396753",
+    ),
+    y: hex(
+        "7ff9309204cd437a91a676ba54054a0b33b040147b1272b880e2fb098e22f16bab467dd3e296fe612c444a6a584dc24b",
+    ),
 };
 
 /// The bytes that digits name, when this is compiled.
@@ -152,13 +160,15 @@ mod tests {
     /// RFC 6979 A.2.6: P-384, SHA-384, "sample".
     #[test]
     fn nonces_are_those_of_the_rfc() {
-        let private: [u8; COORDINATE] =
-            hex("6b9d3dad2e1b8c1c05b19875b6659f4de23c3b667bf297ba9aa47740787137d896d5724e4c70a825f872c9ea60d2edf5");
+        let private: [u8; COORDINATE] = hex(
+            "6b9d3dad2e1b8c1c05b19875b6659f4de23c3b667bf297ba9aa47740787137d896d5724e4c70a825f872c9ea60d2edf5",
+        );
         let private = NonZeroScalar::<NistP384>::from_repr(private.into()).unwrap();
         let (signature, _) =
             sign_prehashed_rfc6979::<NistP384, Sha384>(&private, &Sha384::digest(b"sample"), &[]);
-        let r: [u8; COORDINATE] =
-            hex("94edbb92a5ecb8aad4736e56c691916b3f88140666ce9fa73d64c4ea95ad133c81a648152e44acf96e36dd1e80fabe46");
+        let r: [u8; COORDINATE] = hex(
+            "94edbb92a5ecb8aad4736e56c691916b3f88140666ce9fa73d64c4ea95ad133c81a648152e44acf96e36dd1e80fabe46",
+        );
         assert_eq!(signature.to_bytes()[..COORDINATE], r);
     }
 

@@ -92,7 +92,8 @@ const COMPONENT_MEASUREMENT: u8 = 2;
 const COMPONENT_VERSION: u8 = 4;
 const COMPONENT_SIGNER: u8 = 5;
 const COMPONENT_HASH: u8 = 6;
-const COMPONENTS: [&str; 2] = ["Cloven, for tests: not measured", "Cloven's RMM stand-in, for tests: not measured"];
+const COMPONENTS: [&str; 2] =
+    ["Cloven, for tests: not measured", "Cloven's RMM stand-in, for tests: not measured"];
 /// Hashes that stand where there is nothing to be hashed.
 const NOT_MEASURED: &[u8] = b"not measured";
 const NOT_SIGNED: &[u8] = b"not signed";

@@ -2,6 +2,8 @@
 //!
 //! Invariant: RMI_REC_ENTER looks at all that can fail before it changes anything; then there is one record for the host, whatever happens.
 
+use core::cell::RefCell;
+
 use hyp::el2::vcpu::{Exit, Vcpu};
 use hyp::mapping::{Address, Pa};
 use hyp::owner::{HostPage, Keeper};
@@ -21,8 +23,8 @@ use crate::rec::{MAX_RECS_ORDER, Pending, Rec, RecState, RipasChange, mpidr_el1,
 use crate::rsi;
 use crate::world::{Features, World};
 
-/// Auxiliary granules of each REC.
-const AUX_COUNT: u64 = 0;
+/// Auxiliary granules of each REC: one, for the attestation token that it fetches.
+const AUX_COUNT: u64 = 1;
 /// The index of RMI_ERROR_REALM for a realm that is off (B4.3.14).
 const SYSTEM_OFF: u8 = 1;
 
@@ -63,6 +65,11 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RecCreate) -> Ou
         return Err(INPUT);
     }
     params.check(input.rec, AUX_COUNT)?;
+    let aux = params.aux[0];
+    if lock.world.granule(aux) != HostPage::Kept(Keeper::Delegated) {
+        return Err(INPUT);
+    }
+    let aux = Pa::new(aux).map_err(|_| INPUT)?;
     // As the realm knows it: bits that are no affinity's are not kept.
     let mpidr = RmiRecMpidr::from_index(params.mpidr.index());
     let mut vcpu = Vcpu::reset(mpidr_el1(mpidr));
@@ -70,7 +77,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RecCreate) -> Ou
     vcpu.x[..params.gprs.len()].copy_from_slice(&params.gprs);
     let is_runnable = params.flags.contains(RmiRecCreateFlags::RUNNABLE);
     let (rd, number) = (realm.rd, realm.number);
-    lock.place_rec(at, number, Rec::new(rd, mpidr, is_runnable, vcpu)).map_err(|_| INPUT)?;
+    lock.place_rec(at, number, Rec::new(rd, aux, mpidr, is_runnable, vcpu)).map_err(|_| INPUT)?;
     let realm = lock.realm(input.rd).ok_or(INPUT)?;
     realm.rec_index.set(realm.rec_index.get() + 1);
     realm.num_recs.set(realm.num_recs.get() + 1);
@@ -228,11 +235,12 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
     // From here on it succeeds.
     let Aligned(record) = &mut Aligned(RmiRecExit::zeroed());
     let missing = apply(&lock, realm, rec, flags, entered, record, &features);
-    let here = Here { monitor, rd: realm.rd, ipa_width: realm.ipa_width, mpidr: rec.mpidr };
+    let (rd, ipa_width, mpidr) = (realm.rd, realm.ipa_width, rec.mpidr);
     let registers = realm.registers;
     let mut running = lock.start(rec);
     drop(lock);
-    let mut vcpu = running.vcpu();
+    let (mut vcpu, attestation) = running.parts();
+    let here = Here { monitor, rd, ipa_width, mpidr, attestation: RefCell::new(attestation) };
     let left = missing.unwrap_or_else(|| {
         loop {
             let mut decided = None;
@@ -252,7 +260,7 @@ pub fn enter<W: World>(monitor: &Monitor<W>, input: input::RecEnter, host_has_sv
         }
     });
     exits::tell_always(record, &mut vcpu, features.list_registers);
-    drop(vcpu);
+    drop((vcpu, here));
 
     let lock = monitor.lock();
     let rec = lock.stopped(running);
