@@ -70,6 +70,8 @@ pub enum Line<'a> {
     Measured(&'a str),
     /// `@cloven rim DIGITS`: a realm's own RIM.
     Rim(&'a str),
+    /// `@cloven token TOKEN CHALLENGE`, each in base64 or hexadecimal digits: see [`crate::token`].
+    Token(&'a str, &'a str),
     /// A line that begins with `@cloven` and is none of these: part of it was lost.
     Malformed(&'a str),
     /// `cloven[N] fatal: TEXT`
@@ -137,6 +139,10 @@ fn parse_record(record: &str) -> Option<Line<'_>> {
         "dump" => Line::Dump(rest),
         "measured" => Line::Measured(rest),
         "rim" => Some(rest.trim()).filter(|rest| is_rim(rest)).map(Line::Rim)?,
+        "token" => match (words.next()?, words.next()?, words.next()) {
+            (token, challenge, None) if !token.is_empty() && !challenge.is_empty() => Line::Token(token, challenge),
+            _ => return None,
+        },
         "done" => Line::Done(rest.trim().parse().ok()?),
         _ => return None,
     })
@@ -169,6 +175,8 @@ pub struct Transcript {
     pub measured: Vec<String>,
     /// What the realm says that its RIM is.
     pub rim: Option<String>,
+    /// Attestation tokens, each with the challenge that it was asked for, as they were printed.
+    pub tokens: Vec<(String, String)>,
     /// The number of checks that the guest says it printed.
     pub done: Option<usize>,
     /// The first fatal message of the hypervisor.
@@ -204,6 +212,10 @@ impl Transcript {
                     self.measured.clear();
                 }
                 self.measured.push(text.to_owned());
+                return None;
+            }
+            Line::Token(token, challenge) => {
+                self.tokens.push((token.to_owned(), challenge.to_owned()));
                 return None;
             }
             Line::Rim(digits) => self.rim = Some(digits.to_ascii_lowercase()),
@@ -273,6 +285,8 @@ mod tests {
             "@cloven verdict pass",
             "@cloven rim 0123",
             "@cloven measured",
+            "@cloven token aa",
+            "@cloven token aa bb cc",
             "cloven[0] info: @cloven done",
         ] {
             assert_eq!(parse(line), Line::Malformed(line));

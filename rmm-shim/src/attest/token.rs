@@ -158,7 +158,7 @@ type BufferError = Error<minicbor::encode::write::EndOfSlice>;
 fn both(to: &mut Buffer<'_>, claims: &Claims<'_>) -> Result<Places, BufferError> {
     to.tag(Tag::new(TAG_TOKEN))?.map(2)?;
     to.u32(PLATFORM)?.bytes_len(signed_len(length!(platform)) as u64)?;
-    let platform = signed(to, length!(platform), |to| platform(to))?;
+    let platform = signed(to, length!(platform), platform)?;
     let realm_len = length!(|to: &mut Encoder<Count>| realm(to, claims));
     to.u32(REALM)?.bytes_len(signed_len(realm_len) as u64)?;
     let realm = signed(to, realm_len, |to| realm(to, claims))?;
