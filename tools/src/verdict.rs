@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::{
     console::{Check, CheckResult, Transcript},
     qemu::{Ended, Machine},
-    rim,
+    rim, token,
 };
 
 /// What speaks against a run; nothing means that it passed. `checks` are all checks, this tool's own among them;
@@ -80,6 +80,21 @@ fn check(name: &str, outcome: Result<String, String>) -> Check {
     Check { name: name.to_owned(), result, detail }
 }
 
+/// Of each attestation token that a realm has printed: that it is right, is of the realm with this RIM, and answers its challenge. One is due.
+pub fn token_checks(transcript: &Transcript, rim: Option<&str>) -> Vec<Check> {
+    let one = |(text, challenge): &(String, String)| {
+        let bytes = |text: &str| token::from_text(text).ok_or("it is neither base64 nor hexadecimal digits");
+        let (token, challenge) = (bytes(text)?, bytes(challenge)?);
+        let expected = token::Expected { rim, challenge: Some(&challenge), key: None };
+        let claims = token::verify(&token, expected).map_err(|error| error.to_string())?;
+        Ok(format!("{} bytes, RIM {:.16}…", claims.size, claims.rim()))
+    };
+    if transcript.tokens.is_empty() {
+        return vec![check("realm.token", Err("the realm printed no attestation token".to_owned()))];
+    }
+    transcript.tokens.iter().map(|token| check("realm.token", one(token))).collect()
+}
+
 /// The checks that only the outside can make of a realm with the payload `image`: that its RIM is that of the steps in which it was made. With
 /// `is_due` there must have been one.
 pub fn realm_checks(transcript: &Transcript, image: &Path, is_due: bool) -> Vec<Check> {
@@ -95,6 +110,7 @@ pub fn realm_checks(transcript: &Transcript, image: &Path, is_due: bool) -> Vec<
             (Ok(computed), Some(said)) => Err(format!("it is {said}, and should be {computed}")),
         };
         checks.push(check("realm.rim", outcome));
+        checks.extend(token_checks(transcript, rim::compute(&transcript.measured, image).ok().as_deref()));
     } else if is_due {
         checks.push(check("realm.ran", Err("the host made no realm".to_owned())));
     }
