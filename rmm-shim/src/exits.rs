@@ -5,7 +5,7 @@
 //! - A record is written once, at the exit: until then nothing in it is of an exit that did not happen.
 //! - What the host could do nothing about never ends in an exit, and what the realm may do by now is tried again.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 
 use hyp::el2::inject::Exception;
 use hyp::el2::syndrome::{Abort, Cause};
@@ -14,6 +14,7 @@ use hyp::mapping::{Address, Pa};
 use rmm_abi::v1_0::rmi::{ICH_HCR_HOST, RmiRecExit, RmiRecExitReason, RmiRecMpidr};
 use rmm_abi::v1_0::{RmmHipas, RmmRipas, is_protected};
 
+use crate::attest::Attestation;
 use crate::mmio::{self, Aborted};
 use crate::monitor::{Locked, Monitor};
 use crate::realm::Realm;
@@ -169,6 +170,8 @@ pub struct Here<'m, W> {
     pub mpidr: RmiRecMpidr,
     /// Whether its realm is known to have asked RSI_VERSION.
     pub knows_rsi: Cell<bool>,
+    /// The token that it fetches: this CPU's alone.
+    pub attestation: RefCell<&'m mut Attestation>,
 }
 
 impl<W: World> Here<'_, W> {

@@ -419,15 +419,16 @@ impl Fake {
     /// A new REC of a realm: the next one.
     pub fn rec(&self, rd: u64) -> u64 {
         let rec = self.delegated();
-        self.rec_at(rd, rec, self.granule());
+        self.rec_at(rd, rec, self.delegated(), self.granule());
         rec
     }
 
-    /// A new REC at a delegated granule, its parameters at one of the host's.
-    pub fn rec_at(&self, rd: u64, rec: u64, at: u64) {
+    /// A new REC at two delegated granules, its parameters at one of the host's.
+    pub fn rec_at(&self, rd: u64, rec: u64, aux: u64, at: u64) {
         let mut params = RmiRecParams::zeroed();
         let index = self.monitor.lock().realm(rd).expect("a realm").rec_index.get();
         (params.flags, params.mpidr) = (RmiRecCreateFlags::RUNNABLE, RmiRecMpidr::from_index(index));
+        (params.num_aux, params.aux[0]) = (1, aux);
         self.store(at, params.as_bytes());
         self.ok(RmiCommand::RecCreate, &[rd, rec, at]);
     }

@@ -1,8 +1,9 @@
 //! Descriptors, RECs and tables in their granules. Beside what a world vouches for, this is the one file of the crate with `unsafe`.
 //!
-//! Invariant: a granule that is kept for realm *n* as its descriptor holds a [`Realm`] of that number, one that is kept as a REC a [`Rec`], both whole,
-//! from before the monitor's lock is given back until after it is taken to end that. Nobody makes such a granule but this file. References
-//! to them live no longer than the lock is held, but for a [`Running`] REC's vCPU, which is one CPU's.
+//! Invariant: a granule that is kept for realm *n* as its descriptor holds a [`Realm`] of that number, one that is kept as a REC a [`Rec`], one that is a
+//! REC's auxiliary granule an [`Attestation`], all whole, from before the monitor's lock is given back until after it is taken to end that. Nobody makes
+//! such a granule but this file. References to them live no longer than the lock is held, but for a [`Running`] REC's vCPU and its attestation,
+//! which are one CPU's.
 
 use core::ptr::NonNull;
 
@@ -10,6 +11,7 @@ use hyp::mapping::{Address, Capabilities, Debt, GRANULE, Geometry, Ipa, Map, Opt
 use hyp::owner::{HostPage, Keeper, OwnerError, Purpose};
 use hyp::stage2::Registers;
 
+use crate::attest::Attestation;
 use crate::monitor::Locked;
 use crate::realm::Realm;
 use crate::rec::{Rec, RecState};
@@ -108,12 +110,18 @@ impl<W: World> Locked<'_, W> {
         self.place(realm.rd, realm.number, Purpose::Descriptor, realm)
     }
 
-    /// Makes the delegated granule at `at` a REC of realm `number`.
+    /// Makes the delegated granule at `at` a REC of realm `number`, and the one at `rec.aux` its auxiliary granule.
     ///
     /// # Errors
-    /// [`OwnerError`].
+    /// [`OwnerError`]; both are as they were.
     pub fn place_rec(&mut self, at: Pa, number: u16, rec: Rec) -> Result<(), OwnerError> {
-        self.place(at, number, Purpose::Rec, rec)
+        let aux = granule(rec.aux);
+        // It holds zeroes, and those are an `Attestation`: `Locked::start`.
+        self.world.keep(aux, number, Purpose::Aux)?;
+        self.place(at, number, Purpose::Rec, rec).inspect_err(|_| {
+            // It was delegated a moment ago.
+            let _ = self.world.unkeep(aux, number, Purpose::Aux);
+        })
     }
 
     /// Ends the realm at `rd`: its root tables and its descriptor are delegated again. Its tables have to be empty, and no REC its.
@@ -139,14 +147,22 @@ impl<W: World> Locked<'_, W> {
     /// # Errors
     /// [`OwnerError`]; it is as it was.
     pub fn end_rec(&mut self, at: Pa, number: u16) -> Result<(), OwnerError> {
-        // Nothing in it has anything to give back.
+        let Some(aux) = self.rec(at.get()).map(|rec| rec.aux) else { return Ok(()) };
+        // Nothing in them has anything to give back.
+        self.world.unkeep(granule(aux), number, Purpose::Aux)?;
         self.world.unkeep(granule(at), number, Purpose::Rec)
     }
 
     /// Makes the REC at `rec` the running CPU's: to be given back with [`Locked::stopped`].
     pub fn start(&self, rec: &Rec) -> Running {
+        // Whatever its granule holds is one: zeroes at first, and nobody else writes to it.
+        const {
+            assert!(
+                size_of::<Attestation>() <= GRANULE as usize && align_of::<Attestation>() <= GRANULE as usize
+            )
+        };
         rec.state.set(RecState::Running);
-        Running { rec: NonNull::from_ref(rec) }
+        Running { rec: NonNull::from_ref(rec), attestation: self.world.kept(rec.aux).cast() }
     }
 
     /// Takes back a REC that has stopped.
@@ -162,12 +178,15 @@ impl<W: World> Locked<'_, W> {
 #[must_use = "it runs until it is given back"]
 pub struct Running {
     rec: NonNull<Rec>,
+    attestation: NonNull<Attestation>,
 }
 
 impl Running {
-    /// Its vCPU.
-    pub fn vcpu(&mut self) -> core::cell::RefMut<'_, hyp::el2::vcpu::Vcpu> {
-        // SAFETY: the REC stays while it is in this state. Who has the lock touches its other fields, which are cells, and not this one.
-        unsafe { (*self.rec.as_ptr()).vcpu.borrow_mut() }
+    /// Its vCPU, and the token that it fetches.
+    pub fn parts(&mut self) -> (core::cell::RefMut<'_, hyp::el2::vcpu::Vcpu>, &mut Attestation) {
+        // SAFETY: the REC stays while it is in this state, and its auxiliary granule with it. Who has the lock touches its other fields, which
+        // are cells, and not this one. What the granule holds is an attestation: zeroes are one, and it was kept with zeroes and for this alone.
+        // Both are borrowed from this, which only one CPU has.
+        unsafe { ((*self.rec.as_ptr()).vcpu.borrow_mut(), self.attestation.as_mut()) }
     }
 }

@@ -42,6 +42,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+mod attest;
 mod by_stage2;
 mod exits;
 #[cfg(test)]

@@ -143,6 +143,8 @@ mod tests {
             let mut params = RmiRecParams::zeroed();
             (params.flags, params.pc) = (RmiRecCreateFlags::RUNNABLE, 0x8000_0000);
             params.gprs = core::array::from_fn(|i| i as u64 + 7);
+            // Where the REC's granules lie is not measured.
+            (params.num_aux, params.aux[0]) = (1, fake.delegated());
             fake.ok(RecCreate, &[rd, fake.delegated(), fake.put(&params)]);
             check(4);
         }

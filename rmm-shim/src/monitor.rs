@@ -6,15 +6,18 @@
 use hyp::mapping::Pa;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
+use crate::attest::PlatformSignature;
 use crate::realm::MAX_REALMS;
 use crate::rmi;
 use crate::trace::Trace;
 use crate::world::World;
 
-/// The realms there are.
+/// The realms there are, and what they have in common.
 pub(crate) struct State {
     /// Their descriptors, each at its number minus one.
     pub realms: [Option<Pa>; MAX_REALMS],
+    /// The signature of the platform's token, once somebody has made it.
+    pub platform: Option<PlatformSignature>,
 }
 
 /// Serves RMI and RSI on a [`World`].
@@ -32,7 +35,8 @@ impl<W: World> Monitor<W> {
 
     /// Without a realm; what is called is told.
     pub const fn traced(world: W, trace: Trace) -> Self {
-        Self { world, trace, state: SpinMutex::new(State { realms: [None; MAX_REALMS] }) }
+        let state = State { realms: [None; MAX_REALMS], platform: None };
+        Self { world, trace, state: SpinMutex::new(state) }
     }
 
     /// Answers the host's call in x0 to x17, in their place, on the calling CPU. False if it is none of RMI.

@@ -1,6 +1,6 @@
 //! A realm execution context (REC), as its granule holds it (C1.19, A2.3).
 //!
-//! Invariant: while its state is [`RecState::Running`] its vCPU is the running CPU's alone; all else of it, and that otherwise, is
+//! Invariant: while its state is [`RecState::Running`] its vCPU and its auxiliary granule are the running CPU's alone; all else of it, and those otherwise, is
 //! looked at and changed with the monitor's lock only. A REC that is not runnable, or to which the host owes something, does not run.
 
 use core::cell::{Cell, RefCell};
@@ -71,6 +71,8 @@ impl RipasChange {
 pub struct Rec {
     /// The descriptor of its realm.
     pub owner: Pa,
+    /// Its auxiliary granule, which holds an [`Attestation`](crate::attest::Attestation).
+    pub aux: Pa,
     /// Whether a CPU runs it.
     pub state: Cell<RecState>,
     /// Whether it may be entered.
@@ -109,9 +111,10 @@ pub fn named_by_realm(affinity: u64) -> Option<RmiRecMpidr> {
 
 impl Rec {
     /// One that has not run yet.
-    pub fn new(owner: Pa, mpidr: RmiRecMpidr, runnable: bool, vcpu: Vcpu) -> Self {
+    pub fn new(owner: Pa, aux: Pa, mpidr: RmiRecMpidr, runnable: bool, vcpu: Vcpu) -> Self {
         Self {
             owner,
+            aux,
             state: Cell::new(RecState::Ready),
             runnable: Cell::new(runnable),
             mpidr,

@@ -20,6 +20,7 @@ mod rim;
 mod run;
 mod suite;
 mod symbols;
+mod token;
 mod trace;
 mod tree;
 mod verdict;
@@ -55,6 +56,8 @@ enum Verb {
     Dump(Box<dump::DumpArgs>),
     /// Measure the mapping engine beside other crates and the bound, as ratios in one run; or, with --realm, what a realm and its host pay
     Bench(bench::BenchArgs),
+    /// Verify an attestation token of a realm and print what it says
+    Token(token::TokenArgs),
     /// Check formatting, lints, documentation, feature combinations and the placement of unsafe code and assembly
     Check(check::CheckArgs),
 }
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => suite::run(&args),
         Verb::Dump(args) => dump::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Token(args) => token::run(&args),
         Verb::Check(args) => check::run(&args),
     });
     match outcome {

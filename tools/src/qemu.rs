@@ -720,7 +720,7 @@ struct Screen {
 
 /// Whether nobody reads such a line.
 fn is_hidden(line: &Line) -> bool {
-    matches!(line, Line::Dump(_) | Line::Measured(_) | Line::Token(_) | Line::Moment(_))
+    matches!(line, Line::Dump(_) | Line::Measured(_) | Line::Token(..) | Line::Moment(_))
 }
 
 const HYPERVISOR: &[u8] = b"cloven[";

@@ -37,14 +37,14 @@ if [ -d /sys/kernel/config ] && mount -t configfs configfs /sys/kernel/config 2>
     head -c 64 /dev/urandom >/tmp/challenge
     cat /tmp/challenge >$report/inblob
     if refusal=$(cat $report/outblob 2>&1 >/tmp/token) && [ -s /tmp/token ]; then
-        check realm.token ok "$(wc -c </tmp/token) bytes from $(cat $report/provider)"
+        check realm.tsm_report ok "$(wc -c </tmp/token) bytes from $(cat $report/provider)"
         echo "@cloven token $(base64 /tmp/token | tr -d '\n') $(od -A n -v -t x1 /tmp/challenge | tr -d ' \n')"
     else
-        check realm.token FAIL "$refusal"
+        check realm.tsm_report FAIL "$refusal"
     fi
     rmdir $report
 elif [ -d /modules ]; then
-    check realm.token FAIL "there is no tsm/report in configfs"
+    check realm.tsm_report FAIL "there is no tsm/report in configfs"
 fi
 
 # The devices of a virtual machine monitor, whose queues and buffers are memory that is shared

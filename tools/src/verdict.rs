@@ -9,6 +9,7 @@ use crate::{
     qemu::{Ended, Machine},
     rim::{self, Files},
     run::{Host, Way},
+    token,
 };
 
 /// What speaks against a run; nothing means that it passed. `checks` are all checks, this tool's own among them;
@@ -106,6 +107,9 @@ pub fn linux_realm_checks(transcript: &Transcript, machine: &Machine, host: &Hos
         [] => check("realm.rim", Err("nobody said how the realm was made".to_owned())),
         _ => rim_check(transcript, files),
     });
+    if host.token {
+        checks.extend(token_checks(transcript, rim::compute(&transcript.measured, files).ok().as_deref()));
+    }
     match host.realm {
         Some(Way::Policy) if !transcript.checks.iter().any(|check| check.name == AUDIT) => {
             checks.push(check(AUDIT, Err("the hypervisor did not look".to_owned())));
@@ -131,11 +135,29 @@ fn check(name: &str, outcome: Result<String, String>) -> Check {
     Check { name: name.to_owned(), result, detail }
 }
 
+/// Of each attestation token that a realm has printed: that it is right, is of the realm with this RIM, and answers its challenge. One is due.
+pub fn token_checks(transcript: &Transcript, rim: Option<&str>) -> Vec<Check> {
+    let one = |(text, challenge): &(String, String)| {
+        let bytes = |text: &str| token::from_text(text).ok_or("it is neither base64 nor hexadecimal digits");
+        let (token, challenge) = (bytes(text)?, bytes(challenge)?);
+        let expected = token::Expected { rim, challenge: Some(&challenge), key: None };
+        let claims = token::verify(&token, expected).map_err(|error| error.to_string())?;
+        Ok(format!("{} bytes, RIM {:.16}…", claims.size, claims.rim()))
+    };
+    if transcript.tokens.is_empty() {
+        return vec![check("realm.token", Err("the realm printed no attestation token".to_owned()))];
+    }
+    transcript.tokens.iter().map(|token| check("realm.token", one(token))).collect()
+}
+
 /// The checks that only the outside can make of a realm with the payload `image`: that its RIM is that of the steps in which it was made. With
 /// `is_due` there must have been one.
 pub fn realm_checks(transcript: &Transcript, image: &Path, is_due: bool) -> Vec<Check> {
     if !transcript.measured.is_empty() {
-        vec![rim_check(transcript, Files { image, initrd: None })]
+        let files = Files { image, initrd: None };
+        let mut checks = vec![rim_check(transcript, files)];
+        checks.extend(token_checks(transcript, rim::compute(&transcript.measured, files).ok().as_deref()));
+        checks
     } else if is_due {
         vec![check("realm.ran", Err("the host made no realm".to_owned()))]
     } else {
@@ -143,9 +165,19 @@ pub fn realm_checks(transcript: &Transcript, image: &Path, is_due: bool) -> Vec<
     }
 }
 
+/// The RIM as the realm has read it, or as its token says.
+fn told_rim(transcript: &Transcript) -> Option<String> {
+    let attested = || {
+        let (token, _) = transcript.tokens.last()?;
+        let anything = token::Expected { rim: None, challenge: None, key: None };
+        Some(token::verify(&token::from_text(token)?, anything).ok()?.rim())
+    };
+    transcript.rim.clone().or_else(attested)
+}
+
 /// That the RIM is that of the steps in which the realm was made of `files`.
 fn rim_check(transcript: &Transcript, files: Files) -> Check {
-    let outcome = match (rim::compute(&transcript.measured, files), &transcript.rim) {
+    let outcome = match (rim::compute(&transcript.measured, files), &told_rim(transcript)) {
         (Err(error), _) => Err(format!("{error:#}")),
         (Ok(_), None) => Err("the realm did not say what its RIM is".to_owned()),
         // A hash of 256 bits has zeroes above, which need not be told.

@@ -30,7 +30,7 @@ use crate::host::{self, NO_OPERATION};
 use crate::own::{GATE, Outside, Own, PAGE, own};
 
 /// Bytes in their order, two digits each.
-struct Hex<'a>(&'a [u8]);
+pub struct Hex<'a>(pub &'a [u8]);
 
 impl fmt::Display for Hex<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -84,6 +84,26 @@ pub fn all(report: &mut Report, own: &'static Own) {
     one("host_call", &mut || host::call(&own.rsi, NO_OPERATION - 1, [0; 3]).is_some());
     one("id_register", &mut || read_id_aa64pfr0_el1().bits() != 0);
     one("measurement_read", &mut || own.rsi.measurement(1).is_ok());
+    let challenge = [0x5a; 64];
+    one("attestation_token_init", &mut || own.rsi.begin_token(&challenge).is_ok());
+    let mut buffer = Granule([0; 4096]);
+    let sample = measure(
+        own,
+        TIMES,
+        || own.rsi.begin_token(&challenge).is_ok(),
+        || own.rsi.continue_token(&mut buffer, 0).is_ok_and(|token| token.len == 0),
+    );
+    tell(report, format_args!("attestation_token_continue.signature"), sample);
+    let sample = measure(
+        own,
+        TIMES,
+        || {
+            own.rsi.begin_token(&challenge).is_ok()
+                && own.rsi.continue_token(&mut Granule([0; 4096]), 0).is_ok()
+        },
+        || own.rsi.continue_token(&mut buffer, 0).is_ok_and(|token| token.is_complete),
+    );
+    tell(report, format_args!("attestation_token_continue.bytes"), sample);
     for (name, size) in SIZES {
         let Some(aligned) = place(own, size, 0) else { continue };
         ranges(report, own, name, aligned);

@@ -16,6 +16,7 @@ mod host;
 mod own;
 mod requests;
 mod roles;
+mod token;
 
 use guest_tests::report::{self, Report};
 use guest_tests::{firmware, say};
@@ -53,6 +54,7 @@ extern "C" fn payload_main(device_tree: u64) -> ! {
     );
     report.check("realm.is_one", true, format_args!("RSI 1.0, shared bit {}", config.shared_bit()));
     checks::alone(&mut report, &machine, own);
+    token::print(&mut report, own);
     if machine.parameter("cloven.measure").is_some_and(|value| value != "0") {
         figures::all(&mut report, own);
     } else {

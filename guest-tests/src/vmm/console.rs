@@ -11,8 +11,8 @@ use vmm_logic::console::Line;
 use super::realm::MAX_RECS;
 use crate::report;
 
-/// Bytes of a line that come at once.
-const WIDTH: usize = 1024;
+/// Bytes of a line that come at once: an attestation token is one line.
+const WIDTH: usize = 4096;
 
 static PRINTER: Mutex<()> = Mutex::new(());
 static LINES: [Mutex<Line<WIDTH>>; MAX_RECS] = [const { Mutex::new(Line::new()) }; MAX_RECS];

@@ -25,8 +25,10 @@ pub enum Purpose {
     Data,
     /// Its descriptor (`RD`).
     Descriptor,
-    /// An execution context, or what that has besides (`REC`, `REC_AUX`).
+    /// An execution context (`REC`).
     Rec,
+    /// What an execution context has besides (`REC_AUX`).
+    Aux,
     /// A translation table (`RTT`).
     Table,
 }
@@ -53,6 +55,7 @@ impl Keeper {
             Self::Realm(realm, Purpose::Descriptor) => (5, realm),
             Self::Realm(realm, Purpose::Rec) => (6, realm),
             Self::Realm(realm, Purpose::Table) => (7, realm),
+            Self::Realm(realm, Purpose::Aux) => (8, realm),
         };
         match State::new(kind | (realm as u64) << REALM_SHIFT) {
             Some(state) => state,
@@ -75,6 +78,7 @@ impl Keeper {
             (5, _) => Some(Self::Realm(realm, Purpose::Descriptor)),
             (6, _) => Some(Self::Realm(realm, Purpose::Rec)),
             (7, _) => Some(Self::Realm(realm, Purpose::Table)),
+            (8, _) => Some(Self::Realm(realm, Purpose::Aux)),
             _ => None,
         }
     }
@@ -158,6 +162,7 @@ impl fmt::Display for HostPage {
                     Purpose::Data => "data",
                     Purpose::Descriptor => "descriptor",
                     Purpose::Rec => "REC",
+                    Purpose::Aux => "what a REC has besides",
                     Purpose::Table => "table",
                 };
                 write!(f, "{purpose} of realm {realm}")
@@ -261,7 +266,7 @@ mod tests {
     #[test]
     fn a_word_names_the_keeper_it_was_made_for_and_no_other_word_names_one() {
         let realms = [0, 1, 7, u16::MAX];
-        let purposes = [Purpose::Data, Purpose::Descriptor, Purpose::Rec, Purpose::Table];
+        let purposes = [Purpose::Data, Purpose::Descriptor, Purpose::Rec, Purpose::Aux, Purpose::Table];
         let of_realms =
             realms.into_iter().flat_map(|realm| purposes.map(|purpose| Keeper::Realm(realm, purpose)));
         let all: Vec<_> = [Keeper::Hypervisor, Keeper::Delegated].into_iter().chain(of_realms).collect();
@@ -269,7 +274,7 @@ mod tests {
             assert_eq!(Keeper::of(keeper.state()), Some(keeper));
             assert!(all[..i].iter().all(|other| other.state() != keeper.state()));
         }
-        for word in [0, 3, 8, 0x11, 0x12, 1 << 20 | 4, 1 << 59 | 1] {
+        for word in [0, 3, 9, 0x11, 0x12, 1 << 20 | 4, 1 << 59 | 1] {
             assert_eq!(State::new(word).and_then(Keeper::of), None, "{word:#x}");
         }
     }

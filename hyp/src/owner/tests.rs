@@ -127,7 +127,7 @@ enum Call {
 }
 use Call::*;
 
-const KEPT: [Purpose; 3] = [Purpose::Descriptor, Purpose::Rec, Purpose::Table];
+const KEPT: [Purpose; 4] = [Purpose::Descriptor, Purpose::Rec, Purpose::Aux, Purpose::Table];
 
 impl Call {
     fn random(random: &mut SmallRng, pages: usize) -> Self {
@@ -506,6 +506,7 @@ impl<'w, S: Machine> World<'w, S> {
                 Is::Kept(Keeper::Realm(n, Purpose::Descriptor)) => Seen::State(5 | u64::from(n) << 4),
                 Is::Kept(Keeper::Realm(n, Purpose::Rec)) => Seen::State(6 | u64::from(n) << 4),
                 Is::Kept(Keeper::Realm(n, Purpose::Table)) => Seen::State(7 | u64::from(n) << 4),
+                Is::Kept(Keeper::Realm(n, Purpose::Aux)) => Seen::State(8 | u64::from(n) << 4),
             };
             let el2 = match is {
                 Is::Io => Seen::Nothing,

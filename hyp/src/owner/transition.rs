@@ -576,7 +576,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             Purpose::Data => {
                 Err(OwnerError::Host { page: range.start().get(), found: HostPage::Kept(keeper) })
             }
-            Purpose::Descriptor | Purpose::Rec | Purpose::Table => Ok(keeper),
+            Purpose::Descriptor | Purpose::Rec | Purpose::Aux | Purpose::Table => Ok(keeper),
         }
     }
 

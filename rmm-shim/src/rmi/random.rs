@@ -163,6 +163,15 @@ impl Model {
     fn set(&mut self, at: u64, bytes: u64, what: Granule) {
         (at..at + bytes).step_by(GRANULE as usize).for_each(|at| *self.granule(at).unwrap() = what);
     }
+    /// The one REC of a realm is destroyed.
+    fn has_no_rec(&mut self, rd: u64, rec: u64) {
+        for granule in &mut self.granules {
+            if matches!(*granule, Granule::Kept(owner, Purpose::Aux) if owner == rd) {
+                *granule = Granule::Delegated;
+            }
+        }
+        self.set(rec, GRANULE, Granule::Delegated);
+    }
     /// The host has lost, or gets back, what an unprotected entry maps.
     fn all(&mut self, at: u64, bytes: u64, what: Granule) -> bool {
         (at..at + bytes).step_by(GRANULE as usize).all(|at| self.is(at, what))
@@ -523,11 +532,12 @@ fn run(seed: u64, calls: usize, successes: &mut BTreeMap<&'static str, usize>) {
         // Realms and RECs come and go by calls that are not answered by the model.
         if rds.len() < 2 {
             let free: Vec<u64> = (24..64).map(|i| base + i * GRANULE).collect();
-            let roots = free[rds.len() * 4..][..2].to_vec();
-            let new = free[rds.len() * 4 + 2];
-            let rec = free[rds.len() * 4 + 3];
+            let roots = free[rds.len() * 6..][..2].to_vec();
+            let new = free[rds.len() * 6 + 2];
+            let rec = free[rds.len() * 6 + 3];
+            let aux = free[rds.len() * 6 + 4];
             let mut is_free = true;
-            for at in roots.iter().chain([&new, &rec]) {
+            for at in roots.iter().chain([&new, &rec, &aux]) {
                 if model.is(*at, Granule::Host) {
                     fake.ok(GranuleDelegate, &[*at]);
                     model.set(*at, GRANULE, Granule::Delegated);
@@ -539,9 +549,10 @@ fn run(seed: u64, calls: usize, successes: &mut BTreeMap<&'static str, usize>) {
                 of.hash_algo = (call % 2) as u8;
                 fake.store(params, zerocopy::IntoBytes::as_bytes(&of));
                 fake.ok(RealmCreate, &[new, params]);
-                fake.rec_at(new, rec, params);
+                fake.rec_at(new, rec, aux, params);
                 model.set(new, GRANULE, Granule::Kept(new, Purpose::Descriptor));
                 model.set(rec, GRANULE, Granule::Kept(new, Purpose::Rec));
+                model.set(aux, GRANULE, Granule::Kept(new, Purpose::Aux));
                 roots.iter().for_each(|at| model.set(*at, GRANULE, Granule::Kept(new, Purpose::Table)));
                 let (mut root, ns) = (vec![Unassigned(RmmRipas::Empty); 512], vec![UnassignedNs; 512]);
                 root.extend(ns);
@@ -556,7 +567,7 @@ fn run(seed: u64, calls: usize, successes: &mut BTreeMap<&'static str, usize>) {
             && let Some(rec) = model.realms.get_mut(&rd).and_then(|realm| realm.recs.pop_first())
         {
             fake.ok(RecDestroy, &[rec.0]);
-            model.set(rec.0, GRANULE, Granule::Delegated);
+            model.has_no_rec(rd, rec.0);
         }
         let (command, x): (_, Vec<u64>) = match random.random_range(0..40) {
             0..=4 => (GranuleDelegate, vec![pick(&mut random, &model, Granule::Host)]),
@@ -669,7 +680,7 @@ fn take_down(fake: &Fake, model: &mut Model) {
     for rd in model.realms.keys().copied().collect::<Vec<_>>() {
         while let Some((rec, _)) = model.realms.get_mut(&rd).and_then(|realm| realm.recs.pop_first()) {
             fake.ok(RecDestroy, &[rec]);
-            model.set(rec, GRANULE, Granule::Delegated);
+            model.has_no_rec(rd, rec);
         }
         assert_eq!(model.call(RealmDestroy, &[rd]).statuses, [Success]);
         fake.ok(RealmDestroy, &[rd]);

@@ -2,6 +2,8 @@
 //!
 //! Invariant: RMI_REC_ENTER looks at all that can fail before it changes anything; then there is one record for the host, whatever happens.
 
+use core::cell::RefCell;
+
 use hyp::el2::vcpu::{Exit, Vcpu};
 use hyp::mapping::{Address, Pa};
 use hyp::owner::{HostPage, Keeper};
@@ -22,8 +24,8 @@ use crate::rsi;
 use crate::trace;
 use crate::world::{Features, World};
 
-/// Auxiliary granules of each REC.
-const AUX_COUNT: u64 = 0;
+/// Auxiliary granules of each REC: one, for the attestation token that it fetches.
+const AUX_COUNT: u64 = 1;
 /// The index of RMI_ERROR_REALM for a realm that is off (B4.3.14).
 const SYSTEM_OFF: u8 = 1;
 
@@ -64,6 +66,11 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RecCreate) -> Ou
         return Err(INPUT);
     }
     params.check(input.rec, AUX_COUNT)?;
+    let aux = params.aux[0];
+    if lock.world.granule(aux) != HostPage::Kept(Keeper::Delegated) {
+        return Err(INPUT);
+    }
+    let aux = Pa::new(aux).map_err(|_| INPUT)?;
     // As the realm knows it: bits that are no affinity's are not kept.
     let mpidr = RmiRecMpidr::from_index(params.mpidr.index());
     let mut vcpu = Vcpu::reset(mpidr_el1(mpidr));
@@ -71,7 +78,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RecCreate) -> Ou
     vcpu.x[..params.gprs.len()].copy_from_slice(&params.gprs);
     let is_runnable = params.flags.contains(RmiRecCreateFlags::RUNNABLE);
     let (rd, number) = (realm.rd, realm.number);
-    lock.place_rec(at, number, Rec::new(rd, mpidr, is_runnable, vcpu)).map_err(|_| INPUT)?;
+    lock.place_rec(at, number, Rec::new(rd, aux, mpidr, is_runnable, vcpu)).map_err(|_| INPUT)?;
     let realm = lock.realm(input.rd).ok_or(INPUT)?;
     realm.rec_index.set(realm.rec_index.get() + 1);
     realm.num_recs.set(realm.num_recs.get() + 1);
@@ -235,12 +242,12 @@ pub fn enter<W: World>(
     let waiting = if monitor.trace.of_realms() { trace::waiting(rec) } else { None };
     let Aligned(record) = &mut Aligned(RmiRecExit::zeroed());
     let missing = apply(&lock, realm, rec, flags, entered, record, &features);
-    let (rd, ipa_width, knows_rsi) = (realm.rd, realm.ipa_width, realm.knows_rsi.clone());
-    let here = Here { monitor, rd, ipa_width, mpidr: rec.mpidr, knows_rsi };
+    let (rd, ipa_width, mpidr, knows_rsi) = (realm.rd, realm.ipa_width, rec.mpidr, realm.knows_rsi.clone());
     let registers = realm.registers;
     let mut running = lock.start(rec);
     drop(lock);
-    let mut vcpu = running.vcpu();
+    let (mut vcpu, attestation) = running.parts();
+    let here = Here { monitor, rd, ipa_width, mpidr, knows_rsi, attestation: RefCell::new(attestation) };
     if let (Some(call), None) = (&waiting, missing) {
         monitor.tell_call(here.caller(), 0, call, Some(&vcpu.x));
     }
@@ -266,7 +273,7 @@ pub fn enter<W: World>(
     if monitor.trace.of_host() {
         *told = Some(trace::Exit::of(record));
     }
-    drop(vcpu);
+    drop((vcpu, here));
 
     let lock = monitor.lock();
     let rec = lock.stopped(running);

@@ -6,6 +6,7 @@
 //!   their callers rely on.
 //! - A command that needs memory that the host has not given yet has changed nothing, and is executed again.
 
+mod attestation;
 pub mod memory;
 mod psci;
 
@@ -62,9 +63,6 @@ pub fn answer_alone(x: &mut [u64; 31], esr: u64) -> bool {
         match command {
             RsiCommand::Version => version(x),
             RsiCommand::Features => reply(x, RsiStatus::Success, [0]),
-            // Nobody signs tokens here. Of the codes that there are this one says that it is for no fault of the caller's; for
-            // ATTESTATION_TOKEN_CONTINUE see `token_continue`, which has its input to look at first.
-            RsiCommand::AttestationTokenInit => reply(x, RsiStatus::ErrorUnknown, []),
             _ => return false,
         }
         return true;
@@ -186,9 +184,10 @@ fn command_of_rsi<W: World>(
         MeasurementExtend => measurement_extend(here, running),
         MeasurementRead => measurement_read(here, running),
         RealmConfig => realm_config(here, running),
-        AttestationTokenContinue => token_continue(here, running),
+        AttestationTokenContinue => attestation::continue_token(here, running),
+        AttestationTokenInit => attestation::init(here, running),
         // `answer_alone` has answered them.
-        Version | Features | AttestationTokenInit => Ok(None),
+        Version | Features => Ok(None),
     };
     match outcome {
         Ok(None) => {}
@@ -347,14 +346,6 @@ pub fn complete_host_call<W: World>(
 
 fn offset(ipa: u64) -> usize {
     (ipa & 0xfff) as usize
-}
-
-fn token_continue<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome {
-    let input = input::AttestationTokenContinue::from_registers(args(running));
-    input.check()?;
-    here.check_protected(input.addr)?;
-    // No REC is ever in ATTEST_IN_PROGRESS.
-    Err(Stop::Status(RsiStatus::ErrorState))
 }
 
 impl<W: World> Here<'_, W> {

@@ -72,6 +72,7 @@ fn rec_params(fake: &Fake, index: u64, runnable: bool) -> u64 {
     let mut params = RmiRecParams::zeroed();
     (params.flags, params.mpidr, params.pc) = (flags, RmiRecMpidr::from_index(index), ENTRY);
     params.gprs = [1, 2, 3, 4, 5, 6, 7, 8];
+    (params.num_aux, params.aux[0]) = (1, fake.delegated());
     fake.put(&params)
 }
 

@@ -1,11 +1,13 @@
 //! RMI_REC_AUX_COUNT, RMI_REC_CREATE, RMI_REC_DESTROY.
 
 use super::*;
+use hyp::mapping::Address;
+use hyp::owner::{Keeper, Purpose};
 
 #[test]
-fn a_rec_needs_no_auxiliary_granules() {
+fn a_rec_needs_one_auxiliary_granule() {
     let scene = Scene::new();
-    assert_eq!(scene.fake.ok(RecAuxCount, &[scene.rd])[1], 0);
+    assert_eq!(scene.fake.ok(RecAuxCount, &[scene.rd])[1], 1);
     // rd_align, rd_bound, rd_state.
     for rd in [scene.rd + 1, DEVICE, scene.run, !0xfff] {
         assert_eq!(scene.fake.status(RecAuxCount, &[rd]), RmiStatus::ErrorInput, "{rd:#x}");
@@ -54,7 +56,8 @@ fn a_rec_is_not_created_of_wrong_things() {
     let scene = Scene::new();
     let fake = scene.fake;
     let (rd, rec, params) = (scene.rd, fake.delegated(), rec_params(fake, 0, true));
-    let with = |change: fn(&mut RmiRecParams)| {
+    let params_at = params;
+    let with = |change: &dyn Fn(&mut RmiRecParams)| {
         let mut params: RmiRecParams = fake.get(params);
         change(&mut params);
         fake.put(&params)
@@ -72,9 +75,18 @@ fn a_rec_is_not_created_of_wrong_things() {
         ("rd_align", [rd + 8, rec, params], input),
         ("rd_bound", [DEVICE, rec, params], input),
         ("rd_state", [fake.delegated(), rec, params], input),
-        ("mpidr_index", [rd, rec, with(|params| params.mpidr = RmiRecMpidr::from_index(1))], input),
-        ("num_aux", [rd, rec, with(|params| params.num_aux = 1)], input),
-        ("num_aux", [rd, rec, with(|params| params.num_aux = u64::MAX)], input),
+        ("mpidr_index", [rd, rec, with(&|params| params.mpidr = RmiRecMpidr::from_index(1))], input),
+        ("num_aux", [rd, rec, with(&|params| params.num_aux = 0)], input),
+        ("num_aux", [rd, rec, with(&|params| params.num_aux = 2)], input),
+        ("num_aux", [rd, rec, with(&|params| params.num_aux = u64::MAX)], input),
+        ("aux_align", [rd, rec, with(&|params| params.aux[0] += 8)], input),
+        ("aux_alias", [rd, rec, with(&|params| params.aux[0] = rec)], input),
+        ("aux_state", [rd, rec, with(&|params| params.aux[0] = fake.granule())], input),
+        ("aux_state", [rd, rec, with(&|params| params.aux[0] = rd)], input),
+        ("aux_state", [rd, rec, with(&|params| params.aux[0] = scene.data[0])], input),
+        ("aux_state", [rd, rec, with(&|params| params.aux[0] = params_at)], input),
+        ("aux_state", [rd, rec, with(&|params| params.aux[0] = DEVICE)], input),
+        ("aux_state", [rd, rec, with(&|params| params.aux[0] = !0xfff)], input),
     ];
     for (id, args, expected) in cases {
         assert_eq!(fake.status(RecCreate, &args), expected, "{id}");
@@ -115,9 +127,17 @@ fn a_rec_is_destroyed_unless_it_runs() {
         Exit::Irq
     });
     scene.exit();
-    let is_delegated = |rec| fake.is(rec) == HostPage::Kept(hyp::owner::Keeper::Delegated);
+    let is_delegated = |rec| fake.is(rec) == HostPage::Kept(Keeper::Delegated);
+    let aux = scene.rec(0, |rec| rec.aux.get());
+    assert_eq!(fake.is(aux), HostPage::Kept(Keeper::Realm(1, Purpose::Aux)));
     assert!(!is_delegated(rec));
+    // Nor is it a REC itself, or delegated, or anything else that a command takes.
+    assert_eq!(fake.status(RecDestroy, &[aux]), RmiStatus::ErrorInput);
+    assert_eq!(fake.status(RecEnter, &[aux, run]), RmiStatus::ErrorInput);
+    assert_eq!(fake.status(GranuleUndelegate, &[aux]), RmiStatus::ErrorInput);
     fake.ok(RecDestroy, &[rec]);
-    assert!(is_delegated(rec));
+    assert!(is_delegated(rec) && is_delegated(aux));
+    // Whatever was in them.
+    assert_eq!((fake.bytes::<4096>(rec), fake.bytes::<4096>(aux)), ([0; 4096], [0; 4096]));
     assert_eq!(scene.realm(|realm| (realm.rec_index.get(), realm.num_recs.get())), (2, 1));
 }

@@ -340,20 +340,164 @@ fn an_answer_to_a_host_call_waits_for_its_memory() {
     assert_eq!(other.vcpu().x[0], RsiStatus::ErrorInput.bits(), "given up meanwhile");
 }
 
+/// What RSI_ATTESTATION_TOKEN_CONTINUE answers: status, bytes written.
+fn continued(scene: &Scene, args: &[u64; 3]) -> (RsiStatus, u64) {
+    let x = scene.answered_by_rsi(RsiCommand::AttestationTokenContinue, args);
+    assert!(x[2..17].iter().all(|&x| x == 0));
+    (RsiStatus::from_bits(x[0]).unwrap(), x[1])
+}
+
+fn begun(scene: &Scene, challenge: [u64; 8]) -> u64 {
+    let x = scene.answered_by_rsi(RsiCommand::AttestationTokenInit, &challenge);
+    assert_eq!(x[0], RsiStatus::Success.bits());
+    assert!(x[2..17].iter().all(|&x| x == 0));
+    x[1]
+}
+
+/// A token, in parts of at most `size` bytes.
+fn fetched(scene: &Scene, challenge: [u64; 8], size: u64) -> Vec<u8> {
+    let most = begun(scene, challenge);
+    let mut token = Vec::new();
+    loop {
+        let offset = token.len() as u64 % PAGE;
+        let (status, len) = continued(scene, &[DATA, offset, size.min(PAGE - offset)]);
+        let page: [u8; 4096] = scene.fake.bytes(scene.data[0]);
+        token.extend_from_slice(&page[offset as usize..][..len as usize]);
+        assert!(token.len() as u64 <= most);
+        if status == RsiStatus::Success {
+            return token;
+        }
+        assert_eq!(status, RsiStatus::Incomplete);
+    }
+}
+
+fn holds(token: &[u8], bytes: &[u8]) -> bool {
+    token.windows(bytes.len()).any(|window| window == bytes)
+}
+
 #[test]
-fn there_are_no_attestation_tokens() {
+fn a_realm_fetches_a_token_with_its_challenge_and_its_measurements() {
     let scene = Scene::active();
-    let x = scene.answered_by_rsi(RsiCommand::AttestationTokenInit, &[1; 8]);
-    assert_eq!(x[0], RsiStatus::ErrorUnknown.bits());
-    let token = |args: &[u64; 3]| scene.answered_by_rsi(RsiCommand::AttestationTokenContinue, args)[0];
-    assert_eq!(token(&[DATA, 0, 0x1000]), RsiStatus::ErrorState.bits(), "state");
-    for (id, args) in [
+    let token = fetched(&scene, [0xc4a1_1e46_0000_0001; 8], PAGE);
+    // As RSI_ATTESTATION_TOKEN_INIT has them: in doublewords, the first in X1.
+    assert!(holds(&token, &[0xc4a1_1e46_0000_0001u64.to_le_bytes(); 8].concat()));
+    let rim = scene.realm(|realm| realm.measurements.borrow()[0]);
+    assert!(holds(&token, &rim[..32]) && holds(&token, &[0xa7; 64]));
+    assert_eq!(fetched(&scene, [0xc4a1_1e46_0000_0001; 8], PAGE), token, "nothing else is in it");
+    assert_ne!(fetched(&scene, [0xc4a1_1e46_0000_0002; 8], PAGE), token);
+    // Another REM is another token; but what is measured after the beginning is not in it.
+    begun(&scene, [0xc4a1_1e46_0000_0001; 8]);
+    scene.answered_by_rsi(RsiCommand::MeasurementExtend, &[1, 8, 5]);
+    let rem = scene.realm(|realm| realm.measurements.borrow()[1]);
+    while continued(&scene, &[DATA, 0, 0]).1 == 0 && continued(&scene, &[DATA, 0, PAGE]).1 == 0 {}
+    assert!(!holds(&scene.fake.bytes::<4096>(scene.data[0])[..token.len()], &rem[..32]));
+    assert!(holds(&fetched(&scene, [0xc4a1_1e46_0000_0001; 8], PAGE), &rem[..32]));
+}
+
+#[test]
+fn a_token_comes_in_any_parts_and_nothing_else_is_written() {
+    let scene = Scene::active();
+    let token = fetched(&scene, [3; 8], PAGE);
+    for size in [1, 100, 333] {
+        assert_eq!(fetched(&scene, [3; 8], size), token, "{size}");
+    }
+    scene.fake.store(scene.data[0], &[0xcc; 4096]);
+    begun(&scene, [3; 8]);
+    // Signatures first: the platform's was made for the tokens before.
+    assert_eq!(continued(&scene, &[DATA, 8, 24]), (RsiStatus::Incomplete, 0));
+    assert_eq!(scene.fake.bytes::<4096>(scene.data[0]), [0xcc; 4096]);
+    assert_eq!(continued(&scene, &[DATA, 8, 0]), (RsiStatus::Incomplete, 0));
+    assert_eq!(continued(&scene, &[DATA, 8, 24]), (RsiStatus::Incomplete, 24));
+    let mut expected = [0xcc; 4096];
+    expected[8..32].copy_from_slice(&token[..24]);
+    assert_eq!(scene.fake.bytes::<4096>(scene.data[0]), expected);
+    // The last byte ends it, whatever room is left.
+    let rest = token.len() as u64 - 24;
+    assert_eq!(continued(&scene, &[MORE, PAGE - rest, rest]), (RsiStatus::Success, rest));
+    assert_eq!(scene.fake.bytes::<4096>(scene.data[1])[(PAGE - rest) as usize..], token[24..]);
+    assert_eq!(continued(&scene, &[DATA, 0, PAGE]), (RsiStatus::ErrorState, 0));
+}
+
+#[test]
+fn each_signature_is_made_in_a_call_of_its_own() {
+    let scene = Scene::active();
+    let calls = |challenge| {
+        begun(&scene, [challenge; 8]);
+        let unsigned = (0..).take_while(|_| continued(&scene, &[DATA, 0, PAGE]).1 == 0).count();
+        assert_eq!(continued(&scene, &[DATA, 0, PAGE]).0, RsiStatus::ErrorState, "it was whole in one part");
+        unsigned
+    };
+    assert_eq!(calls(1), 2, "the platform's and the realm's");
+    assert_eq!(calls(2), 1, "the realm's");
+}
+
+#[test]
+fn a_token_is_continued_only_after_its_beginning_and_each_condition_has_its_status() {
+    let scene = Scene::active();
+    let wrong = [
         ("addr_align", [DATA + 1, 0, 1]),
         ("addr_bound", [MAPPED, 0, 1]),
-        ("offset_bound", [DATA, 0x1000, 0]),
+        ("addr_bound", [1 << WIDTH, 0, 1]),
+        ("offset_bound", [DATA, PAGE, 0]),
+        ("offset_bound", [DATA, u64::MAX, 0]),
         ("size_overflow", [DATA, 1, u64::MAX]),
-        ("size_bound", [DATA, 1, 0x1000]),
-    ] {
-        assert_eq!(token(&args), RsiStatus::ErrorInput.bits(), "{id}");
+        ("size_bound", [DATA, 1, PAGE]),
+        ("size_bound", [DATA, 0, PAGE + 1]),
+    ];
+    let refused = |in_progress: bool| {
+        for (id, args) in wrong {
+            assert_eq!(continued(&scene, &args), (RsiStatus::ErrorInput, 0), "{id}, {in_progress}");
+        }
+    };
+    // Without a token the inputs are looked at first, as in TF-RMM; the section leaves the order open.
+    refused(false);
+    assert_eq!(continued(&scene, &[DATA, 0, PAGE]), (RsiStatus::ErrorState, 0), "state");
+    begun(&scene, [1; 8]);
+    refused(true);
+    let expected = fetched(&scene, [1; 8], PAGE);
+    refused(false);
+    assert_eq!(continued(&scene, &[DATA, 0, PAGE]), (RsiStatus::ErrorState, 0), "state");
+    // Errors between its parts change nothing.
+    begun(&scene, [1; 8]);
+    while continued(&scene, &[DATA, 0, 100]).1 == 0 {}
+    refused(true);
+    assert_eq!(continued(&scene, &[DATA, 100, PAGE - 100]).0, RsiStatus::Success);
+    assert_eq!(scene.fake.bytes::<4096>(scene.data[0])[..expected.len()], expected);
+}
+
+#[test]
+fn a_beginning_ends_what_was_begun_and_is_the_recs_own() {
+    let scene = Scene::active();
+    let expected = fetched(&scene, [2; 8], PAGE);
+    begun(&scene, [1; 8]);
+    while continued(&scene, &[DATA, 0, 100]).1 == 0 {}
+    assert_eq!(fetched(&scene, [2; 8], PAGE), expected);
+    // The other REC of the realm has none, and this one's waits.
+    begun(&scene, [2; 8]);
+    scene.rec(1, |rec| rec.runnable.set(true));
+    scene.rsi(RsiCommand::AttestationTokenContinue, &[DATA, 0, PAGE]);
+    scene.irq();
+    assert_eq!(scene.enter_rec(1, RmiRecEnter::zeroed()), RmiStatus::Success);
+    assert_eq!(scene.rec(1, |rec| rec.vcpu.borrow().x[0]), RsiStatus::ErrorState.bits());
+    while continued(&scene, &[DATA, 0, PAGE]).1 == 0 {}
+    assert_eq!(scene.fake.bytes::<4096>(scene.data[0])[..expected.len()], expected);
+}
+
+#[test]
+fn a_token_goes_on_once_the_host_has_given_the_memory_for_it() {
+    let scene = Scene::active();
+    let expected = fetched(&scene, [1; 8], PAGE);
+    begun(&scene, [1; 8]);
+    assert_eq!(continued(&scene, &[DATA, 0, 0]), (RsiStatus::Incomplete, 0), "signed");
+    for ipa in [EMPTY, SPARE] {
+        assert_eq!(continued(&scene, &[ipa, 0, PAGE]), (RsiStatus::ErrorInput, 0), "nothing there");
     }
+    let pc = scene.vcpu().pc;
+    scene.rsi(RsiCommand::AttestationTokenContinue, &[ABSENT, 0, PAGE]);
+    let exit = scene.exit();
+    assert_eq!((exit.exit_reason, exit.hpfar), (RmiRecExitReason::Sync.bits(), ABSENT >> 8));
+    assert_eq!(scene.vcpu().pc, pc, "it is executed again");
+    let data = scene.fake.data(scene.rd, ABSENT);
+    assert_eq!(continued(&scene, &[ABSENT, 0, PAGE]), (RsiStatus::Success, expected.len() as u64));
+    assert_eq!(scene.fake.bytes::<4096>(data)[..expected.len()], expected);
 }

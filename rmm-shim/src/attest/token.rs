@@ -1,0 +1,244 @@
+//! What a token says, in CBOR: a tagged map of two COSE_Sign1, the platform's and the realm's (A7.2.3). Written from DEN0137 A7.2.3,
+//! draft-ffm-rats-cca-token-03 and RFC 9052; the forms are those of the profiles `tag:arm.com,2023:realm#1.0.0` and
+//! `tag:arm.com,2023:cca_platform#1.0.0`, which 1.0-rel0 names.
+//!
+//! Invariants:
+//! - CBOR is in its deterministic form (RFC 8949 4.2.1): shortest heads, keys in order, nothing of indefinite length.
+//! - The platform's claims do not depend on the realm, so its signature does not either.
+//!
+//! The two are bound by the platform's challenge: it is the hash of the RAK, as the realm's token has it, so of the bytes of its COSE_Key. Verifiers do
+//! the same (veraison's for this profile); TF-RMM, which names the same profile, has the bare point there, and its hash.
+
+use minicbor::Encoder;
+use minicbor::data::Tag;
+use minicbor::encode::write::Cursor;
+use minicbor::encode::{Error, Write};
+use rmm_abi::v1_0::rmi::RmiHashAlgorithm;
+use rmm_abi::v1_0::{MEASUREMENTS, Measurement};
+use sha2::{Digest, Sha256};
+use zerocopy::FromZeros;
+
+use super::sign::{Key, PROTECTED, SIGNATURE};
+
+/// What a realm's token says of the realm.
+#[derive(Clone, Copy, Debug)]
+pub struct Claims<'r> {
+    /// What the realm has passed.
+    pub challenge: &'r [u8; 64],
+    /// The Realm Personalization Value.
+    pub personalization: &'r [u8; 64],
+    /// With what it is measured.
+    pub algorithm: RmiHashAlgorithm,
+    /// The RIM and the REMs.
+    pub measurements: &'r [Measurement; MEASUREMENTS],
+}
+
+/// There is no room for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// Where one COSE_Sign1 lies in the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
+pub struct Signed {
+    /// Its payload.
+    pub payload: usize,
+    /// Bytes of that.
+    pub payload_len: usize,
+    /// Its signature, of [`SIGNATURE`] bytes.
+    pub signature: usize,
+}
+
+/// Where both are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
+pub struct Places {
+    pub platform: Signed,
+    pub realm: Signed,
+}
+
+/// cca-token-collection, and its keys (A7.2.3).
+const TAG_TOKEN: u64 = 399;
+const PLATFORM: u32 = 44234;
+const REALM: u32 = 44241;
+/// COSE_Sign1_Tagged (RFC 9052 2).
+const TAG_SIGN1: u64 = 18;
+/// Claims of both: EAT nonce, EAT profile.
+const CHALLENGE: u32 = 10;
+const PROFILE: u32 = 265;
+/// A7.2.3.1.
+const REALM_PERSONALIZATION: u32 = 44235;
+const REALM_HASH: u32 = 44236;
+const REALM_KEY: u32 = 44237;
+const REALM_INITIAL: u32 = 44238;
+const REALM_EXTENSIBLE: u32 = 44239;
+const REALM_KEY_HASH: u32 = 44240;
+const REALM_PROFILE: &str = "tag:arm.com,2023:realm#1.0.0";
+/// A7.2.3.2.
+const PLATFORM_INSTANCE: u32 = 256;
+const PLATFORM_LIFECYCLE: u32 = 2395;
+const PLATFORM_IMPLEMENTATION: u32 = 2396;
+const PLATFORM_COMPONENTS: u32 = 2399;
+const PLATFORM_VERIFICATION: u32 = 2400;
+const PLATFORM_CONFIG: u32 = 2401;
+const PLATFORM_HASH: u32 = 2402;
+const PLATFORM_PROFILE: &str = "tag:arm.com,2023:cca_platform#1.0.0";
+/// The state "assembly and test" (A7.2.3.2.6): no verifier that wants a secured platform takes it.
+const LIFECYCLE: u32 = 0x1000;
+const IMPLEMENTATION: &[u8; 32] = b"Cloven test keys: no platform...";
+const VERIFICATION: &str = "none: these are test keys that everybody has";
+const CONFIG: &[u8] = b"no RME: stage 2 alone";
+/// Of software components: type, measurement, version, signer, hash.
+const COMPONENT_TYPE: u8 = 1;
+const COMPONENT_MEASUREMENT: u8 = 2;
+const COMPONENT_VERSION: u8 = 4;
+const COMPONENT_SIGNER: u8 = 5;
+const COMPONENT_HASH: u8 = 6;
+const COMPONENTS: [&str; 2] =
+    ["Cloven, for tests: not measured", "Cloven's RMM stand-in, for tests: not measured"];
+/// Hashes that stand where there is nothing to be hashed.
+const NOT_MEASURED: &[u8] = b"not measured";
+const NOT_SIGNED: &[u8] = b"not signed";
+
+const SHA_256: &str = "sha-256";
+const SHA_512: &str = "sha-512";
+
+/// Of a COSE_Key (RFC 9053 7.1.1): its labels and what is said.
+const KEY_TYPE: i8 = 1;
+const KEY_TYPE_EC2: i8 = 2;
+const KEY_ALGORITHM: i8 = 3;
+const KEY_ALGORITHM_ES384: i8 = -35;
+const KEY_CURVE: i8 = -1;
+const KEY_CURVE_P384: i8 = 2;
+const KEY_X: i8 = -2;
+const KEY_Y: i8 = -3;
+
+/// Counts what is written to it.
+struct Count(usize);
+
+impl Write for Count {
+    type Error = core::convert::Infallible;
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Self::Error> {
+        self.0 += bytes.len();
+        Ok(())
+    }
+}
+
+/// Takes what is written to it into a hash.
+struct Hashed(Sha256);
+
+impl Write for Hashed {
+    type Error = core::convert::Infallible;
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Self::Error> {
+        self.0.update(bytes);
+        Ok(())
+    }
+}
+
+/// Bytes of what `write` writes.
+macro_rules! length {
+    ($write:expr) => {{
+        let mut encoder = Encoder::new(Count(0));
+        // It cannot fail.
+        let _ = $write(&mut encoder);
+        encoder.into_writer().0
+    }};
+}
+
+/// Writes a token without signatures: how long it is, and where they belong.
+///
+/// # Errors
+/// [`Full`].
+pub fn write(into: &mut [u8], claims: &Claims<'_>) -> Result<(usize, Places), Full> {
+    let mut encoder = Encoder::new(Cursor::new(into));
+    both(&mut encoder, claims).map(|places| (encoder.writer().position(), places)).map_err(|_| Full)
+}
+
+type Buffer<'b> = Encoder<Cursor<&'b mut [u8]>>;
+type BufferError = Error<minicbor::encode::write::EndOfSlice>;
+
+fn both(to: &mut Buffer<'_>, claims: &Claims<'_>) -> Result<Places, BufferError> {
+    to.tag(Tag::new(TAG_TOKEN))?.map(2)?;
+    to.u32(PLATFORM)?.bytes_len(signed_len(length!(platform)) as u64)?;
+    let platform = signed(to, length!(platform), platform)?;
+    let realm_len = length!(|to: &mut Encoder<Count>| realm(to, claims));
+    to.u32(REALM)?.bytes_len(signed_len(realm_len) as u64)?;
+    let realm = signed(to, realm_len, |to| realm(to, claims))?;
+    Ok(Places { platform, realm })
+}
+
+/// A COSE_Sign1 with a payload of that many bytes, but for both: what is before the payload.
+fn head<W: Write>(to: &mut Encoder<W>, payload: usize) -> Result<(), Error<W::Error>> {
+    to.tag(Tag::new(TAG_SIGN1))?.array(4)?.bytes(&PROTECTED)?.map(0)?.bytes_len(payload as u64)?.ok()
+}
+
+/// Bytes of a COSE_Sign1 with a payload of that many.
+fn signed_len(payload: usize) -> usize {
+    let head = length!(|to: &mut Encoder<Count>| head(to, payload));
+    let signature = length!(|to: &mut Encoder<Count>| to.bytes(&[0; SIGNATURE]).map(drop));
+    head + payload + signature
+}
+
+/// A COSE_Sign1 of `payload_len` bytes that `payload` writes, and zeroes for a signature.
+fn signed<'b>(
+    to: &mut Buffer<'b>,
+    payload_len: usize,
+    payload: impl FnOnce(&mut Buffer<'b>) -> Result<(), BufferError>,
+) -> Result<Signed, BufferError> {
+    head(to, payload_len)?;
+    let start = to.writer().position();
+    payload(to)?;
+    to.bytes(&[0; SIGNATURE])?;
+    Ok(Signed { payload: start, payload_len, signature: to.writer().position() - SIGNATURE })
+}
+
+/// The RAK, as a COSE_Key.
+fn realm_key<W: Write>(to: &mut Encoder<W>) -> Result<(), Error<W::Error>> {
+    let key = Key::Realm.public();
+    to.map(5)?.i8(KEY_TYPE)?.i8(KEY_TYPE_EC2)?.i8(KEY_ALGORITHM)?.i8(KEY_ALGORITHM_ES384)?;
+    to.i8(KEY_CURVE)?.i8(KEY_CURVE_P384)?.i8(KEY_X)?.bytes(&key.x)?.i8(KEY_Y)?.bytes(&key.y)?.ok()
+}
+
+/// The claims of a realm.
+fn realm<W: Write>(to: &mut Encoder<W>, claims: &Claims<'_>) -> Result<(), Error<W::Error>> {
+    let (hash, len) = match claims.algorithm {
+        RmiHashAlgorithm::Sha256 => (SHA_256, 32),
+        RmiHashAlgorithm::Sha512 => (SHA_512, 64),
+    };
+    let [initial, extensible @ ..] = claims.measurements;
+    to.map(8)?.u32(CHALLENGE)?.bytes(claims.challenge)?.u32(PROFILE)?.str(REALM_PROFILE)?;
+    to.u32(REALM_PERSONALIZATION)?.bytes(claims.personalization)?.u32(REALM_HASH)?.str(hash)?;
+    to.u32(REALM_KEY)?.bytes_len(length!(realm_key) as u64)?;
+    realm_key(to)?;
+    to.u32(REALM_INITIAL)?.bytes(&initial[..len])?;
+    to.u32(REALM_EXTENSIBLE)?.array(extensible.len() as u64)?;
+    for measurement in extensible {
+        to.bytes(&measurement[..len])?;
+    }
+    to.u32(REALM_KEY_HASH)?.str(SHA_256)?.ok()
+}
+
+/// The claims of the platform: that it is none.
+fn platform<W: Write>(to: &mut Encoder<W>) -> Result<(), Error<W::Error>> {
+    let mut key = Encoder::new(Hashed(Sha256::new()));
+    // It cannot fail.
+    let _ = realm_key(&mut key);
+    let key: [u8; 32] = key.into_writer().0.finalize().into();
+    // A random UEID in form (A7.2.3.2.4); here, as elsewhere, the hash of the public key.
+    let mut instance = [0; 33];
+    instance[0] = 1;
+    let own = Key::Platform.public();
+    let hash = Sha256::new().chain_update([4]).chain_update(own.x).chain_update(own.y).finalize();
+    instance[1..].copy_from_slice(&hash);
+    to.map(9)?.u32(CHALLENGE)?.bytes(&key)?.u32(PLATFORM_INSTANCE)?.bytes(&instance)?;
+    to.u32(PROFILE)?.str(PLATFORM_PROFILE)?.u32(PLATFORM_LIFECYCLE)?.u32(LIFECYCLE)?;
+    to.u32(PLATFORM_IMPLEMENTATION)?.bytes(IMPLEMENTATION)?;
+    to.u32(PLATFORM_COMPONENTS)?.array(COMPONENTS.len() as u64)?;
+    for name in COMPONENTS {
+        to.map(5)?.u8(COMPONENT_TYPE)?.str(name)?;
+        to.u8(COMPONENT_MEASUREMENT)?.bytes(&Sha256::digest(NOT_MEASURED))?;
+        to.u8(COMPONENT_VERSION)?.str(env!("CARGO_PKG_VERSION"))?;
+        to.u8(COMPONENT_SIGNER)?.bytes(&Sha256::digest(NOT_SIGNED))?;
+        to.u8(COMPONENT_HASH)?.str(SHA_256)?;
+    }
+    to.u32(PLATFORM_VERIFICATION)?.str(VERIFICATION)?.u32(PLATFORM_CONFIG)?.bytes(CONFIG)?;
+    to.u32(PLATFORM_HASH)?.str(SHA_256)?.ok()
+}

@@ -1,0 +1,64 @@
+//! RSI_ATTESTATION_TOKEN_INIT and RSI_ATTESTATION_TOKEN_CONTINUE (B5.3.1, B5.3.2, A7.2.2).
+//!
+//! Invariant: signatures are made without the monitor's lock, one in a call at most; and that call writes nothing, so that it is answered before the realm
+//! may wait for memory.
+
+use hyp::el2::vcpu::Running;
+use rmm_abi::v1_0::bytes;
+use rmm_abi::v1_0::rsi::{RsiStatus, input, output};
+
+use super::memory;
+use super::{Outcome, Stop, args, offset, reply};
+use crate::attest::Claims;
+use crate::exits::Here;
+use crate::world::World;
+
+/// What failed is none of the caller's doing.
+const UNKNOWN: Stop = Stop::Status(RsiStatus::ErrorUnknown);
+
+pub fn init<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome {
+    let input = input::AttestationTokenInit::from_registers(args(running));
+    let lock = here.monitor.lock();
+    let realm = here.realm(&lock).ok_or(UNKNOWN)?;
+    let claims = Claims {
+        challenge: &bytes(&input.challenge),
+        personalization: &realm.rpv,
+        algorithm: realm.hash_algo,
+        measurements: &realm.measurements.borrow(),
+    };
+    // There is room for the longest.
+    let size = here.attestation.borrow_mut().begin(&claims).map_err(|_| UNKNOWN)?;
+    let output = output::AttestationTokenInit { size: size as u64 };
+    reply(&mut running.x, RsiStatus::Success, output.to_registers());
+    Ok(None)
+}
+
+pub fn continue_token<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome {
+    let input = input::AttestationTokenContinue::from_registers(args(running));
+    input.check()?;
+    here.check_protected(input.addr)?;
+    let attestation = &mut **here.attestation.borrow_mut();
+    if !attestation.is_in_progress() {
+        return Err(Stop::Status(RsiStatus::ErrorState));
+    }
+    let mut len = 0;
+    if attestation.is_whole() {
+        let lock = here.monitor.lock();
+        let realm = here.realm(&lock).ok_or(UNKNOWN)?;
+        let (from, size) = (offset(input.offset), input.size as usize);
+        len = memory::access(&lock, realm, input.addr, |page| {
+            // `size_bound` keeps it in the page.
+            page.0.get_mut(from..from + size).map_or(0, |into| attestation.send(into))
+        })
+        .map_err(|missing| Stop::of(missing, input.addr))?;
+    } else {
+        let known = here.monitor.lock().state.platform;
+        if let Some(made) = attestation.sign(known.as_ref()) {
+            here.monitor.lock().state.platform = Some(made);
+        }
+    }
+    let status = if attestation.is_in_progress() { RsiStatus::Incomplete } else { RsiStatus::Success };
+    let output = output::AttestationTokenContinue { len: len as u64 };
+    reply(&mut running.x, status, output.to_registers());
+    Ok(None)
+}
