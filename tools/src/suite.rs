@@ -248,9 +248,9 @@ fn under_miri(args: &TestArgs, results: &mut Results) -> Result<Option<Beside>> 
     let mut miri = workspace::cargo_nightly();
     // These tests are of large tables, and single calls: minutes in which nothing new is seen.
     miri.args(["miri", "test", "-p", "hyp", "--lib", "mapping::", "--"]);
-    miri.args(
-        ["behaviour", "collapse", "tests::alias", "tests::tables"].iter().flat_map(|name| ["--skip", name]),
-    );
+    let single =
+        ["behaviour", "collapse", "tests::alias", "tests::prepared", "tests::tables", "tests::weaken"];
+    miri.args(single.iter().flat_map(|name| ["--skip", name]));
     miri.env("CLOVEN_SEED", args.seed.to_string());
     // The seed comes by the environment.
     miri.env("MIRIFLAGS", "-Zmiri-disable-isolation");
