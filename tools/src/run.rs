@@ -37,8 +37,8 @@ const LEAST_FOR_LINUX: Size = Size(256 << 20);
 /// What a host with a virtual machine monitor needs beside its realm's memory: itself, the kernel and the initramfs until they are copied, and what is shared.
 const BESIDE_REALM: Size = Size(768 << 20);
 /// The machine's memory where a virtual machine monitor makes a realm of a Linux, and the realm's.
-const VMM_MEMORY: Size = Size(2 << 30);
-const LINUX_REALM_MEMORY: Size = Size(512 << 20);
+pub const VMM_MEMORY: Size = Size(2 << 30);
+pub const LINUX_REALM_MEMORY: Size = Size(512 << 20);
 /// The most RECs that the host's payload makes.
 const MOST_RECS: u32 = 8;
 /// Less than this holds no U-Boot with the hypervisor and its payload.
