@@ -135,6 +135,8 @@ pub struct FakeCpus {
     pub forgotten: AtomicUsize,
     /// How often a vCPU ran.
     pub runs: AtomicUsize,
+    /// Where realms that have never asked RSI_VERSION were told that there is nothing.
+    pub lost: Mutex<Vec<u64>>,
     view: IdView,
 }
 
@@ -183,6 +185,9 @@ impl Cpus for FakeCpus {
     }
     fn forget_instructions(&self) {
         self.forgotten.fetch_add(1, SeqCst);
+    }
+    fn is_lost(&self, ipa: u64) {
+        self.lost.lock().unwrap().push(ipa);
     }
     fn wait(&self) {
         std::thread::yield_now();
@@ -255,6 +260,7 @@ impl Fake {
             can_run: AtomicBool::new(true),
             forgotten: AtomicUsize::new(0),
             runs: AtomicUsize::new(0),
+            lost: Mutex::default(),
             view: IdView::of(|_, _| 0),
         };
         Self {
