@@ -19,8 +19,9 @@ use super::{BLOCK, Board, DEVIATIONS, MAX_RECS, Made, PAGE, Policy, Problem};
 use crate::rec::named_by_realm;
 use crate::world::World;
 
-/// Bits of IPA, if all fits in half of them: one more than a walk takes that starts at level 1 with one table.
-const BITS: u32 = 40;
+/// Bits of IPA, if all fits in half of them. No more than that: the shared bit is part of what a device is given, and many devices take no addresses
+/// of more than 32 bits.
+const BITS: u32 = 32;
 /// From this many on walks start at level 0.
 const LEVEL_0_FROM: u32 = 44;
 
@@ -83,6 +84,7 @@ impl<W: World, B: Board> Policy<W, B> {
         self.say(format_args!("@cloven figure policy.made_in {} {unit}", end - start));
         self.figure("pages_measured", self.counts.given.load(Relaxed), "pages");
         self.figure("granules", granules.in_use(), "granules");
+        self.figure("reserved", self.plan.granules.size(), "bytes");
         Ok(())
     }
 
