@@ -138,6 +138,8 @@ pub struct FakeCpus {
     pub runs: AtomicUsize,
     /// Who calls, and when.
     pub moment: Mutex<Moment>,
+    /// Where realms that have never asked RSI_VERSION were told that there is nothing.
+    pub lost: Mutex<Vec<u64>>,
     view: IdView,
 }
 
@@ -186,6 +188,9 @@ impl Cpus for FakeCpus {
     }
     fn forget_instructions(&self) {
         self.forgotten.fetch_add(1, SeqCst);
+    }
+    fn is_lost(&self, ipa: u64) {
+        self.lost.lock().unwrap().push(ipa);
     }
     fn wait(&self) {
         std::thread::yield_now();
@@ -267,6 +272,7 @@ impl Fake {
             forgotten: AtomicUsize::new(0),
             runs: AtomicUsize::new(0),
             moment: Mutex::default(),
+            lost: Mutex::default(),
             view: IdView::of(|_, _| 0),
         };
         Self {

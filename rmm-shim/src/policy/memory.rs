@@ -9,7 +9,7 @@ use rmm_abi::v1_0::rmi::{RmiCommand, RmiRipas, RmiRttEntryState, UnprotectedDesc
 use rmm_abi::v1_0::{GRANULE_SIZE as GRANULE, entry_size};
 
 use super::granules::Granules;
-use super::{BLOCK, Board, GIB, PAGE, Policy, Problem, Refused};
+use super::{BLOCK, Board, GIB, PAGE, Policy, Problem};
 use crate::world::World;
 
 /// Granules of a block, one bit each.
@@ -105,23 +105,12 @@ impl<W: World, B: Board> Policy<W, B> {
     pub(super) fn fold(&self, granules: &mut Granules, ipa: u64, level: i64) -> Result<bool, Problem> {
         let start = ipa & !(size_of_level(level - 1) - 1);
         let inputs = [self.realm()?.rd, start, level as u64];
-        self.returned(granules, self.call(RmiCommand::RttFold, &inputs))
-    }
-
-    /// Destroys the table of `level` for an IPA, if it says nothing.
-    fn destroy_table(&self, granules: &mut Granules, ipa: u64, level: i64) -> Result<bool, Problem> {
-        let start = ipa & !(size_of_level(level - 1) - 1);
-        let inputs = [self.realm()?.rd, start, level as u64];
-        self.returned(granules, self.call(RmiCommand::RttDestroy, &inputs))
-    }
-
-    fn returned(&self, granules: &mut Granules, done: Result<[u64; 4], Refused>) -> Result<bool, Problem> {
-        match done {
+        match self.call(RmiCommand::RttFold, &inputs) {
             Ok([table, ..]) => {
                 granules.put(table, true);
                 Ok(true)
             }
-            // It holds something, or there is none.
+            // Its entries differ, or there is none.
             Err(refused) if refused.walk_level().is_some() => Ok(false),
             Err(refused) => Err(refused.into()),
         }
@@ -213,7 +202,7 @@ impl<W: World, B: Board> Policy<W, B> {
         Ok(())
     }
 
-    /// Removes the host's memory from the aliases of `start..end`, and the tables of pages that then say nothing.
+    /// Removes the host's memory from the aliases of `start..end`, and the tables that then say no more than an entry.
     pub(super) fn unmap(&self, granules: &mut Granules, (start, end): (u64, u64)) -> Result<(), Problem> {
         let made = self.realm()?;
         let (rd, shared) = (made.rd, made.shared);
@@ -224,7 +213,7 @@ impl<W: World, B: Board> Policy<W, B> {
                 Ok(_) => {
                     at += GRANULE;
                     if at.is_multiple_of(BLOCK) || at >= end {
-                        self.destroy_table(granules, ipa, PAGE)?;
+                        self.fold(granules, ipa, PAGE)?;
                     }
                 }
                 Err((refused, [next, ..])) => match refused.walk_level() {
@@ -232,7 +221,7 @@ impl<W: World, B: Board> Policy<W, B> {
                         let block = at & !(BLOCK - 1);
                         at = next - shared;
                         if at >= end || at >= block + BLOCK {
-                            self.destroy_table(granules, block | shared, PAGE)?;
+                            self.fold(granules, block | shared, PAGE)?;
                         }
                     }
                     Some(level) if level < PAGE => {

@@ -87,7 +87,7 @@ impl<W: World, B: Board> Policy<W, B> {
     }
 
     /// Enters a REC until it is off; how the realm has ended if it has.
-    fn enter(&self, cpu: usize) -> Option<Over> {
+    pub(super) fn enter(&self, cpu: usize) -> Option<Over> {
         let rec = self.recs[cpu].pa.load(Relaxed);
         let run = self.recs[cpu].run.load(Relaxed);
         let mut flags = RmiRecEnterFlags::empty();
@@ -245,7 +245,7 @@ impl<W: World, B: Board> Policy<W, B> {
     }
 
     /// Has CPU number `target` come to [`Policy::run`].
-    fn turn_on(&self, target: usize) -> Result<(), i64> {
+    pub(super) fn turn_on(&self, target: usize) -> Result<(), i64> {
         let (start, hz) = self.board.now();
         loop {
             if self.recs[target].is_parked.load(Acquire) {

@@ -151,6 +151,11 @@ fn rtt(level: i64) -> RmiStatus {
     RmiStatus::rtt(level)
 }
 
+/// The only ones that are asked for.
+fn is_device(at: u64, bytes: u64) -> bool {
+    DEVICE <= at && at + bytes <= DEVICE + 2 * MIB
+}
+
 impl Model {
     fn granule(&mut self, at: u64) -> Option<&mut Granule> {
         let index = at.checked_sub(self.base)? / GRANULE;
@@ -161,6 +166,10 @@ impl Model {
         self.granule(at).is_some_and(|granule| *granule == what)
     }
     fn set(&mut self, at: u64, bytes: u64, what: Granule) {
+        // That stays the host's.
+        if is_device(at, bytes) {
+            return;
+        }
         (at..at + bytes).step_by(GRANULE as usize).for_each(|at| *self.granule(at).unwrap() = what);
     }
     /// The one REC of a realm is destroyed.
@@ -297,7 +306,7 @@ impl Model {
                         return only(ErrorInput);
                     }
                     let is_wrong = at < level || *entry != UnassignedNs;
-                    let is_hosts = self.all(addr, size(level), Granule::Host);
+                    let is_hosts = is_device(addr, size(level)) || self.all(addr, size(level), Granule::Host);
                     if is_wrong {
                         let mut answers = only(rtt(at));
                         answers.statuses.extend((!is_hosts).then_some(ErrorInput));

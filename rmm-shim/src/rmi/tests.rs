@@ -623,12 +623,33 @@ fn rtt_map_unprotected_fails_by_each_of_its_conditions_and_in_their_order() {
     f.fails("rtte_state", RttMapUnprotected, &[f.rd, MAPPED, 3, desc], rtt(3));
     f.fails("rtte_state", RttMapUnprotected, &[f.rd, NS, 2, f.host & !(2 * MIB - 1)], rtt(2));
     // What the host has not, or has given a realm already.
-    for granule in [f.free, f.rd, f.rec, f.rtt, f.data, f.shared, DEVICE, RAM, (1 << 48) - GRANULE] {
+    for granule in [f.free, f.rd, f.rec, f.rtt, f.data, f.shared, RAM, (1 << 48) - GRANULE] {
         f.fails("no condition", RttMapUnprotected, &[f.rd, page, 3, granule], INPUT);
     }
+    // Where devices end there is RAM of others.
+    f.fails("no condition", RttMapUnprotected, &[f.rd, NS + 2 * GIB, 1, RAM], INPUT);
     f.fake.ok(RttMapUnprotected, &[f.rd, page, 3, desc]);
     assert_eq!(f.fake.is(f.host), HostPage::SharedWithRealm);
     f.fails("gran_gpt", GranuleDelegate, &[f.host], INPUT);
+}
+
+#[test]
+fn a_device_of_the_hosts_is_mapped_and_unmapped_and_stays_the_hosts() {
+    let f = Fixture::new();
+    let before = f.fake.fingerprint();
+    for (ipa, level, size) in [(NS + 0x5000, 3, GRANULE), (NS + 4 * MIB, 2, 2 * MIB)] {
+        let desc = DEVICE | 0b11 << 6;
+        f.fake.ok(RttMapUnprotected, &[f.rd, ipa, level, desc]);
+        let (at, rtte) = f.fake.rtte(f.rd, ipa, level as i64);
+        assert_eq!((at as u64, rtte.addr, rtte.is(RmmHipas::AssignedNs)), (level, DEVICE, true));
+        assert_eq!(f.fake.is(DEVICE + size - GRANULE), HostPage::Fixed);
+        // Nothing is said of it but here: another IPA may have it too.
+        f.fake.ok(RttMapUnprotected, &[f.rd, ipa + size, level, desc]);
+        for ipa in [ipa, ipa + size] {
+            f.fake.ok(RttUnmapUnprotected, &[f.rd, ipa, level]);
+        }
+    }
+    assert_eq!(f.fake.fingerprint(), before);
 }
 
 #[test]

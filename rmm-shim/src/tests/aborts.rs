@@ -55,6 +55,24 @@ fn nothing_is_where_the_realm_has_said_so() {
 }
 
 #[test]
+fn who_finds_nothing_and_has_never_asked_for_rsi_is_told_of() {
+    let scene = Scene::active();
+    let find_nothing = || {
+        // Also at an unprotected IPA, where nobody needs to know of realms to find nothing; and an External abort of the hardware's.
+        for (esr, ipa) in [(LOAD, EMPTY), (FETCH, UNMAPPED), (LOAD & !0x3f | 0x10, EMPTY)] {
+            scene.step(move |_| synchronous(esr, 0x123, ipa));
+        }
+        scene.irq();
+        assert_eq!(scene.exit(), interrupted());
+        std::mem::take(&mut *scene.fake.cpus().lost.lock().unwrap())
+    };
+    assert_eq!(find_nothing(), [EMPTY]);
+    scene.answered_by_rsi(RsiCommand::Version, &[1 << 16]);
+    assert_eq!(find_nothing(), []);
+    assert!(scene.realm(|realm| realm.knows_rsi.get()));
+}
+
+#[test]
 fn beyond_its_address_space_is_an_address_size_fault() {
     let scene = Scene::active();
     scene.step(|_| synchronous(LOAD & !0x3f | 0x04, 0xbeef_0123, 1 << WIDTH));
