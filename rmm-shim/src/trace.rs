@@ -191,7 +191,10 @@ impl Run {
     /// Whether an event is of its kind: then it goes on here or nowhere.
     fn is_of(&self, event: &Event) -> bool {
         match (&self.last, event) {
-            (Event::Called(last), Event::Called(next)) => last.command == next.command,
+            // A REC that is left for this and for that in turn has a run of each.
+            (Event::Called(last), Event::Called(next)) => {
+                (last.command, last.exit) == (next.command, next.exit)
+            }
             (Event::Changed(_), Event::Changed(_)) => true,
             _ => false,
         }
@@ -628,7 +631,7 @@ impl<W: World> Monitor<W> {
         if command == RmiCommand::RecEnter
             && let Some(mut lines) = self.lines()
         {
-            // What may be long. But entries that stop in the same way are told together.
+            // What comes may take long. But entries that stop in the same ways are told together.
             let is_enter =
                 |run: &Run| matches!(run.first, Event::Called(Call { command: RmiCommand::RecEnter, .. }));
             let is_all = |place: usize| lines.kept[place].runs.iter().all(is_enter);
