@@ -44,6 +44,9 @@ const OUTPUTS: usize = 4;
 const CALL: usize = 11;
 const _: () = assert!(RsiCommand::MeasurementExtend.inputs() < CALL);
 
+/// What is looked at of a realm's call.
+pub(crate) type Head = [u64; CALL];
+
 /// CPUs of which something is kept back. If another one comes, what is kept of one of them is told.
 const CPUS: usize = 8;
 /// Runs of a CPU that are kept back.
@@ -191,7 +194,10 @@ impl Run {
     /// Whether an event is of its kind: then it goes on here or nowhere.
     fn is_of(&self, event: &Event) -> bool {
         match (&self.last, event) {
-            (Event::Called(last), Event::Called(next)) => last.command == next.command,
+            // A REC that is left for this and for that in turn has a run of each.
+            (Event::Called(last), Event::Called(next)) => {
+                (last.command, last.exit) == (next.command, next.exit)
+            }
             (Event::Changed(_), Event::Changed(_)) => true,
             _ => false,
         }
@@ -359,7 +365,7 @@ struct LineOfRealm<'a> {
     caller: Caller,
     /// The immediate of the SMC.
     immediate: u64,
-    before: &'a [u64; CALL],
+    before: &'a Head,
     /// X0 and up, unless the host has to answer.
     after: Option<&'a [u64]>,
 }
@@ -522,13 +528,13 @@ fn range_of_ripas(command: RmiCommand, inputs: &[u64; INPUTS]) -> Option<(u64, u
 }
 
 /// A call of a realm's that is answered at the entry that comes: its registers, if there is one.
-pub(crate) fn waiting(rec: &Rec) -> Option<[u64; CALL]> {
+pub(crate) fn waiting(rec: &Rec) -> Option<Head> {
     let waits = matches!(rec.pending.get(), Pending::RipasChange | Pending::HostCall(_));
     waits.then(|| core::array::from_fn(|number| rec.vcpu.borrow().x[number]))
 }
 
 /// X0 and the arguments of a call.
-pub(crate) fn head(x: &[u64; 31]) -> [u64; CALL] {
+pub(crate) fn head(x: &[u64; 31]) -> Head {
     core::array::from_fn(|number| x[number])
 }
 
@@ -628,7 +634,7 @@ impl<W: World> Monitor<W> {
         if command == RmiCommand::RecEnter
             && let Some(mut lines) = self.lines()
         {
-            // What may be long. But entries that stop in the same way are told together.
+            // What comes may take long. But entries that stop in the same ways are told together.
             let is_enter =
                 |run: &Run| matches!(run.first, Event::Called(Call { command: RmiCommand::RecEnter, .. }));
             let is_all = |place: usize| lines.kept[place].runs.iter().all(is_enter);
@@ -676,13 +682,7 @@ impl<W: World> Monitor<W> {
     /// Tells a call of a realm's: `after` is X0 and up if it is answered, and nothing if the host has to.
     #[cold]
     #[inline(never)]
-    pub(crate) fn tell_call(
-        &self,
-        caller: Caller,
-        immediate: u64,
-        before: &[u64; CALL],
-        after: Option<&[u64; 31]>,
-    ) {
+    pub(crate) fn tell_call(&self, caller: Caller, immediate: u64, before: &Head, after: Option<&[u64; 31]>) {
         let Some(mut lines) = self.lines() else { return };
         lines.tell_own();
         lines.tell_old();

@@ -7,8 +7,8 @@ use arm_sysregs::el0::accessors::{
 };
 use arm_sysregs::el0::registers::{CntvCtlEl0, CntvCvalEl0};
 use arm_sysregs::el1::accessors::{
-    read_cpacr_el1, read_icc_iar1_el1, read_icc_pmr_el1, read_isr_el1, write_cpacr_el1, write_icc_eoir1_el1,
-    write_icc_igrpen1_el1, write_icc_pmr_el1,
+    read_cpacr_el1, read_icc_iar1_el1, read_icc_pmr_el1, read_id_aa64mmfr2_el1, read_isr_el1, read_midr_el1,
+    write_cpacr_el1, write_icc_eoir1_el1, write_icc_igrpen1_el1, write_icc_pmr_el1,
 };
 use arm_sysregs::el1::registers::{CpacrEl1, IccEoir1El1, IccIgrpen1El1, IccPmrEl1};
 use guest_tests::cpus;
@@ -45,6 +45,7 @@ const FPEN: u64 = 0b11 << 20;
 
 /// What the boot CPU looks at while it is alone.
 pub fn alone(report: &mut Report, machine: &Machine<'_>, own: &'static Own) {
+    shown(report, machine);
     ripas(report, machine, own);
     commands(report, own);
     at_power(report, machine);
@@ -54,6 +55,25 @@ pub fn alone(report: &mut Report, machine: &Machine<'_>, own: &'static Own) {
     report.check("realm.virtual_timer_interrupts", fired.is_ok(), format_args!("{fired:?}"));
     let waited = wfi_returns();
     report.check("realm.wfi_returns", waited.is_ok(), format_args!("{waited:?}"));
+}
+
+/// Which CPU it is shown: that which was asked for, if one was.
+fn shown(report: &mut Report, machine: &Machine<'_>) {
+    let (midr, bbm) = (read_midr_el1().bits(), u64::from(read_id_aa64mmfr2_el1().bbm()));
+    say!("@cloven figure realm.midr {midr} MIDR_EL1");
+    say!("@cloven figure realm.bbm {bbm} level");
+    let asked = |name: &str| {
+        let text = machine.parameter(name)?;
+        text.strip_prefix("0x").map_or(text.parse().ok(), |digits| u64::from_str_radix(digits, 16).ok())
+    };
+    let is_so = [("cloven.midr", midr), ("cloven.advertise-bbm", bbm)]
+        .iter()
+        .all(|&(name, shown)| asked(name).is_none_or(|asked| asked == shown));
+    report.check(
+        "realm.is_shown_the_cpu_that_was_asked_for",
+        is_so,
+        format_args!("MIDR {midr:#x}, level {bbm} of FEAT_BBM"),
+    );
 }
 
 /// A part of the scratch range.

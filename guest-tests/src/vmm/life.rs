@@ -6,6 +6,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use arm_sysregs::el1::accessors::{read_id_aa64mmfr2_el1, read_midr_el1};
 use arrayvec::ArrayVec;
 use hyp::machine::Machine;
 use hyp::machine::image::Image;
@@ -624,6 +625,11 @@ fn cannot_reach(
     })
 }
 
+/// What a host reads of its CPU that realms may be shown otherwise: MIDR_EL1, the level of FEAT_BBM.
+fn shown() -> (u64, u8) {
+    (read_midr_el1().bits(), read_id_aa64mmfr2_el1().bbm())
+}
+
 /// Runs the realm, each REC on its CPU, until it is over.
 #[inline(never)]
 fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, orders: Orders) {
@@ -631,9 +637,10 @@ fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, o
     let ready = (0..recs).all(|number| gic::enable_private(machine, number));
     report.check("realm.host.interrupts_reach_each_cpu", ready, format_args!("{recs} CPUs"));
     CURRENT.store(core::ptr::from_ref(realm).cast_mut(), Ordering::Release);
-    let start = ticks();
+    let (before, start) = (shown(), ticks());
     together(recs - 1, orders.run, run_here);
     let ran = ticks() - start;
+    let after = shown();
     CURRENT.store(core::ptr::null_mut(), Ordering::Release);
     let (checks, said) = console::end();
     report.add(checks);
@@ -643,6 +650,11 @@ fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, o
         "realm.host.heard_all_its_checks",
         checks > 0 && said.is_none_or(|said| said == checks),
         format_args!("{checks} checks came, it says it made {said:?}"),
+    );
+    report.check(
+        "realm.host.is_shown_its_own_cpu",
+        before == after,
+        format_args!("{before:#x?}, then {after:#x?}"),
     );
     const REASONS: [&str; 7] = ["sync", "irq", "fiq", "psci", "ripas_change", "host_call", "serror"];
     for (reason, name) in REASONS.iter().enumerate() {

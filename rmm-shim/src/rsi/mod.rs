@@ -97,27 +97,33 @@ pub fn call<W: World>(here: &Here<'_, W>, running: &mut Running, esr: u64, recor
     if split_sve_hint(running.x[0] as u32).0 == RsiCommand::Version.fid() && esr & IMMEDIATE == 0 {
         here.meets_rsi();
     }
-    if here.monitor.trace.of_realms() {
-        return told(here, running, esr, record);
+    let is_told = here.monitor.trace.of_realms();
+    let before = is_told.then(|| trace::head(&running.x));
+    let next = answer(here, running, esr, record);
+    if let Some(before) = before {
+        tell(here, running, esr & IMMEDIATE, &before, (&next, record));
     }
-    answer(here, running, esr, record)
+    next
 }
 
-/// The same, and tells it.
+/// Tells a call with what came of it.
 #[cold]
 #[inline(never)]
-fn told<W: World>(here: &Here<'_, W>, running: &mut Running, esr: u64, record: &mut RmiRecExit) -> Next {
-    let before = trace::head(&running.x);
-    let next = answer(here, running, esr, record);
+fn tell<W: World>(
+    here: &Here<'_, W>,
+    running: &Running,
+    immediate: u64,
+    before: &trace::Head,
+    (next, record): (&Next, &RmiRecExit),
+) {
     let after = match next {
-        Next::Host(Left { pending: Pending::RipasChange | Pending::HostCall(_), .. }) => return next,
+        Next::Realm | Next::Then(_) => Some(&running.x),
+        Next::Host(Left { pending: Pending::RipasChange | Pending::HostCall(_), .. }) => return,
         Next::Host(_) if record.exit_reason == RmiRecExitReason::Psci.bits() => None,
         // For want of memory: it is executed again.
-        Next::Host(_) => return next,
-        Next::Realm | Next::Then(_) => Some(&running.x),
+        Next::Host(_) => return,
     };
-    here.monitor.tell_call(here.caller(), esr & IMMEDIATE, &before, after);
-    next
+    here.monitor.tell_call(here.caller(), immediate, before, after);
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@ mod psci;
 mod random;
 mod rec;
 mod rsi;
+mod trace;
 
 use hyp::el2::vcpu::{Exit, Vcpu};
 use hyp::owner::HostPage;
@@ -79,7 +80,11 @@ fn rec_params(fake: &Fake, index: u64, runnable: bool) -> u64 {
 impl Scene {
     /// Not active yet, without a REC.
     fn new() -> Self {
-        let fake: &'static Fake = Box::leak(Box::new(Fake::new()));
+        Self::of(Fake::new())
+    }
+
+    fn of(fake: Fake) -> Self {
+        let fake: &'static Fake = Box::leak(Box::new(fake));
         let mut params = fake.params(WIDTH);
         params.rpv = [0xa7; 64];
         let rd = fake.realm_of(&params);
