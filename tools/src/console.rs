@@ -140,7 +140,9 @@ fn parse_record(record: &str) -> Option<Line<'_>> {
         "measured" => Line::Measured(rest),
         "rim" => Some(rest.trim()).filter(|rest| is_rim(rest)).map(Line::Rim)?,
         "token" => match (words.next()?, words.next()?, words.next()) {
-            (token, challenge, None) if !token.is_empty() && !challenge.is_empty() => Line::Token(token, challenge),
+            (token, challenge, None) if !token.is_empty() && !challenge.is_empty() => {
+                Line::Token(token, challenge)
+            }
             _ => return None,
         },
         "done" => Line::Done(rest.trim().parse().ok()?),

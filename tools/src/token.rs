@@ -8,7 +8,8 @@ use std::{fmt, fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 use base64::{
-    Engine, alphabet::STANDARD,
+    Engine,
+    alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use ciborium::Value;
@@ -330,9 +331,10 @@ fn named_key(bytes: &[u8]) -> Result<VerifyingKey, TokenError> {
         return Err(wrong("is not of the curve P-384"));
     }
     let coordinate = |label| {
-        param(label).and_then(Value::as_bytes).filter(|bytes| bytes.len() == 48).ok_or_else(|| {
-            wrong("has not two coordinates of 48 bytes")
-        })
+        param(label)
+            .and_then(Value::as_bytes)
+            .filter(|bytes| bytes.len() == 48)
+            .ok_or_else(|| wrong("has not two coordinates of 48 bytes"))
     };
     let (x, y) = (coordinate(iana::Ec2KeyParameter::X)?, coordinate(iana::Ec2KeyParameter::Y)?);
     let point = [&[4], &x[..], &y[..]].concat();
@@ -429,14 +431,16 @@ fn realm_claims(map: &Map) -> Result<RealmClaims, TokenError> {
     }
     let hash = map.hash(44236, "realm hash algorithm")?;
     let name = "realm extensible measurements";
-    let Some(measurements) = map.get(44239, name)?.as_array() else { return Err(map.wrong(name, "is no list")) };
+    let Some(measurements) = map.get(44239, name)?.as_array() else {
+        return Err(map.wrong(name, "is no list"));
+    };
     let extensible: Option<Vec<_>> = measurements
         .iter()
         .map(|value| value.as_bytes().filter(|bytes| bytes.len() == hash.len()).cloned())
         .collect();
     let extensible = extensible.filter(|all| all.len() == 4);
-    let extensible = extensible
-        .ok_or_else(|| map.wrong(name, format!("is no list of four values of {}", hash.name())))?;
+    let extensible =
+        extensible.ok_or_else(|| map.wrong(name, format!("is no list of four values of {}", hash.name())))?;
     Ok(RealmClaims {
         challenge: map.bytes_of(10, "realm challenge", 64)?,
         personalization: map.bytes_of(44235, "realm personalization value", 64)?,
@@ -500,7 +504,8 @@ fn lifecycle_name(lifecycle: u16) -> &'static str {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -517,7 +522,10 @@ fn shown(bytes: &[u8]) -> String {
 impl fmt::Display for Claims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { realm, platform, size } = self;
-        writeln!(f, "CCA token, {size} bytes: both signatures are right, and the platform token is for this realm token")?;
+        writeln!(
+            f,
+            "CCA token, {size} bytes: both signatures are right, and the platform token is for this realm token"
+        )?;
         writeln!(f, "realm")?;
         writeln!(f, "  challenge              {}", shown(&realm.challenge))?;
         writeln!(f, "  personalization value  {}", shown(&realm.personalization))?;
@@ -525,12 +533,22 @@ impl fmt::Display for Claims {
         for (number, measurement) in realm.extensible.iter().enumerate() {
             writeln!(f, "  measurement {}          {}", number + 1, hex(measurement))?;
         }
-        writeln!(f, "  key                    {} of it: {}", realm.key_hash.name(), hex(&platform.challenge))?;
+        writeln!(
+            f,
+            "  key                    {} of it: {}",
+            realm.key_hash.name(),
+            hex(&platform.challenge)
+        )?;
         writeln!(f, "platform")?;
         writeln!(f, "  implementation         {}", shown(&platform.implementation))?;
         writeln!(f, "  instance               {}", hex(&platform.instance))?;
         writeln!(f, "  config                 {}", shown(&platform.config))?;
-        writeln!(f, "  lifecycle              {:#06x}: {}", platform.lifecycle, lifecycle_name(platform.lifecycle))?;
+        writeln!(
+            f,
+            "  lifecycle              {:#06x}: {}",
+            platform.lifecycle,
+            lifecycle_name(platform.lifecycle)
+        )?;
         writeln!(f, "  hash algorithm         {}", platform.hash)?;
         if let Some(verification) = &platform.verification {
             writeln!(f, "  verification service   {verification}")?;
@@ -602,12 +620,15 @@ pub fn run(args: &TokenArgs) -> Result<bool> {
         .as_deref()
         .map(|text| from_text(text).context("the challenge is neither base64 nor hexadecimal digits"))
         .transpose()?;
-    let expected = Expected { rim: args.rim.as_deref(), challenge: challenge.as_deref(), key: args.key.as_deref() };
+    let expected =
+        Expected { rim: args.rim.as_deref(), challenge: challenge.as_deref(), key: args.key.as_deref() };
     match from_file(content).and_then(|token| verify(&token, expected)) {
         Ok(claims) => {
             print!("{claims}");
             if args.key.is_none() {
-                println!("the platform's key is Cloven's test key, which everybody has: this proves nothing but that the token is well made");
+                println!(
+                    "the platform's key is Cloven's test key, which everybody has: this proves nothing but that the token is well made"
+                );
             }
             Ok(true)
         }
@@ -617,3 +638,6 @@ pub fn run(args: &TokenArgs) -> Result<bool> {
         }
     }
 }
+
+#[cfg(test)]
+pub mod tests;

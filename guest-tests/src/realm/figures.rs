@@ -97,7 +97,10 @@ pub fn all(report: &mut Report, own: &'static Own) {
     let sample = measure(
         own,
         TIMES,
-        || own.rsi.begin_token(&challenge).is_ok() && own.rsi.continue_token(&mut Granule([0; 4096]), 0).is_ok(),
+        || {
+            own.rsi.begin_token(&challenge).is_ok()
+                && own.rsi.continue_token(&mut Granule([0; 4096]), 0).is_ok()
+        },
         || own.rsi.continue_token(&mut buffer, 0).is_ok_and(|token| token.is_complete),
     );
     tell(report, format_args!("attestation_token_continue.bytes"), sample);
