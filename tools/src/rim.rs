@@ -316,6 +316,24 @@ mod tests {
     }
 
     #[test]
+    fn a_changed_byte_of_the_image_is_another_rim() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("image");
+        let mut bytes = vec![0x5a; 3 * GRANULE + 100];
+        let rim_of = |bytes: &[u8]| {
+            fs::write(&file, bytes).unwrap();
+            compute(&steps(&[REALM, "image 0x80000000 12388 1"]), &file).unwrap()
+        };
+        let before = rim_of(&bytes);
+        for at in [0, 1, GRANULE - 1, GRANULE, 2 * GRANULE + 17, 3 * GRANULE, 3 * GRANULE + 99] {
+            bytes[at] ^= 1;
+            assert_ne!(rim_of(&bytes), before, "byte {at}");
+            bytes[at] ^= 1;
+        }
+        assert_eq!(rim_of(&bytes), before);
+    }
+
+    #[test]
     fn entries_are_measured_one_by_one() {
         let both = rim(&[REALM, "ripas 0x80200000 0x80600000 2"]);
         let each = rim(&[REALM, "ripas 0x80200000 0x80400000 2", "ripas 0x80400000 0x80600000 2"]);

@@ -504,7 +504,8 @@ fn lifecycle_name(lifecycle: u16) -> &'static str {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -637,3 +638,6 @@ pub fn run(args: &TokenArgs) -> Result<bool> {
         }
     }
 }
+
+#[cfg(test)]
+pub mod tests;

@@ -286,6 +286,35 @@ mod tests {
     }
 
     #[test]
+    fn a_realm_must_print_a_token_of_its_rim_that_answers_its_challenge() {
+        let steps = ["@cloven measured realm 0 40 0 5 3 0 0", "@cloven measured data 0x1000 1 00"];
+        let computed = rim::compute(&transcript(&steps).measured, Path::new("/nonexistent")).unwrap();
+        let rim = token::from_text(&computed[..64]).unwrap();
+        let judge = |tokens: &[String]| {
+            let said = format!("@cloven rim {computed}");
+            let mut lines = [&steps[..], &[&said]].concat();
+            lines.extend(tokens.iter().map(String::as_str));
+            let mut checks = realm_checks(&transcript(&lines), Path::new("/nonexistent"), true);
+            assert_eq!((checks.remove(0).name, checks[0].name.as_str()), ("realm.rim".into(), "realm.token"));
+            checks
+        };
+        let line = |rim: &[u8], answered: u8, asked: u8| {
+            let made = token::tests::Recipe::new(rim.to_vec(), vec![answered; 64]).make();
+            format!("@cloven token {} {}", token::hex(&made), token::hex(&[asked; 64]))
+        };
+        assert_eq!(judge(&[line(&rim, 3, 3)])[0].result, CheckResult::Ok);
+        assert!(judge(&[])[0].detail.contains("no attestation token"));
+        assert!(judge(&[line(&[0; 32], 3, 3)])[0].detail.contains("RIM"));
+        assert!(judge(&[line(&rim, 3, 4)])[0].detail.contains("challenge"));
+        assert!(judge(&["@cloven token 00 00".to_owned()])[0].detail.contains("no CCA token"));
+        assert!(judge(&["@cloven token ?? 00".to_owned()])[0].detail.contains("neither base64"));
+        // One wrong token of several is wrong.
+        let results: Vec<_> =
+            judge(&[line(&rim, 3, 3), line(&rim, 5, 6)]).iter().map(|check| check.result).collect();
+        assert_eq!(results, [CheckResult::Ok, CheckResult::Fail]);
+    }
+
+    #[test]
     fn a_realm_that_was_not_made_is_missed_where_one_is_due() {
         let nothing = |is_due| realm_checks(&transcript(&[]), Path::new("/nonexistent"), is_due);
         assert_eq!(nothing(true)[0].result, CheckResult::Fail);

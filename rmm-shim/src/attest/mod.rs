@@ -132,8 +132,16 @@ impl Attestation {
 
 #[cfg(test)]
 mod tests {
-    use rmm_abi::v1_0::rmi::RmiHashAlgorithm;
+    use std::collections::BTreeMap;
 
+    use ciborium::Value;
+    use coset::{CborSerializable, CoseKey, CoseKeyBuilder, CoseSign1, TaggedCborSerializable, iana};
+    use p384::ecdsa::signature::Verifier;
+    use p384::ecdsa::{Signature, VerifyingKey};
+    use rmm_abi::v1_0::rmi::RmiHashAlgorithm;
+    use sha2::{Digest, Sha256};
+
+    use super::sign::Public;
     use super::*;
 
     fn claims(algorithm: RmiHashAlgorithm) -> Claims<'static> {
@@ -173,6 +181,85 @@ mod tests {
         let shorter = shorter.begin(&claims(RmiHashAlgorithm::Sha256)).unwrap();
         // The RIM and four REMs.
         assert_eq!(len - shorter, 5 * 32);
+    }
+
+    fn decoded(bytes: &[u8]) -> Value {
+        let mut rest = bytes;
+        let value = ciborium::from_reader(&mut rest).unwrap();
+        assert!(rest.is_empty());
+        // The deterministic form is the one that `ciborium` writes, with keys in order, which it does not look after.
+        let mut again = Vec::new();
+        ciborium::into_writer(&value, &mut again).unwrap();
+        assert_eq!(again, bytes);
+        value
+    }
+
+    /// The claims of a part, by their keys, if its signature is that of `key`.
+    fn claims_of(part: &[u8], key: Key) -> BTreeMap<i128, Value> {
+        let envelope = CoseSign1::from_tagged_slice(part).unwrap();
+        assert!(envelope.unprotected.is_empty());
+        let Public { x, y } = key.public();
+        let key = VerifyingKey::from_sec1_bytes(&[&[4], &x[..], &y[..]].concat()).unwrap();
+        envelope
+            .verify_signature(&[], |signature, signed| {
+                key.verify(signed, &Signature::from_slice(signature).unwrap())
+            })
+            .unwrap();
+        let Value::Map(claims) = decoded(&envelope.payload.unwrap()) else { panic!("not a map") };
+        let claims = claims.into_iter().map(|(key, value)| (key.as_integer().unwrap().into(), value));
+        let claims: Vec<(i128, Value)> = claims.collect();
+        assert!(claims.is_sorted_by_key(|(key, _)| *key));
+        claims.into_iter().collect()
+    }
+
+    /// Read by other crates than those that wrote it.
+    #[test]
+    fn a_token_says_what_was_claimed() {
+        for (algorithm, name, len) in
+            [(RmiHashAlgorithm::Sha256, "sha-256", 32), (RmiHashAlgorithm::Sha512, "sha-512", 64)]
+        {
+            let mut attestation = none();
+            attestation.begin(&claims(algorithm)).unwrap();
+            let token = whole(&mut attestation, 4096);
+            let Value::Tag(399, parts) = decoded(&token) else { panic!("no token") };
+            let Value::Map(parts) = *parts else { panic!("no map") };
+            let part = |index: usize, key: i128| {
+                assert_eq!(parts[index].0, Value::from(key as u64));
+                parts[index].1.as_bytes().unwrap().clone()
+            };
+            let platform = claims_of(&part(0, 44234), Key::Platform);
+            let realm = claims_of(&part(1, 44241), Key::Realm);
+            let bytes = |byte: u8, count: usize| Value::Bytes(vec![byte; count]);
+            assert_eq!(realm[&10], bytes(0xc4, 64));
+            assert_eq!(realm[&265], Value::from("tag:arm.com,2023:realm#1.0.0"));
+            assert_eq!(realm[&44235], bytes(0x9e, 64));
+            assert_eq!(realm[&44236], Value::from(name));
+            assert_eq!(realm[&44238], bytes(1, len));
+            assert_eq!(realm[&44239], Value::Array((2..=5).map(|byte| bytes(byte, len)).collect()));
+            assert_eq!(realm[&44240], Value::from("sha-256"));
+            let key = realm[&44237].as_bytes().unwrap();
+            let named = CoseKey::from_slice(key).unwrap();
+            let expected = CoseKeyBuilder::new_ec2_pub_key(
+                iana::EllipticCurve::P_384,
+                Key::Realm.public().x.to_vec(),
+                Key::Realm.public().y.to_vec(),
+            );
+            assert_eq!(named, expected.algorithm(iana::Algorithm::ES384).build());
+            // What binds the two.
+            assert_eq!(platform[&10], Value::Bytes(Sha256::digest(key).to_vec()));
+            assert_eq!(platform[&265], Value::from("tag:arm.com,2023:cca_platform#1.0.0"));
+            assert_eq!((realm.len(), platform.len()), (8, 9));
+            // Nobody is to take it for a platform.
+            assert_eq!(platform[&2395], Value::from(0x1000));
+            for key in [2396, 2399, 2400] {
+                let text = format!("{:?}", platform[&key]);
+                let says = match &platform[&key] {
+                    Value::Bytes(bytes) => bytes.windows(4).any(|word| word == b"test"),
+                    _ => text.contains("test"),
+                };
+                assert!(says, "{text}");
+            }
+        }
     }
 
     #[test]

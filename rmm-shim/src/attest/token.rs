@@ -157,8 +157,10 @@ type BufferError = Error<minicbor::encode::write::EndOfSlice>;
 
 fn both(to: &mut Buffer<'_>, claims: &Claims<'_>) -> Result<Places, BufferError> {
     to.tag(Tag::new(TAG_TOKEN))?.map(2)?;
-    to.u32(PLATFORM)?.bytes_len(signed_len(length!(platform)) as u64)?;
-    let platform = signed(to, length!(platform), platform)?;
+    let hashes = Hashes::new();
+    let platform_len = length!(|to: &mut Encoder<Count>| platform(to, &hashes));
+    to.u32(PLATFORM)?.bytes_len(signed_len(platform_len) as u64)?;
+    let platform = signed(to, platform_len, |to| platform(to, &hashes))?;
     let realm_len = length!(|to: &mut Encoder<Count>| realm(to, claims));
     to.u32(REALM)?.bytes_len(signed_len(realm_len) as u64)?;
     let realm = signed(to, realm_len, |to| realm(to, claims))?;
@@ -216,27 +218,46 @@ fn realm<W: Write>(to: &mut Encoder<W>, claims: &Claims<'_>) -> Result<(), Error
     to.u32(REALM_KEY_HASH)?.str(SHA_256)?.ok()
 }
 
+/// What the platform's claims have of hashes.
+struct Hashes {
+    /// Of the RAK, as the realm's claims have it.
+    realm_key: [u8; 32],
+    /// A random UEID in form (A7.2.3.2.4), and as elsewhere the hash of the platform's public key.
+    instance: [u8; 33],
+    not_measured: [u8; 32],
+    not_signed: [u8; 32],
+}
+
+impl Hashes {
+    fn new() -> Self {
+        let mut key = Encoder::new(Hashed(Sha256::new()));
+        // It cannot fail.
+        let _ = realm_key(&mut key);
+        let mut instance = [0; 33];
+        instance[0] = 1;
+        let own = Key::Platform.public();
+        let hash = Sha256::new().chain_update([4]).chain_update(own.x).chain_update(own.y).finalize();
+        instance[1..].copy_from_slice(&hash);
+        Self {
+            realm_key: key.into_writer().0.finalize().into(),
+            instance,
+            not_measured: Sha256::digest(NOT_MEASURED).into(),
+            not_signed: Sha256::digest(NOT_SIGNED).into(),
+        }
+    }
+}
+
 /// The claims of the platform: that it is none.
-fn platform<W: Write>(to: &mut Encoder<W>) -> Result<(), Error<W::Error>> {
-    let mut key = Encoder::new(Hashed(Sha256::new()));
-    // It cannot fail.
-    let _ = realm_key(&mut key);
-    let key: [u8; 32] = key.into_writer().0.finalize().into();
-    // A random UEID in form (A7.2.3.2.4); here, as elsewhere, the hash of the public key.
-    let mut instance = [0; 33];
-    instance[0] = 1;
-    let own = Key::Platform.public();
-    let hash = Sha256::new().chain_update([4]).chain_update(own.x).chain_update(own.y).finalize();
-    instance[1..].copy_from_slice(&hash);
-    to.map(9)?.u32(CHALLENGE)?.bytes(&key)?.u32(PLATFORM_INSTANCE)?.bytes(&instance)?;
+fn platform<W: Write>(to: &mut Encoder<W>, hashes: &Hashes) -> Result<(), Error<W::Error>> {
+    to.map(9)?.u32(CHALLENGE)?.bytes(&hashes.realm_key)?.u32(PLATFORM_INSTANCE)?.bytes(&hashes.instance)?;
     to.u32(PROFILE)?.str(PLATFORM_PROFILE)?.u32(PLATFORM_LIFECYCLE)?.u32(LIFECYCLE)?;
     to.u32(PLATFORM_IMPLEMENTATION)?.bytes(IMPLEMENTATION)?;
     to.u32(PLATFORM_COMPONENTS)?.array(COMPONENTS.len() as u64)?;
     for name in COMPONENTS {
         to.map(5)?.u8(COMPONENT_TYPE)?.str(name)?;
-        to.u8(COMPONENT_MEASUREMENT)?.bytes(&Sha256::digest(NOT_MEASURED))?;
+        to.u8(COMPONENT_MEASUREMENT)?.bytes(&hashes.not_measured)?;
         to.u8(COMPONENT_VERSION)?.str(env!("CARGO_PKG_VERSION"))?;
-        to.u8(COMPONENT_SIGNER)?.bytes(&Sha256::digest(NOT_SIGNED))?;
+        to.u8(COMPONENT_SIGNER)?.bytes(&hashes.not_signed)?;
         to.u8(COMPONENT_HASH)?.str(SHA_256)?;
     }
     to.u32(PLATFORM_VERIFICATION)?.str(VERIFICATION)?.u32(PLATFORM_CONFIG)?.bytes(CONFIG)?;

@@ -1,7 +1,7 @@
 //! RSI_ATTESTATION_TOKEN_INIT and RSI_ATTESTATION_TOKEN_CONTINUE (B5.3.1, B5.3.2, A7.2.2).
 //!
-//! Invariant: signatures are made without the monitor's lock, one in a call at most; and that call writes nothing, so that it is answered before the realm
-//! may wait for memory.
+//! Invariant: claims are written and signatures made without the monitor's lock; of signatures one in a call at most, which then writes nothing, so that
+//! no signature is made twice because the host owes memory.
 
 use hyp::el2::vcpu::Running;
 use rmm_abi::v1_0::bytes;
@@ -18,13 +18,16 @@ const UNKNOWN: Stop = Stop::Status(RsiStatus::ErrorUnknown);
 
 pub fn init<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome {
     let input = input::AttestationTokenInit::from_registers(args(running));
-    let lock = here.monitor.lock();
-    let realm = here.realm(&lock).ok_or(UNKNOWN)?;
+    let (personalization, algorithm, measurements) = {
+        let lock = here.monitor.lock();
+        let realm = here.realm(&lock).ok_or(UNKNOWN)?;
+        (realm.rpv, realm.hash_algo, *realm.measurements.borrow())
+    };
     let claims = Claims {
         challenge: &bytes(&input.challenge),
-        personalization: &realm.rpv,
-        algorithm: realm.hash_algo,
-        measurements: &realm.measurements.borrow(),
+        personalization: &personalization,
+        algorithm,
+        measurements: &measurements,
     };
     // There is room for the longest.
     let size = here.attestation.borrow_mut().begin(&claims).map_err(|_| UNKNOWN)?;
