@@ -56,6 +56,7 @@ pub enum Problem {
     Host(&'static str),
 }
 
+const NO_GRANULE: Problem = Problem::Host("there are not enough granules");
 const ASLEEP: Problem = Problem::Host("a CPU does not go off, or does not come back");
 
 impl From<Refused> for Problem {
@@ -133,6 +134,8 @@ pub struct Wanted<'a> {
     pub recs: usize,
     /// Its Image; without one nothing is measured but the realm and its first REC, and no RIPAS is set.
     pub image: &'a [u8],
+    /// Its initramfs, if it has one.
+    pub initrd: &'a [u8],
     /// The words of its command line.
     pub bootargs: &'a [&'a str],
     /// How it is treated.
@@ -153,26 +156,26 @@ pub fn make(wanted: &Wanted<'_>) -> Result<Realm, Problem> {
     let mut pool = POOL.lock();
     pool.fill(plan.granules, plan.granules_size);
     let mut realm = describe(wanted, &mut pool)?;
-    let (image, tree) = load(&mut realm, &mut pool, wanted)?;
+    let loaded = load(&mut realm, &mut pool, wanted)?;
     if !wanted.image.is_empty() {
-        for (start, end) in rest(plan.size, image, tree).into_iter().filter(|(start, end)| start < end) {
+        for (start, end) in loaded.rest(plan.size) {
             init_ripas(&realm, &mut pool, start, end)?;
         }
-        for (start, end) in rest(plan.size, image, tree) {
-            for ipa in (start..end).step_by(GRANULE as usize) {
-                realm.assign(&mut pool, ipa)?;
+        for (start, end) in loaded.rest(plan.size) {
+            let mut ipa = start;
+            while ipa < end {
+                let next = ((ipa & !(BLOCK - 1)) + BLOCK).min(end);
+                realm.assign_range(&mut pool, ipa, next)?;
                 // At once, so that no more tables are in use than it takes.
-                let next = ipa + GRANULE;
-                if next.is_multiple_of(BLOCK) {
-                    realm.fold(&mut pool, next - BLOCK, next)?;
-                }
+                realm.fold(&mut pool, ipa, next)?;
+                ipa = next;
             }
         }
         // What has the Image and the tree in it.
         let (start, end) = realm.ram();
         realm.fold(&mut pool, start, end)?;
     }
-    add_recs(&mut realm, &mut pool, wanted, image.0, tree.0)?;
+    add_recs(&mut realm, &mut pool, wanted, loaded.entry, loaded.tree)?;
     if wanted.is_active {
         done(RmiCommand::RealmActivate, &[realm.rd])?;
     }
@@ -181,7 +184,6 @@ pub fn make(wanted: &Wanted<'_>) -> Result<Realm, Problem> {
 
 /// The descriptor and the roots.
 fn describe(wanted: &Wanted<'_>, pool: &mut Pool) -> Result<Realm, Problem> {
-    const NO_GRANULE: Problem = Problem::Host("there are not enough granules");
     let features = wanted.features;
     if features.s2sz() < IPA_BITS.into() {
         return Err(Problem::Host("the RMM has no 40 bits of IPA"));
@@ -226,26 +228,67 @@ fn describe(wanted: &Wanted<'_>, pool: &mut Pool) -> Result<Realm, Problem> {
 /// A range of IPAs.
 type Ipas = (u64, u64);
 
-/// What of RAM is neither image nor tree, which ascend.
-fn rest(size: u64, image: Ipas, tree: Ipas) -> [Ipas; 3] {
-    [(RAM, image.0), (image.1, tree.0), (tree.1, RAM + size)]
+/// What is in a realm from its start.
+struct Loaded {
+    /// Where the Image begins.
+    entry: u64,
+    /// Where the device tree lies.
+    tree: u64,
+    /// All of it; they ascend.
+    parts: ArrayVec<Ipas, 3>,
 }
 
-/// The Image and the device tree, measured: where they lie.
-fn load(realm: &mut Realm, pool: &mut Pool, wanted: &Wanted<'_>) -> Result<(Ipas, Ipas), Problem> {
+impl Loaded {
+    /// What of RAM is none of it.
+    fn rest(&self, size: u64) -> impl Iterator<Item = Ipas> {
+        let starts = [RAM].into_iter().chain(self.parts.iter().map(|part| part.1));
+        let ends = self.parts.iter().map(|part| part.0).chain([RAM + size]);
+        starts.zip(ends).filter(|(start, end)| start < end)
+    }
+}
+
+/// Gives the realm a file from `ipa` on, measured.
+fn load_file(realm: &Realm, pool: &mut Pool, ipa: u64, file: &[u8]) -> Result<Ipas, Problem> {
+    let page = pool.take().ok_or(NO_GRANULE)?;
+    for (number, part) in file.chunks(GRANULE as usize).enumerate() {
+        let at = ipa + number as u64 * GRANULE;
+        let lies_at = part.as_ptr() as u64;
+        let source = if part.len() as u64 == GRANULE && lies_at.is_multiple_of(GRANULE) {
+            lies_at
+        } else {
+            // SAFETY: it was just taken.
+            let place = unsafe { core::slice::from_raw_parts_mut(zeroed::<u8>(page), part.len()) };
+            place.copy_from_slice(part);
+            page
+        };
+        realm.create_data(pool, at, source)?;
+        // As in `make`.
+        if (at + GRANULE).is_multiple_of(BLOCK) {
+            realm.fold(pool, at + GRANULE - BLOCK, at + GRANULE)?;
+        }
+    }
+    pool.put(page);
+    Ok((ipa, (ipa + file.len() as u64).next_multiple_of(GRANULE)))
+}
+
+/// The Image, the initramfs and the device tree, measured.
+fn load(realm: &mut Realm, pool: &mut Pool, wanted: &Wanted<'_>) -> Result<Loaded, Problem> {
     if wanted.image.is_empty() {
-        return Ok(((RAM, RAM), (RAM, RAM)));
+        return Ok(Loaded { entry: RAM, tree: RAM, parts: ArrayVec::new() });
     }
     let header = Image::read(wanted.image, wanted.image.len() as u64)
-        .map_err(|_| Problem::Host("the realm's payload is no arm64 Image"))?;
+        .map_err(|_| Problem::Host("the realm's kernel is no arm64 Image"))?;
     let start = RAM + header.text_offset;
     if !start.is_multiple_of(GRANULE) {
-        return Err(Problem::Host("the realm's payload does not begin with a granule"));
+        return Err(Problem::Host("the realm's kernel does not begin with a granule"));
     }
-    let file = wanted.image.len() as u64;
-    let image = (start, (start + file).next_multiple_of(GRANULE));
     // Behind the variables, in a block of its own: no tree may cross the border of one.
-    let at = (start + header.size).next_multiple_of(BLOCK);
+    let behind = (start + header.size).next_multiple_of(BLOCK);
+    let initrd = (behind, behind + wanted.initrd.len() as u64);
+    let at = initrd.1.next_multiple_of(BLOCK);
+    if !realm.has_ram(start, at + TREE_ROOM as u64 - start) {
+        return Err(Problem::Host("the realm's RAM is too small for what it is made of"));
+    }
     let mpidrs: ArrayVec<u64, MAX_RECS> =
         (0..wanted.recs as u64).map(|index| RmiRecMpidr::from_index(index).bits()).collect();
     let described = tree::Machine { memory: realm.plan.size, mpidrs: &mpidrs, bootargs: wanted.bootargs };
@@ -254,25 +297,20 @@ fn load(realm: &mut Realm, pool: &mut Pool, wanted: &Wanted<'_>) -> Result<(Ipas
     buffer.fill(0);
     let size = tree::write(buffer, &described).map_err(|_| Problem::Host("the device tree has no room"))?;
     realm.tree = at;
-    let tree = (at, at + (size as u64).next_multiple_of(GRANULE));
-    if !realm.has_ram(image.0, tree.1 - image.0) {
-        return Err(Problem::Host("the realm's RAM is too small for its payload"));
-    }
-    let page = pool.take().ok_or(Problem::Host("there are not enough granules"))?;
-    say!("@cloven measured image {:#x} {file} 1", image.0);
-    for (number, part) in wanted.image.chunks(GRANULE as usize).enumerate() {
-        // SAFETY: it was just taken.
-        let place = unsafe { core::slice::from_raw_parts_mut(zeroed::<u8>(page), part.len()) };
-        place.copy_from_slice(part);
-        realm.create_data(pool, image.0 + number as u64 * GRANULE, page)?;
+    let mut parts = ArrayVec::new();
+    say!("@cloven measured image {start:#x} {} 1", wanted.image.len());
+    parts.push(load_file(realm, pool, start, wanted.image)?);
+    if !wanted.initrd.is_empty() {
+        say!("@cloven measured initrd {:#x} {} 1", initrd.0, wanted.initrd.len());
+        parts.push(load_file(realm, pool, initrd.0, wanted.initrd)?);
     }
     for (number, part) in buffer[..size].chunks(GRANULE as usize).enumerate() {
         let offset = number as u64 * GRANULE;
         say!("@cloven measured data {:#x} 1 {}", at + offset, Hex(part));
         realm.create_data(pool, at + offset, realm.plan.backing + offset)?;
     }
-    pool.put(page);
-    Ok((image, tree))
+    parts.push((at, at + (size as u64).next_multiple_of(GRANULE)));
+    Ok(Loaded { entry: start, tree: at, parts })
 }
 
 /// Makes `start..end` RAM before the realm runs: measured, entry by entry.
@@ -304,7 +342,6 @@ fn add_recs(
     pc: u64,
     tree: u64,
 ) -> Result<(), Problem> {
-    const NO_GRANULE: Problem = Problem::Host("there are not enough granules");
     let [count, ..] = done(RmiCommand::RecAuxCount, &[realm.rd])?;
     let params = pool.take().ok_or(NO_GRANULE)?;
     for index in 0..wanted.recs {

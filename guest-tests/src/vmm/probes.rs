@@ -47,6 +47,24 @@ pub fn map(memory: &Memory, on: bool) -> bool {
     })
 }
 
+/// How often it was tried at an exit.
+static MOMENTS: AtomicUsize = AtomicUsize::new(0);
+/// How many exits of a REC there are at most between two tries.
+const SELDOM: u64 = 8192;
+
+/// Tries each place at the first exits of a REC, and then ever more seldom.
+pub fn at_exit(number: u64) {
+    if number.is_power_of_two() || number.is_multiple_of(SELDOM) {
+        MOMENTS.fetch_add(1, Relaxed);
+        count();
+    }
+}
+
+/// How often it was tried at an exit since that was asked.
+pub fn moments() -> usize {
+    MOMENTS.swap(0, Relaxed)
+}
+
 /// Tries each place in each way on this CPU. Stops at what gets through: a store could end the run before it is told.
 pub fn count() {
     for pa in places() {

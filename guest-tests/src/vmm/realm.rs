@@ -199,6 +199,21 @@ impl Realm {
         self.with_tables(pool, (ipa, PAGE), RmiCommand::DataCreateUnknown, &[self.rd, pa, ipa]).map(drop)
     }
 
+    /// Gives the realm all of `base..top`, of which it has nothing, wiped. All granules change hands before the first is the realm's: so each
+    /// kind of call is made for all of them in a row.
+    ///
+    /// # Errors
+    /// What the RMM says.
+    pub fn assign_range(&self, pool: &mut Pool, base: u64, top: u64) -> Result<(), Refused> {
+        let granules = || (base..top).step_by(GRANULE as usize);
+        granules().try_for_each(|ipa| delegate(self.pa(ipa)))?;
+        for ipa in granules() {
+            let inputs = [self.rd, self.pa(ipa), ipa];
+            self.with_tables(pool, (ipa, PAGE), RmiCommand::DataCreateUnknown, &inputs)?;
+        }
+        Ok(())
+    }
+
     /// Takes the granule at `ipa` from the realm; how far from there on nothing was there if nothing was.
     ///
     /// # Errors
@@ -348,6 +363,7 @@ impl Realm {
             at = next;
         }
         let done = (base, at.min(top));
+        self.note(done.0, done.1, ripas == Some(RmiRipas::Empty));
         match ripas {
             Some(RmiRipas::Ram) => {
                 self.unmap_shared(pool, done.0, done.1)?;
@@ -381,6 +397,11 @@ impl Realm {
             }
         }
         Ok(())
+    }
+
+    /// Whether it has the devices of [`devices`](super::devices).
+    pub fn has_devices(&self) -> bool {
+        self.plan.devices.is_some()
     }
 
     /// Whether it is over.
