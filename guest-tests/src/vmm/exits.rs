@@ -178,7 +178,8 @@ impl Realm {
         let [esr, far, hpfar] = [field!(run, exit.esr), field!(run, exit.far), field!(run, exit.hpfar)];
         let value: u64 = field!(run, exit.gprs[0]);
         match cause(esr, far, hpfar) {
-            Cause::Wait => Ok(AGAIN),
+            // An end without TDIR does not come here.
+            Cause::Wait | Cause::OtherSgi | Cause::Deactivate => Ok(AGAIN),
             Cause::Sgi => {
                 let (intid, targets) = sgi_targets(value, number);
                 for target in (0..self.recs.len()).filter(|target| targets & 1 << target != 0) {

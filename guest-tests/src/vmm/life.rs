@@ -248,7 +248,13 @@ fn load(realm: &mut Realm, pool: &mut Pool, wanted: &Wanted<'_>) -> Result<(Ipas
     let at = (start + header.size).next_multiple_of(BLOCK);
     let mpidrs: ArrayVec<u64, MAX_RECS> =
         (0..wanted.recs as u64).map(|index| RmiRecMpidr::from_index(index).bits()).collect();
-    let described = tree::Machine { memory: realm.plan.size, mpidrs: &mpidrs, bootargs: wanted.bootargs };
+    let described = tree::Machine {
+        memory: realm.plan.size,
+        mpidrs: &mpidrs,
+        bootargs: wanted.bootargs,
+        initrd: None,
+        virtio: 0,
+    };
     // SAFETY: the backing is the host's, and nobody uses it yet.
     let buffer = unsafe { core::slice::from_raw_parts_mut(realm.plan.backing as *mut u8, TREE_ROOM) };
     buffer.fill(0);
