@@ -18,6 +18,7 @@ use vmm_logic::virtio::block::{Block, RamDisk};
 use vmm_logic::virtio::console::{Console, Port};
 use vmm_logic::virtio::mmio::Device;
 
+use super::granules::GRANULE;
 use super::memory::{DISK, notes_size};
 use super::realm::{MAX_RECS, Realm};
 use super::shared::Shared;
@@ -67,6 +68,17 @@ impl Port for Lines {
     }
 }
 
+/// What became of an access.
+#[derive(Clone, Copy, Debug)]
+pub enum Answer {
+    /// It is made; what a load gives.
+    Done(u64),
+    /// It is to be made again, when another REC has exited.
+    Later,
+    /// No device is there.
+    Nobody,
+}
+
 /// How often a device goes on with what waits in its queues before the realm does.
 const ROUNDS: usize = 256;
 
@@ -94,13 +106,16 @@ fn which(ipa: u64, recs: usize) -> Option<(Kind, u64)> {
     let places = [
         (Kind::Distributor, tree::DISTRIBUTOR, tree::DISTRIBUTOR_SIZE),
         (Kind::Redistributor, tree::REDISTRIBUTORS, tree::REDISTRIBUTOR_SIZE * recs as u64),
-        (Kind::Uart, tree::UART, tree::UART_SIZE),
+        (Kind::Uart, tree::UART, GRANULE),
         (Kind::Console, tree::VIRTIO, tree::VIRTIO_SIZE),
         (Kind::Disk, tree::VIRTIO + tree::VIRTIO_SIZE, tree::VIRTIO_SIZE),
     ];
     let found = places.into_iter().find(|(_, start, size)| (*start..start + size).contains(&ipa));
     found.map(|(kind, start, _)| (kind, ipa - start))
 }
+
+/// How many of them are virtio's.
+pub const VIRTIO: usize = 2;
 
 /// Makes the devices of `realm` as they are after a reset.
 #[inline(never)]
@@ -154,17 +169,18 @@ impl Devices {
         self.gic.kicks()
     }
 
-    /// An access to a device at an unprotected IPA, without the shared bit: what a load gives. `Ok(None)` if it is to be made again; an error if
-    /// nothing is there.
-    ///
-    /// # Errors
-    /// Nothing is there.
-    pub fn access(&mut self, realm: &Realm, ipa: u64, size: u8, store: Option<u64>) -> Result<Option<u64>, ()> {
-        let (kind, offset) = which(ipa, realm.recs.len()).ok_or(())?;
+    /// REC `rec` ends an interrupt that may not be in its list registers.
+    pub fn deactivate(&mut self, rec: usize, value: u64) {
+        self.gic.deactivate(rec, value);
+    }
+
+    /// An access to a device at an unprotected IPA, without the shared bit.
+    pub fn access(&mut self, realm: &Realm, ipa: u64, access: Access) -> Answer {
+        let Some((kind, offset)) = which(ipa, realm.recs.len()) else { return Answer::Nobody };
         count(kind);
-        let access = Access { offset, size, store };
+        let access = Access { offset, ..access };
         let memory = Shared(realm);
-        Ok(match kind {
+        let value = match kind {
             Kind::Distributor => self.gic.distributor(access),
             Kind::Redistributor => self.gic.redistributors(access),
             Kind::Uart => {
@@ -190,8 +206,9 @@ impl Devices {
                 self.gic.line(tree::VIRTIO_INTID + 1, self.disk.line());
                 Some(value)
             }
-            Kind::Sgi | Kind::Shared => return Err(()),
-        })
+            Kind::Sgi | Kind::Shared => return Answer::Nobody,
+        };
+        value.map_or(Answer::Later, Answer::Done)
     }
 
     /// The host's UART has received something: the realm's gets as much of it as there is room for.

@@ -9,12 +9,12 @@ use rmm_abi::v1_0::psci::{PsciCommand, PsciReturnCode};
 use rmm_abi::v1_0::rmi::{
     RmiCommand, RmiRecEnterFlags, RmiRecExitReason, RmiRecMpidr, RmiRecRun, RmiRipas, RmiStatus,
 };
-use vmm_logic::access::{Cause, cause, pl011_load, sgi_targets};
+use vmm_logic::access::{Access, Cause, cause, pl011_load, sgi_targets};
 use vmm_logic::lists::{self, PHYSICAL_TIMER, VIRTUAL_TIMER};
 use vmm_logic::tree::UART;
 use vmm_logic::words::word;
 
-use super::devices::{self, DEVICES, Kind};
+use super::devices::{self, Answer, DEVICES, Kind};
 use super::granules::GRANULE;
 use super::realm::{Realm, Rec, SHARED};
 use super::rmi::{Refused, call, done, take_account};
@@ -235,11 +235,16 @@ impl Realm {
         let [esr, far, hpfar] = [field!(run, exit.esr), field!(run, exit.far), field!(run, exit.hpfar)];
         let value: u64 = field!(run, exit.gprs[0]);
         match cause(esr, far, hpfar) {
-            Cause::Wait => Ok(AGAIN),
             Cause::Sgi if self.has_devices() => {
                 DEVICES.lock().sgi(number, value);
                 Ok(AGAIN)
             }
+            Cause::Deactivate if self.has_devices() => {
+                DEVICES.lock().deactivate(number, value);
+                Ok(AGAIN)
+            }
+            // An end without TDIR does not come here.
+            Cause::Wait | Cause::OtherSgi | Cause::Deactivate => Ok(AGAIN),
             Cause::Sgi => {
                 let (intid, targets) = sgi_targets(value, number);
                 for target in (0..self.recs.len()).filter(|target| targets & 1 << target != 0) {
@@ -256,16 +261,14 @@ impl Realm {
                     return Ok(AGAIN);
                 }
                 if self.has_devices() && can_be_emulated {
-                    // SAS: the logarithm of its size (DDI 0487, ISS of a data abort).
-                    let size = 1 << (esr >> 22 & 3);
-                    let answer = DEVICES.lock().access(self, ipa, size, is_store.then_some(value));
+                    let answer = DEVICES.lock().access(self, ipa, Access::new(esr, ipa, ipa, value));
                     return Ok(match answer {
-                        Ok(Some(loaded)) => {
+                        Answer::Done(loaded) => {
                             field!(run, enter.gprs[0] = loaded);
                             Then::Enter(RmiRecEnterFlags::EMUL_MMIO)
                         }
-                        Ok(None) => AGAIN,
-                        Err(()) => Then::Enter(RmiRecEnterFlags::INJECT_SEA),
+                        Answer::Later => AGAIN,
+                        Answer::Nobody => Then::Enter(RmiRecEnterFlags::INJECT_SEA),
                     });
                 }
                 if ipa & !(GRANULE - 1) != UART || !can_be_emulated {

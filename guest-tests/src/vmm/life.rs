@@ -19,10 +19,10 @@ use spin::Mutex;
 use vmm_logic::tree::{self, RAM};
 
 use super::granules::{COUNT, GRANULE, Pool, delegate, undelegate};
-use super::memory::{BLOCK, GIB, Plan, bytes, plan};
+use super::memory::{BLOCK, Beside, GIB, Plan, bytes, plan};
 use super::realm::{IPA_BITS, MAX_RECS, Manner, PAGE, Realm, Rec, SHARED, START_LEVEL};
 use super::rmi::{Refused, call, done, ticks, try_call};
-use super::{console, gic, measure, probes};
+use super::{console, devices, gic, linux, measure, probes, uart};
 use crate::cpus::{self, alone, order, together};
 use crate::memory::Memory;
 use crate::report::Report;
@@ -291,7 +291,13 @@ fn load(realm: &mut Realm, pool: &mut Pool, wanted: &Wanted<'_>) -> Result<Loade
     }
     let mpidrs: ArrayVec<u64, MAX_RECS> =
         (0..wanted.recs as u64).map(|index| RmiRecMpidr::from_index(index).bits()).collect();
-    let described = tree::Machine { memory: realm.plan.size, mpidrs: &mpidrs, bootargs: wanted.bootargs };
+    let described = tree::Machine {
+        memory: realm.plan.size,
+        mpidrs: &mpidrs,
+        bootargs: wanted.bootargs,
+        initrd: (!wanted.initrd.is_empty()).then_some(initrd),
+        virtio: if realm.has_devices() { devices::VIRTIO } else { 0 },
+    };
     // SAFETY: the backing is the host's, and nobody uses it yet.
     let buffer = unsafe { core::slice::from_raw_parts_mut(realm.plan.backing as *mut u8, TREE_ROOM) };
     buffer.fill(0);
@@ -521,29 +527,41 @@ fn recs(machine: &Machine<'_>) -> usize {
     asked.clamp(1, machine.cpus.len().min(MAX_RECS))
 }
 
-// Of what it calls each has a frame of its own: together they are more than a stack.
+/// What the RMM can do, if there is one that can be spoken to.
+fn find_rmm(report: &mut Report) -> Option<RmiFeatureRegister0> {
+    match features() {
+        None => say!("payload: no RMM answers RMI_VERSION: no realm is made"),
+        Some(Ok(features)) => return Some(features),
+        Some(Err(problem)) => report.check("realm.host.version", false, format_args!("{problem}")),
+    }
+    None
+}
+
+/// Where there is room for a realm.
+fn find_place(
+    report: &mut Report,
+    machine: &Machine<'_>,
+    memory: &Memory,
+    beside: Beside<'_>,
+) -> Option<Plan> {
+    report.check("realm.host.version", true, format_args!("RMI {}.{}", VERSION.major, VERSION.minor));
+    let found = plan(machine, memory, beside);
+    let asked = machine.parameter("cloven.realm");
+    if found.is_none() && (asked.is_some() || beside.linux.is_some()) {
+        report.check("realm.host.has_memory", false, format_args!("{asked:?}"));
+    } else if found.is_none() {
+        say!("payload: no RAM for a realm");
+    }
+    found
+}
+
 /// Makes the realm, runs it, takes it apart, and checks what there is to be seen on the way. Without an RMM it says so, and nothing is checked.
 pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, image: &[u8], orders: Orders) {
-    let features = match features() {
-        None => return say!("payload: no RMM answers RMI_VERSION: no realm is made"),
-        Some(Ok(features)) => features,
-        Some(Err(problem)) => {
-            return report.check("realm.host.version", false, format_args!("{problem}"));
-        }
-    };
+    let Some(features) = find_rmm(report) else { return };
     if image.is_empty() {
         return say!("payload: no realm is embedded: none is made");
     }
-    report.check("realm.host.version", true, format_args!("RMI {}.{}", VERSION.major, VERSION.minor));
-    let Some(plan) = plan(machine, memory) else {
-        let asked = machine.parameter("cloven.realm");
-        if asked.is_some() {
-            report.check("realm.host.has_memory", false, format_args!("{asked:?}"));
-        } else {
-            say!("payload: no RAM for a realm");
-        }
-        return;
-    };
+    let Some(plan) = find_place(report, machine, memory, Beside::default()) else { return };
     let words = machine.bootargs.into_iter().flat_map(str::split_ascii_whitespace);
     let bootargs: ArrayVec<&str, WORDS> =
         words.filter(|word| word.starts_with("cloven.")).take(WORDS).collect();
@@ -553,10 +571,45 @@ pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, im
         report.check("realm.host.measures", measured.is_ok(), format_args!("{}", Shown(detail)));
     }
     let (recs, manner) = (recs(machine), manner(machine));
+    let wanted =
+        Wanted { plan, recs, image, initrd: &[], bootargs: &bootargs, manner, features, is_active: true };
+    live(report, machine, memory, &wanted, orders);
+}
+
+/// The same with the Linux that the command line names ([`linux::files`]), and nothing else. Runs with the other CPUs off.
+pub fn run_linux(report: &mut Report, machine: &Machine<'_>, memory: &Memory, orders: Orders) {
+    let given = match linux::files(machine, memory) {
+        Ok(given) => given,
+        Err(problem) => return report.check("realm.host.has_its_kernel", false, format_args!("{problem}")),
+    };
+    let detail = format_args!("{} bytes, initramfs {} bytes", given.kernel.len(), given.initrd.len());
+    report.check("realm.host.has_its_kernel", true, detail);
+    let came = cpus::start_from(1);
+    report.check("realm.host.has_its_cpus", came, format_args!("{} CPUs", cpus::all().len()));
+    let Some(features) = find_rmm(report) else {
+        return report.check("realm.host.version", false, format_args!("there is no RMM"));
+    };
+    let beside = Beside { linux: Some(&given.ranges) };
+    let Some(plan) = find_place(report, machine, memory, beside) else { return };
+    let (recs, manner) = (recs(machine), manner(machine));
+    let (image, initrd, bootargs) = (given.kernel, given.initrd, &given.words);
+    let wanted = Wanted { plan, recs, image, initrd, bootargs, manner, features, is_active: true };
+    live(report, machine, memory, &wanted, orders);
+}
+
+// Of what it calls each has a frame of its own: together they are more than a stack.
+/// The life of a realm, with all that is checked.
+fn live(
+    report: &mut Report,
+    machine: &Machine<'_>,
+    memory: &Memory,
+    wanted: &Wanted<'_>,
+    orders: Orders,
+) {
+    let Wanted { plan, recs, manner, .. } = *wanted;
     let before = [&COUNT.given, &COUNT.returned].map(|count| count.load(Ordering::Relaxed));
     let start = ticks();
-    let wanted = Wanted { plan, recs, image, bootargs: &bootargs, manner, features, is_active: true };
-    let made = alone(|| make(&wanted)).unwrap_or(Err(ASLEEP));
+    let made = alone(|| make(wanted)).unwrap_or(Err(ASLEEP));
     let made_in = ticks() - start;
     let realm = match made {
         Ok(realm) => realm,
@@ -571,8 +624,15 @@ pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, im
     report.check("realm.host.takes_no_liberties", wrong == 0, format_args!("{wrong} were not refused"));
     let kept = cannot_reach(report, machine, memory, &realm, orders);
     if kept {
-        run(report, machine, &realm, recs, orders);
-        let now = shape(&realm);
+        if realm.has_devices() {
+            devices::reset(&realm);
+            let watched = watch(memory, &realm);
+            run(report, machine, &realm, recs, orders);
+            end_watch(report, memory, watched);
+        } else {
+            run(report, machine, &realm, recs, orders);
+        }
+        let now = alone(|| shape(&realm)).unwrap_or(Err(ASLEEP));
         let canonical = match (&shaped, &now) {
             (Ok(_), Ok([.., left])) => *left == 0 || manner.pages,
             _ => false,
@@ -644,6 +704,37 @@ fn probe(memory: &Memory, realm: &Realm, orders: Orders, number: usize) -> bool 
     mapped && unmapped && refused == tried && tried == 6 * places.len()
 }
 
+/// Has some of what is the realm's tried while it runs ([`probes::at_exit`]); whether it can be.
+fn watch(memory: &Memory, realm: &Realm) -> bool {
+    // Nothing that may come back meanwhile.
+    let rec = &realm.recs[0];
+    let places: ArrayVec<u64, { probes::MOST }> = [
+        Some(realm.rd),
+        Some(rec.pa),
+        rec.aux.first().copied(),
+        Some(realm.roots),
+        Some(realm.plan.ram),
+        Some(realm.pa(realm.tree)),
+        Some(realm.plan.ram + realm.plan.size - GRANULE),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    probes::set(&places);
+    probes::map(memory, true)
+}
+
+/// What became of that.
+fn end_watch(report: &mut Report, memory: &Memory, watched: bool) {
+    let unmapped = probes::map(memory, false);
+    let ((refused, tried, through), moments) = (probes::take(), probes::moments());
+    let holds = watched && unmapped && refused == tried && moments > 2 && tried >= moments * 6 * 6;
+    let detail = format_args!(
+        "{refused} of {tried} accesses at {moments} exits refused; the first that was not: address, kind, ESR {through:x?}"
+    );
+    report.check("realm.host.is_refused_while_it_runs", holds, detail);
+}
+
 /// The host's accesses to what is the realm's, on every CPU; whether all were refused.
 #[inline(never)]
 fn cannot_reach(
@@ -667,18 +758,30 @@ fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, o
     gic::enable_distributor(machine);
     let ready = (0..recs).all(|number| gic::enable_private(machine, number));
     report.check("realm.host.interrupts_reach_each_cpu", ready, format_args!("{recs} CPUs"));
+    if realm.has_devices() {
+        gic::enable_uart(machine);
+        uart::start();
+    }
     CURRENT.store(core::ptr::from_ref(realm).cast_mut(), Ordering::Release);
     let start = ticks();
-    together(recs - 1, orders.run, run_here);
+    // On an emulator a CPU that looks for an order all the time takes it from those that run a REC.
+    let all_back = if realm.has_devices() {
+        cpus::with_first(recs, || together(recs - 1, orders.run, run_here)).is_some()
+    } else {
+        together(recs - 1, orders.run, run_here);
+        true
+    };
     let ran = ticks() - start;
+    uart::listen(false);
     CURRENT.store(core::ptr::null_mut(), Ordering::Release);
     let (checks, said) = console::end();
     report.add(checks);
     let failed = realm.failed.load(Ordering::Relaxed);
-    report.check("realm.host.ends_by_itself", !failed, format_args!("{ran} ticks"));
+    report.check("realm.host.ends_by_itself", !failed && all_back, format_args!("{ran} ticks"));
     report.check(
         "realm.host.heard_all_its_checks",
-        checks > 0 && said.is_none_or(|said| said == checks),
+        // A shell makes none.
+        (checks > 0 || realm.has_devices()) && said.is_none_or(|said| said == checks),
         format_args!("{checks} checks came, it says it made {said:?}"),
     );
     const REASONS: [&str; 7] = ["sync", "irq", "fiq", "psci", "ripas_change", "host_call", "serror"];
@@ -686,6 +789,11 @@ fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, o
         let count: u64 = realm.recs.iter().map(|rec| rec.exits[reason].load(Ordering::Relaxed)).sum();
         if count > 0 {
             say!("@cloven figure realm.host.exits_{name} {count} exits");
+        }
+    }
+    if realm.has_devices() {
+        for (name, count) in &devices::EXITS {
+            say!("@cloven figure realm.host.exits_{name} {} exits", count.load(Ordering::Relaxed));
         }
     }
     let [changes, rejected, exchanged] =

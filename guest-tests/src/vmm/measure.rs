@@ -112,6 +112,7 @@ pub fn all(plan: Plan, features: RmiFeatureRegister0) -> Result<(), Problem> {
         plan,
         recs: 1,
         image: &[],
+        initrd: &[],
         bootargs: &[],
         manner: Manner::default(),
         features,

@@ -17,6 +17,9 @@ pub struct Shared<'a>(pub &'a Realm);
 impl Realm {
     /// Takes note that `base..top` is shared now, or is not any more.
     pub fn note(&self, base: u64, top: u64, is_shared: bool) {
+        if !self.has_devices() {
+            return;
+        }
         for ipa in (base..top).step_by(GRANULE as usize) {
             if let Some((word, bit)) = self.noted(ipa) {
                 if is_shared { word.fetch_or(bit, Relaxed) } else { word.fetch_and(!bit, Relaxed) };

@@ -9,6 +9,9 @@ extern crate std;
 
 pub mod access;
 pub mod console;
+pub mod gic;
 pub mod lists;
+pub mod pl011;
 pub mod tree;
+pub mod virtio;
 pub mod words;

@@ -1,0 +1,16 @@
+//! Devices by virtio 1.2 ("Virtual I/O Device (VIRTIO) Version 1.2", OASIS), over MMIO.
+//!
+//! Invariant: what a guest writes is looked at once, and memory that it does not share is not touched.
+
+pub mod block;
+pub mod console;
+pub mod mmio;
+pub mod queue;
+
+/// Memory that guest and host share, by the addresses that the guest uses in queues.
+pub trait GuestMemory {
+    /// Copies from the guest; None if not all of it is shared memory.
+    fn read(&self, ipa: u64, into: &mut [u8]) -> Option<()>;
+    /// Copies to the guest; None if not all of it is shared memory.
+    fn write(&self, ipa: u64, from: &[u8]) -> Option<()>;
+}
