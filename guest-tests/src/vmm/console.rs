@@ -132,6 +132,16 @@ pub fn hvc0(byte: u8) {
     LINE.lock().push(byte, |text| PRINTER.lock().line(&["hvc0: ", text, "\r\n"]));
 }
 
+/// Does `work` if no line has begun, while nobody prints; whether it did.
+pub fn between_lines(work: impl FnOnce()) -> bool {
+    let stream = PRINTER.lock();
+    let is_between = stream.head.is_empty();
+    if is_between {
+        work();
+    }
+    is_between
+}
+
 /// Prints a line of the host's while realms may print.
 pub fn say(text: fmt::Arguments<'_>) {
     let mut stream = PRINTER.lock();

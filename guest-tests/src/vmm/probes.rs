@@ -2,10 +2,11 @@
 //!
 //! Invariant: the places are those of one realm that exists; they are mapped in [`View::Code`] while they are tried.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use hyp::mapping::{Attributes, El1And0, Leaves, Range, Va};
 
+use super::console;
 use super::granules::GRANULE;
 use crate::memory::{Memory, View, range};
 use crate::probe::{Fault, Kind, is_refusal, probe};
@@ -49,14 +50,20 @@ pub fn map(memory: &Memory, on: bool) -> bool {
 
 /// How often it was tried at an exit.
 static MOMENTS: AtomicUsize = AtomicUsize::new(0);
+/// It is to be tried at the next exit.
+static DUE: AtomicBool = AtomicBool::new(false);
 /// How many exits of a REC there are at most between two tries.
 const SELDOM: u64 = 8192;
 
-/// Tries each place at the first exits of a REC, and then ever more seldom.
+/// Tries each place at the first exits of a REC, and then ever more seldom: between two lines of the realm's, as the hypervisor may print one
+/// for each refusal.
 pub fn at_exit(number: u64) {
     if number.is_power_of_two() || number.is_multiple_of(SELDOM) {
+        DUE.store(true, Relaxed);
+    }
+    if DUE.load(Relaxed) && console::between_lines(count) {
+        DUE.store(false, Relaxed);
         MOMENTS.fetch_add(1, Relaxed);
-        count();
     }
 }
 
