@@ -409,14 +409,9 @@ pub fn unmake(realm: &Realm) -> Result<(), Problem> {
         pool.put(rec.run);
     }
     let (start, end) = realm.ram();
-    let mut ipa = start;
-    while ipa < end {
-        let block = (ipa & !(BLOCK - 1)) + BLOCK;
-        let next = realm.take(pool, ipa)?;
-        for passed in (block..=next.min(end)).step_by(BLOCK as usize) {
-            realm.destroy_table(pool, passed - BLOCK, PAGE)?;
-        }
-        ipa = next;
+    for block in (start..end).step_by(BLOCK as usize) {
+        realm.take_range(pool, block, block + BLOCK)?;
+        realm.destroy_table(pool, block, PAGE)?;
     }
     realm.unmap_shared(pool, start, end)?;
     for half in [0, SHARED] {
@@ -728,7 +723,7 @@ fn watch(memory: &Memory, realm: &Realm) -> bool {
 fn end_watch(report: &mut Report, memory: &Memory, watched: bool) {
     let unmapped = probes::map(memory, false);
     let ((refused, tried, through), moments) = (probes::take(), probes::moments());
-    let holds = watched && unmapped && refused == tried && moments > 2 && tried >= moments * 6 * 6;
+    let holds = watched && unmapped && refused == tried && moments > 2 && tried == moments * 3;
     let detail = format_args!(
         "{refused} of {tried} accesses at {moments} exits refused; the first that was not: address, kind, ESR {through:x?}"
     );

@@ -61,9 +61,17 @@ pub fn at_exit(number: u64) {
     if number.is_power_of_two() || number.is_multiple_of(SELDOM) {
         DUE.store(true, Relaxed);
     }
-    if DUE.load(Relaxed) && console::between_lines(count) {
+    if DUE.load(Relaxed) && console::between_lines(sample) {
         DUE.store(false, Relaxed);
-        MOMENTS.fetch_add(1, Relaxed);
+    }
+}
+
+/// Tries one of the places, each time another.
+fn sample() {
+    let moment = MOMENTS.fetch_add(1, Relaxed);
+    let offset = if moment.is_multiple_of(2) { 0 } else { GRANULE - 8 };
+    if let Some(pa) = places().nth(moment % places().count().max(1)) {
+        tried(pa + offset);
     }
 }
 
@@ -74,20 +82,23 @@ pub fn moments() -> usize {
 
 /// Tries each place in each way on this CPU. Stops at what gets through: a store could end the run before it is told.
 pub fn count() {
-    for pa in places() {
-        // The last word too: all of it is gone.
-        for offset in [0, GRANULE - 8] {
-            for (view, kind) in TRIES {
-                TRIED.fetch_add(1, Relaxed);
-                let fault = probe(view, kind, pa + offset);
-                if !is_refusal(fault, view, kind, view.of(pa + offset)) {
-                    note(pa + offset, kind, fault);
-                    return;
-                }
-                REFUSED.fetch_add(1, Relaxed);
-            }
+    // The last word too: all of it is gone.
+    let _ = places().all(|pa| [0, GRANULE - 8].into_iter().all(|offset| tried(pa + offset)));
+}
+
+/// Tries an address in each way; whether all were refused.
+fn tried(address: u64) -> bool {
+    TRIES.into_iter().all(|(view, kind)| {
+        TRIED.fetch_add(1, Relaxed);
+        let fault = probe(view, kind, address);
+        let refused = is_refusal(fault, view, kind, view.of(address));
+        if refused {
+            REFUSED.fetch_add(1, Relaxed);
+        } else {
+            note(address, kind, fault);
         }
-    }
+        refused
+    })
 }
 
 static THROUGH: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];

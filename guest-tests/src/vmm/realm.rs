@@ -214,25 +214,30 @@ impl Realm {
         Ok(())
     }
 
-    /// Takes the granule at `ipa` from the realm; how far from there on nothing was there if nothing was.
+    /// Takes all that there is in `base..top`, at most a block, from the realm. All is destroyed before the first granule is undelegated: as in
+    /// [`assign_range`](Self::assign_range).
     ///
     /// # Errors
     /// What the RMM says.
-    pub fn take(&self, pool: &mut Pool, ipa: u64) -> Result<u64, Refused> {
-        loop {
+    #[inline(never)]
+    pub fn take_range(&self, pool: &mut Pool, base: u64, top: u64) -> Result<(), Refused> {
+        let mut taken = ArrayVec::<u64, { (BLOCK / GRANULE) as usize }>::new();
+        let mut ipa = base;
+        while ipa < top && !taken.is_full() {
             match try_call(RmiCommand::DataDestroy, &[self.rd, ipa]) {
                 Ok([pa, ..]) => {
-                    undelegate(pa)?;
-                    return Ok(ipa + GRANULE);
+                    taken.push(pa);
+                    ipa += GRANULE;
                 }
-                Err((refused, [_, top, ..])) => match refused.walk_level() {
-                    Some(_) if top > ipa => return Ok(top),
+                Err((refused, [_, next, ..])) => match refused.walk_level() {
+                    Some(_) if next > ipa => ipa = next,
                     // A block.
                     Some(level) if level < PAGE => self.create_table(pool, ipa, level + 1)?,
                     _ => return Err(refused),
                 },
             }
         }
+        taken.into_iter().try_for_each(undelegate)
     }
 
     /// Puts together what can be in the blocks that `base..top` touches. Returns how many tables came back.
@@ -375,7 +380,9 @@ impl Realm {
             Some(RmiRipas::Empty) if self.manner.reclaim => {
                 let mut ipa = done.0;
                 while ipa < done.1 {
-                    ipa = self.take(pool, ipa)?;
+                    let next = ((ipa & !(BLOCK - 1)) + BLOCK).min(done.1);
+                    self.take_range(pool, ipa, next)?;
+                    ipa = next;
                 }
             }
             _ => {}
