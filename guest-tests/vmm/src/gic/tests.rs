@@ -68,7 +68,6 @@ impl Cpu {
 struct Machine {
     gic: Gic<4>,
     cpus: Vec<Cpu>,
-    lists: usize,
 }
 
 impl Machine {
@@ -92,7 +91,7 @@ impl Machine {
         }
         gic.kicks();
         let cpus = std::vec![Cpu { lrs: std::vec![0; lists], ..Cpu::default() }; 4];
-        Self { gic, cpus, lists }
+        Self { gic, cpus }
     }
 
     fn enter(&mut self, rec: usize) {
