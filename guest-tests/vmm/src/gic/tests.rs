@@ -617,7 +617,9 @@ proptest! {
                 Hostile::Enter(rec) => _ = machine.gic.enter(rec, &mut [7; 4]),
                 Hostile::Leave(rec, lrs, hcr, vmcr) => {
                     machine.gic.leave(rec, &lrs, hcr, vmcr);
-                    inside.get_mut(rec).map(|inside| *inside = false);
+                    if let Some(inside) = inside.get_mut(rec) {
+                        *inside = false;
+                    }
                 }
             }
             let kicks = machine.gic.kicks();
@@ -734,8 +736,8 @@ proptest! {
             }
         }
         // All ends, all is enabled; then all that is due comes.
-        for rec in 0..4 {
-            while let Some(intid) = active[rec].pop() {
+        for (rec, active) in active.iter_mut().enumerate() {
+            while let Some(intid) = active.pop() {
                 machine.cpus[rec].end(intid);
                 if machine.cpus[rec].maintains() {
                     machine.again(rec);
