@@ -68,7 +68,6 @@ impl Cpu {
 struct Machine {
     gic: Gic<4>,
     cpus: Vec<Cpu>,
-    lists: usize,
 }
 
 impl Machine {
@@ -92,7 +91,7 @@ impl Machine {
         }
         gic.kicks();
         let cpus = std::vec![Cpu { lrs: std::vec![0; lists], ..Cpu::default() }; 4];
-        Self { gic, cpus, lists }
+        Self { gic, cpus }
     }
 
     fn enter(&mut self, rec: usize) {
@@ -618,7 +617,9 @@ proptest! {
                 Hostile::Enter(rec) => _ = machine.gic.enter(rec, &mut [7; 4]),
                 Hostile::Leave(rec, lrs, hcr, vmcr) => {
                     machine.gic.leave(rec, &lrs, hcr, vmcr);
-                    inside.get_mut(rec).map(|inside| *inside = false);
+                    if let Some(inside) = inside.get_mut(rec) {
+                        *inside = false;
+                    }
                 }
             }
             let kicks = machine.gic.kicks();
@@ -735,8 +736,8 @@ proptest! {
             }
         }
         // All ends, all is enabled; then all that is due comes.
-        for rec in 0..4 {
-            while let Some(intid) = active[rec].pop() {
+        for (rec, active) in active.iter_mut().enumerate() {
+            while let Some(intid) = active.pop() {
                 machine.cpus[rec].end(intid);
                 if machine.cpus[rec].maintains() {
                     machine.again(rec);

@@ -1,13 +1,16 @@
-//! Devices by virtio 1.2 ("Virtual I/O Device (VIRTIO) Version 1.2", OASIS), over MMIO.
+//! Devices of virtio 1.2 ("Virtual I/O Device (VIRTIO) Version 1.2", OASIS), over MMIO.
 //!
-//! Invariant: what a guest writes is looked at once, and memory that it does not share is not touched.
+//! Invariant: what a guest says is copied before it is looked at, and memory that it does not share is not touched.
 
 pub mod block;
 pub mod console;
 pub mod mmio;
 pub mod queue;
 
-/// Memory that guest and host share, by the addresses that the guest uses in queues.
+#[cfg(test)]
+mod driver;
+
+/// Memory that guest and host share, by the addresses that the guest uses in queues. The guest may change it at any time.
 pub trait GuestMemory {
     /// Copies from the guest; None if not all of it is shared memory.
     fn read(&self, ipa: u64, into: &mut [u8]) -> Option<()>;
