@@ -97,7 +97,7 @@ pub static DEVICES: Mutex<Devices> = Mutex::new(Devices {
     gic: Gic::new(0),
     uart: Pl011::new(),
     console: Device::new(Console::new(Lines)),
-    disk: Device::new(Block { disk: RamDisk(&mut []) }),
+    disk: Device::new(Block::new(RamDisk(&mut []))),
     waits: false,
 });
 
@@ -131,7 +131,7 @@ pub fn reset(realm: &Realm) {
     devices.gic = Gic::new(realm.recs.len());
     devices.uart = Pl011::new();
     devices.console = Device::new(Console::new(Lines));
-    devices.disk = Device::new(Block { disk: RamDisk(disk) });
+    devices.disk = Device::new(Block::new(RamDisk(disk)));
     devices.waits = false;
     EXITS.iter().for_each(|(_, count)| count.store(0, Relaxed));
 }
