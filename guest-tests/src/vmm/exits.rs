@@ -16,7 +16,7 @@ use vmm_logic::words::word;
 
 use super::devices::{self, Answer, DEVICES, Kind};
 use super::granules::GRANULE;
-use super::realm::{Realm, Rec, SHARED};
+use super::realm::{Realm, Rec};
 use super::rmi::{Refused, call, done, take_account};
 use super::{console, entry, gic, probes, uart};
 use crate::cpus;
@@ -253,8 +253,8 @@ impl Realm {
                 }
                 Ok(AGAIN)
             }
-            Cause::Data { ipa, is_store, can_be_emulated } if ipa & SHARED != 0 => {
-                let ipa = ipa - SHARED;
+            Cause::Data { ipa, is_store, can_be_emulated } if ipa & self.shared() != 0 => {
+                let ipa = ipa - self.shared();
                 if self.has_ram(ipa & !(GRANULE - 1), GRANULE) {
                     devices::count(Kind::Shared);
                     self.map_shared(&mut self.lock(), ipa)?;

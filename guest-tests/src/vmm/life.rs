@@ -20,7 +20,7 @@ use vmm_logic::tree::{self, RAM};
 
 use super::granules::{COUNT, GRANULE, Pool, delegate, undelegate};
 use super::memory::{BLOCK, Beside, GIB, Plan, bytes, plan};
-use super::realm::{IPA_BITS, MAX_RECS, Manner, PAGE, Realm, Rec, SHARED, START_LEVEL};
+use super::realm::{IPA_BITS, IPA_BITS_OF_LINUX, MAX_RECS, Manner, PAGE, Realm, Rec, START_LEVEL};
 use super::rmi::{Refused, call, done, ticks, try_call};
 use super::{console, devices, gic, linux, measure, probes, uart};
 use crate::cpus::{self, alone, order, together};
@@ -185,24 +185,26 @@ pub fn make(wanted: &Wanted<'_>) -> Result<Realm, Problem> {
 /// The descriptor and the roots.
 fn describe(wanted: &Wanted<'_>, pool: &mut Pool) -> Result<Realm, Problem> {
     let features = wanted.features;
-    if features.s2sz() < IPA_BITS.into() {
-        return Err(Problem::Host("the RMM has no 40 bits of IPA"));
+    let (bits, root_count) =
+        if wanted.plan.devices.is_some() { (IPA_BITS_OF_LINUX, 1) } else { (IPA_BITS, 2) };
+    if features.s2sz() < bits.into() {
+        return Err(Problem::Host("the RMM has not so many bits of IPA"));
     }
     let algorithm =
         if features.hash_sha_256() == 1 { RmiHashAlgorithm::Sha256 } else { RmiHashAlgorithm::Sha512 };
-    let roots = pool.take_pair().ok_or(NO_GRANULE)?;
+    let roots = if root_count == 1 { pool.take() } else { pool.take_pair() }.ok_or(NO_GRANULE)?;
     let rd = pool.take().ok_or(NO_GRANULE)?;
     let params = pool.take().ok_or(NO_GRANULE)?;
-    for pa in [roots, roots + GRANULE, rd] {
+    for pa in (0..root_count).map(|number| roots + number * GRANULE).chain([rd]) {
         delegate(pa)?;
     }
     // SAFETY: it was just taken.
     let fields = unsafe { zeroed::<RmiRealmParams>(params) };
-    fill!(fields, s2sz: IPA_BITS, num_bps: features.num_bps() as u8, num_wps: features.num_wps() as u8,
-        hash_algo: algorithm.bits(), vmid: 1, rtt_base: roots, rtt_level_start: START_LEVEL, rtt_num_start: 2);
+    fill!(fields, s2sz: bits, num_bps: features.num_bps() as u8, num_wps: features.num_wps() as u8,
+        hash_algo: algorithm.bits(), vmid: 1, rtt_base: roots, rtt_level_start: START_LEVEL, rtt_num_start: root_count as u32);
     done(RmiCommand::RealmCreate, &[rd, params])?;
     say!(
-        "@cloven measured realm 0 {IPA_BITS} 0 {} {} 0 {}",
+        "@cloven measured realm 0 {bits} 0 {} {} 0 {}",
         features.num_bps(),
         features.num_wps(),
         algorithm.bits()
@@ -210,7 +212,9 @@ fn describe(wanted: &Wanted<'_>, pool: &mut Pool) -> Result<Realm, Problem> {
     pool.put(params);
     Ok(Realm {
         rd,
+        bits,
         roots,
+        root_count,
         plan: wanted.plan,
         recs: ArrayVec::new(),
         lists: (features.gicv3_num_lrs() as usize + 1).min(16),
@@ -414,7 +418,7 @@ pub fn unmake(realm: &Realm) -> Result<(), Problem> {
         realm.destroy_table(pool, block, PAGE)?;
     }
     realm.unmap_shared(pool, start, end)?;
-    for half in [0, SHARED] {
+    for half in [0, realm.shared()] {
         for ipa in (start..end).step_by(BLOCK as usize) {
             realm.destroy_table(pool, ipa | half, PAGE)?;
         }
@@ -423,7 +427,8 @@ pub fn unmake(realm: &Realm) -> Result<(), Problem> {
         }
     }
     done(RmiCommand::RealmDestroy, &[realm.rd])?;
-    for pa in [realm.rd, realm.roots, realm.roots + GRANULE] {
+    let roots = (0..realm.root_count).map(|number| realm.roots + number * GRANULE);
+    for pa in roots.chain([realm.rd]) {
         undelegate(pa)?;
         pool.put(pa);
     }
@@ -492,7 +497,7 @@ fn liberties(realm: &Realm, hypervisor: u64) -> usize {
         // The realm's memory at another place, and what is not delegated.
         (C::DataCreateUnknown, [rd, data, RAM], INPUT_OR_RTT),
         (C::DataCreateUnknown, [rd, realm.plan.backing, RAM], INPUT_OR_RTT),
-        (C::DataCreateUnknown, [rd, realm.plan.backing, RAM | SHARED], INPUT),
+        (C::DataCreateUnknown, [rd, realm.plan.backing, RAM | realm.shared()], INPUT),
     ];
     let wrong = tries.iter().filter(|(command, inputs, expected)| {
         let [status, ..] = call(*command, inputs);

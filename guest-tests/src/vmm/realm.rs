@@ -16,10 +16,10 @@ use super::rmi::{Refused, done, try_call};
 
 /// RECs of a realm, at most.
 pub const MAX_RECS: usize = 8;
-/// Bits of IPA: the last is the shared bit.
+/// Bits of IPA of a realm that is a payload: the last is the shared bit. They take two root tables.
 pub const IPA_BITS: u8 = 40;
-/// The bit that tells the unprotected half.
-pub const SHARED: u64 = 1 << (IPA_BITS - 1);
+/// The same of a Linux: its DMA addresses have the shared bit, and are to fit the masks of devices with few bits. They take one root table.
+pub const IPA_BITS_OF_LINUX: u8 = 36;
 /// The level at which walks start, and that of pages.
 pub const START_LEVEL: i64 = 1;
 /// See [`START_LEVEL`].
@@ -73,8 +73,12 @@ pub struct Entry {
 pub struct Realm {
     /// Its descriptor.
     pub rd: u64,
-    /// The first of its two root tables.
+    /// Its bits of IPA.
+    pub bits: u8,
+    /// The first of its root tables.
     pub roots: u64,
+    /// How many there are, side by side.
+    pub root_count: u64,
     /// Where its memory is.
     pub plan: Plan,
     /// Its RECs.
@@ -109,6 +113,11 @@ fn size_of_level(level: i64) -> u64 {
 }
 
 impl Realm {
+    /// The bit that tells the unprotected half.
+    pub fn shared(&self) -> u64 {
+        1 << (self.bits - 1)
+    }
+
     /// Where the granule at a protected IPA lies.
     pub fn pa(&self, ipa: u64) -> u64 {
         self.plan.ram + (ipa - RAM)
@@ -276,14 +285,14 @@ impl Realm {
         let mut at = base;
         let mut any = false;
         while at < top {
-            let ipa = at | SHARED;
+            let ipa = at | self.shared();
             match try_call(RmiCommand::RttUnmapUnprotected, &[self.rd, ipa, PAGE as u64]) {
                 Ok(_) => {
                     any = true;
                     at += GRANULE;
                 }
                 Err((refused, [next, ..])) => match refused.walk_level() {
-                    Some(_) if next > ipa => at = next - SHARED,
+                    Some(_) if next > ipa => at = next - self.shared(),
                     Some(level) if level < PAGE => {
                         let size = size_of_level(level);
                         if at.is_multiple_of(size) && at + size <= top {
@@ -299,7 +308,7 @@ impl Realm {
         }
         if any {
             for start in (base & !(BLOCK - 1)..top).step_by(BLOCK as usize) {
-                self.destroy_table(pool, start | SHARED, PAGE)?;
+                self.destroy_table(pool, start | self.shared(), PAGE)?;
             }
         }
         Ok(())
@@ -340,8 +349,8 @@ impl Realm {
         const ATTRIBUTES: u64 = 0b110 << 2 | UnprotectedDescriptor::S2AP;
         let pa = self.plan.backing + (ipa - RAM);
         let desc = UnprotectedDescriptor::new(pa, ATTRIBUTES, false).0;
-        let inputs = [self.rd, ipa | SHARED, level as u64, desc];
-        self.with_tables(pool, (ipa | SHARED, level), RmiCommand::RttMapUnprotected, &inputs).map(drop)
+        let inputs = [self.rd, ipa | self.shared(), level as u64, desc];
+        self.with_tables(pool, (ipa | self.shared(), level), RmiCommand::RttMapUnprotected, &inputs).map(drop)
     }
 
     /// Makes the change of RIPAS that REC `number` has asked for, from `base` to `top`. Returns how far it came.

@@ -9,7 +9,7 @@ use vmm_logic::tree::RAM;
 use vmm_logic::virtio::GuestMemory;
 
 use super::granules::GRANULE;
-use super::realm::{Realm, SHARED};
+use super::realm::Realm;
 
 /// The shared memory of a realm.
 pub struct Shared<'a>(pub &'a Realm);
@@ -43,7 +43,7 @@ impl Realm {
 impl Shared<'_> {
     /// Where the host has `bytes` bytes at that address, if all of them are shared.
     fn place(&self, ipa: u64, bytes: usize) -> Option<u64> {
-        let start = ipa.checked_sub(SHARED)?;
+        let start = ipa.checked_sub(self.0.shared())?;
         let end = start.checked_add(bytes as u64)?;
         let is_shared = |page| self.0.noted(page).is_some_and(|(word, bit)| word.load(Relaxed) & bit != 0);
         let pages = (start & !(GRANULE - 1)..end).step_by(GRANULE as usize);
