@@ -20,7 +20,7 @@ use vmm_logic::tree::{self, RAM};
 
 use super::granules::{COUNT, GRANULE, Pool, delegate, undelegate};
 use super::memory::{BLOCK, Beside, GIB, Plan, bytes, plan};
-use super::realm::{IPA_BITS, IPA_BITS_OF_LINUX, MAX_RECS, Manner, PAGE, Realm, Rec, START_LEVEL};
+use super::realm::{BITS_OF_LINUX, IPA_BITS, MAX_RECS, Manner, PAGE, Realm, Rec, START_LEVEL};
 use super::rmi::{Refused, call, done, ticks, try_call};
 use super::{console, devices, gic, linux, measure, probes, uart};
 use crate::cpus::{self, alone, order, together};
@@ -185,8 +185,13 @@ pub fn make(wanted: &Wanted<'_>) -> Result<Realm, Problem> {
 /// The descriptor and the roots.
 fn describe(wanted: &Wanted<'_>, pool: &mut Pool) -> Result<Realm, Problem> {
     let features = wanted.features;
-    let (bits, root_count) =
-        if wanted.plan.devices.is_some() { (IPA_BITS_OF_LINUX, 1) } else { (IPA_BITS, 2) };
+    let (bits, root_count) = if wanted.plan.devices.is_some() {
+        // One for the half in which RAM ends.
+        let top = RAM + wanted.plan.size;
+        ((u64::BITS - (top - 1).leading_zeros() + 1).max(BITS_OF_LINUX.into()) as u8, 1)
+    } else {
+        (IPA_BITS, 2)
+    };
     if features.s2sz() < bits.into() {
         return Err(Problem::Host("the RMM has not so many bits of IPA"));
     }

@@ -18,8 +18,9 @@ use super::rmi::{Refused, done, try_call};
 pub const MAX_RECS: usize = 8;
 /// Bits of IPA of a realm that is a payload: the last is the shared bit. They take two root tables.
 pub const IPA_BITS: u8 = 40;
-/// The same of a Linux: its DMA addresses have the shared bit, and are to fit the masks of devices with few bits. They take one root table.
-pub const IPA_BITS_OF_LINUX: u8 = 36;
+/// Bits of IPA of a Linux, at least: it has no more than it needs. The shared bit is part of the addresses that its devices get, and many of their
+/// drivers say that these have 32 bits.
+pub const BITS_OF_LINUX: u8 = 32;
 /// The level at which walks start, and that of pages.
 pub const START_LEVEL: i64 = 1;
 /// See [`START_LEVEL`].

@@ -2,8 +2,8 @@
 //!
 //! Invariant: what is written is a whole tree, or [`Full`].
 
-/// Where a realm's RAM begins.
-pub const RAM: u64 = 0x8000_0000;
+/// Where a realm's RAM begins: as low as it can, so that few bits of IPA do.
+pub const RAM: u64 = 0x4000_0000;
 /// Its console, a PL011.
 pub const UART: u64 = 0x0900_0000;
 /// The INTID of the console.
