@@ -604,13 +604,7 @@ pub fn run_linux(report: &mut Report, machine: &Machine<'_>, memory: &Memory, or
 
 // Of what it calls each has a frame of its own: together they are more than a stack.
 /// The life of a realm, with all that is checked.
-fn live(
-    report: &mut Report,
-    machine: &Machine<'_>,
-    memory: &Memory,
-    wanted: &Wanted<'_>,
-    orders: Orders,
-) {
+fn live(report: &mut Report, machine: &Machine<'_>, memory: &Memory, wanted: &Wanted<'_>, orders: Orders) {
     let Wanted { plan, recs, manner, .. } = *wanted;
     let before = [&COUNT.given, &COUNT.returned].map(|count| count.load(Ordering::Relaxed));
     let start = ticks();

@@ -22,7 +22,11 @@ impl Realm {
         }
         for ipa in (base..top).step_by(GRANULE as usize) {
             if let Some((word, bit)) = self.noted(ipa) {
-                if is_shared { word.fetch_or(bit, Relaxed) } else { word.fetch_and(!bit, Relaxed) };
+                if is_shared {
+                    word.fetch_or(bit, Relaxed)
+                } else {
+                    word.fetch_and(!bit, Relaxed)
+                };
             }
         }
     }
