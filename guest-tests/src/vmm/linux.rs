@@ -8,6 +8,7 @@ use arrayvec::ArrayVec;
 use hyp::machine::Machine;
 use hyp::machine::layout::{self, LayoutError, Named};
 use hyp::mapping::{Address, Pa, Range};
+use vmm_logic::files;
 
 use super::granules::GRANULE;
 use crate::memory::Memory;
@@ -61,19 +62,6 @@ pub fn is_wanted(machine: &Machine<'_>) -> bool {
     machine.parameter(KERNEL).is_some()
 }
 
-fn number(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    }
-}
-
-/// Where a parameter says that a file lies.
-fn place(text: &str) -> Option<Range<Pa>> {
-    let (start, size) = text.split_once(',')?;
-    Range::new(number(start)?, number(size)?).ok()
-}
-
 /// What the command line names.
 ///
 /// # Errors
@@ -82,7 +70,8 @@ pub fn files<'a>(machine: &Machine<'a>, memory: &Memory) -> Result<Files<'a>, Fi
     let mut named = ArrayVec::<Named, 2>::new();
     for (what, name) in [("the realm's kernel", KERNEL), ("the realm's initramfs", INITRD)] {
         let Some(text) = machine.parameter(name) else { continue };
-        let file = Named { what, range: place(text).ok_or(FilesError::NoPlace(text))? };
+        let range = files::place(text).and_then(|(start, size)| Range::new(start, size).ok());
+        let file = Named { what, range: range.ok_or(FilesError::NoPlace(text))? };
         if !file.range.start().get().is_multiple_of(GRANULE) {
             return Err(FilesError::NotAligned(file));
         }
@@ -97,9 +86,8 @@ pub fn files<'a>(machine: &Machine<'a>, memory: &Memory) -> Result<Files<'a>, Fi
             }
         })
     };
-    let all = machine.bootargs.into_iter().flat_map(str::split_ascii_whitespace);
     let mut words = ArrayVec::new();
-    for word in all.skip_while(|word| *word != "--").skip(1) {
+    for word in machine.bootargs.into_iter().flat_map(files::words) {
         words.try_push(word).map_err(|_| FilesError::Words)?;
     }
     // A granule is the RMM's or the host's: no other file is in the last one.

@@ -56,21 +56,30 @@ impl Shared<'_> {
     }
 }
 
+/// The largest access that `at` is aligned for and `bytes` has room for.
+fn unit(at: u64, bytes: usize) -> usize {
+    [8, 4, 2].into_iter().find(|&unit| at.is_multiple_of(unit as u64) && bytes >= unit).unwrap_or(1)
+}
+
+/// Each place is read or written once, by the largest access for which it is aligned: so an index of a queue is never seen half written.
 impl GuestMemory for Shared<'_> {
     fn read(&self, ipa: u64, into: &mut [u8]) -> Option<()> {
         let mut at = self.place(ipa, into.len())?;
         let mut rest = into;
         while !rest.is_empty() {
-            let whole = at.is_multiple_of(8) && rest.len() >= 8;
-            let (now, later) = rest.split_at_mut(if whole { 8 } else { 1 });
-            // SAFETY: RAM of the host's, which the realm may write meanwhile: each place is read once, at its alignment.
-            unsafe {
-                match <&mut [u8; 8]>::try_from(&mut *now) {
-                    Ok(word) => *word = (at as *const u64).read_volatile().to_le_bytes(),
-                    Err(_) => now[0] = (at as *const u8).read_volatile(),
+            let unit = unit(at, rest.len());
+            // SAFETY: RAM of the host's, which the realm may write meanwhile, at its alignment.
+            let value = unsafe {
+                match unit {
+                    8 => (at as *const u64).read_volatile(),
+                    4 => (at as *const u32).read_volatile().into(),
+                    2 => (at as *const u16).read_volatile().into(),
+                    _ => (at as *const u8).read_volatile().into(),
                 }
-            }
-            at += now.len() as u64;
+            };
+            let (now, later) = rest.split_at_mut(unit);
+            now.copy_from_slice(&value.to_le_bytes()[..unit]);
+            at += unit as u64;
             rest = later;
         }
         Some(())
@@ -80,16 +89,21 @@ impl GuestMemory for Shared<'_> {
         let mut at = self.place(ipa, from.len())?;
         let mut rest = from;
         while !rest.is_empty() {
-            let whole = at.is_multiple_of(8) && rest.len() >= 8;
-            let (now, later) = rest.split_at(if whole { 8 } else { 1 });
+            let unit = unit(at, rest.len());
+            let (now, later) = rest.split_at(unit);
+            let mut bytes = [0; 8];
+            bytes[..unit].copy_from_slice(now);
+            let value = u64::from_le_bytes(bytes);
             // SAFETY: as above, for writing.
             unsafe {
-                match <[u8; 8]>::try_from(now) {
-                    Ok(word) => (at as *mut u64).write_volatile(u64::from_le_bytes(word)),
-                    Err(_) => (at as *mut u8).write_volatile(now[0]),
+                match unit {
+                    8 => (at as *mut u64).write_volatile(value),
+                    4 => (at as *mut u32).write_volatile(value as u32),
+                    2 => (at as *mut u16).write_volatile(value as u16),
+                    _ => (at as *mut u8).write_volatile(value as u8),
                 }
             }
-            at += now.len() as u64;
+            at += unit as u64;
             rest = later;
         }
         Some(())

@@ -9,9 +9,11 @@ extern crate std;
 
 pub mod access;
 pub mod console;
+pub mod files;
 pub mod gic;
 pub mod lists;
 pub mod pl011;
+pub mod stream;
 pub mod tree;
 pub mod virtio;
 pub mod words;
