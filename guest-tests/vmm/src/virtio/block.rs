@@ -286,6 +286,22 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_in_the_middle_of_a_request_ends_it() {
+        let mut driver = started(false);
+        driver.memory.put(Shared::DATA, &[0; 16]);
+        driver.give(0, &[(Shared::DATA, 16, false), (BUFFER, 300 << 9, true), (STATUS, 1, true)]);
+        driver.notify(0);
+        driver.poll();
+        driver.give(0, &[(Shared::DATA, 16, false), (BUFFER, 300 << 9, true), (STATUS, 1, true)]);
+        driver.notify(0);
+        assert_eq!(driver.used(0).len(), 1);
+        driver.start();
+        driver.device.function.disk.0[0] = 7;
+        assert_eq!(request(&mut driver, KIND_IN, 0, 512), OK);
+        assert_eq!(driver.memory.get(BUFFER, 1), [7]);
+    }
+
+    #[test]
     fn a_request_without_a_header_or_a_status_is_an_error_of_the_driver() {
         let chains: [&[_]; 3] = [
             &[(Shared::DATA, 15, false), (STATUS, 1, true)],

@@ -225,6 +225,11 @@ fn features_have_to_be_what_is_needed_and_offered() {
         assert_eq!(driver.load(STATUS, 4) & 8 != 0, is_accepted, "{features:x}");
         driver.store(STATUS, 15);
         assert_eq!(driver.load(STATUS, 4) & 4 != 0, is_accepted);
+        // Once they are accepted they stay so.
+        driver.accept(3 << 32);
+        driver.accept(0);
+        driver.store(STATUS, 15);
+        assert_eq!(driver.load(STATUS, 4) & 8 != 0, is_accepted);
     }
 }
 
@@ -277,8 +282,9 @@ fn a_queue_that_cannot_be_is_refused() {
         let mut driver = Driver::started(Console::new(Vec::new()));
         driver.store(0x30, 1);
         driver.store(register, value);
+        driver.store(0x44, 0);
         driver.store(0x44, 1);
-        assert!(!driver.needs_reset(), "it is in use: nothing changes");
+        assert!(!driver.needs_reset(), "it was in use: nothing has changed");
         driver.store(0x44, 0);
         driver.store(register, value);
         driver.store(0x44, 1);
@@ -431,9 +437,11 @@ fn confuse<F: Function>(mut device: Device<F>, seed: u64) -> (u32, u32) {
         let mut store = |offset, value: u64| {
             device.access(Access { offset, size: 4, store: Some(value) }, &memory);
         };
-        [(STATUS, 0), (0x24, 1), (0x20, 3)].map(|(offset, value)| store(offset, value));
+        [(STATUS, 0), (0x24, 1), (0x20, 3)].into_iter().for_each(|(offset, value)| store(offset, value));
         for queue in 0..F::QUEUES as u64 {
-            [(0x30, queue), (0x38, 8), (0x44, 1)].map(|(offset, value)| store(offset, value));
+            [(0x30, queue), (0x38, 8), (0x44, 1)]
+                .into_iter()
+                .for_each(|(offset, value)| store(offset, value));
         }
         store(STATUS, 15);
         for _ in 0..20 {
