@@ -33,7 +33,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// What a REC exit for a data abort that can be emulated told (`value` is gprs[0]), to a device that starts at `base`.
+    /// What a REC exit for a data abort that can be emulated told (`value` is the first of the general registers), to a device that starts at `base`.
     pub const fn new(esr: u64, ipa: u64, base: u64, value: u64) -> Self {
         let store = if esr & WNR != 0 { Some(value) } else { None };
         Self { offset: ipa.wrapping_sub(base), size: 1 << (esr >> SAS_SHIFT & 3), store }
