@@ -33,7 +33,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// What a REC exit for a data abort that can be emulated told (`value` is gprs[0]), to a device that starts at `base`.
+    /// What a REC exit for a data abort that can be emulated told (`value` is the first of the general registers), to a device that starts at `base`.
     pub const fn new(esr: u64, ipa: u64, base: u64, value: u64) -> Self {
         let store = if esr & WNR != 0 { Some(value) } else { None };
         Self { offset: ipa.wrapping_sub(base), size: 1 << (esr >> SAS_SHIFT & 3), store }
@@ -131,6 +131,15 @@ mod tests {
     }
 
     #[test]
+    fn an_access_has_its_offset_its_size_and_what_is_stored() {
+        let esr = |size: u64| EC_DATA_ABORT << 26 | ISV | size << 22;
+        let load = Access::new(esr(3), 0x0900_0008, 0x0900_0000, 7);
+        assert_eq!(load, Access { offset: 8, size: 8, store: None });
+        let store = Access::new(esr(0) | WNR, 0x0900_0001, 0x0900_0000, 7);
+        assert_eq!(store, Access { offset: 1, size: 1, store: Some(7) });
+    }
+
+    #[test]
     fn without_isv_only_the_granule_is_known() {
         let esr = EC_DATA_ABORT << 26 | 0b000111;
         let expected = Cause::Data { ipa: 0x8000_0000, is_store: false, can_be_emulated: false };
@@ -144,6 +153,12 @@ mod tests {
         let esr = EC_SYSTEM_REGISTER << 26 | 1 << 25 | WRITE_SGI1R | 7 << 5;
         assert_eq!(cause(esr, 0, 0), Cause::Sgi);
         assert_eq!(cause(esr | 1, 0, 0), Cause::Other, "a read");
+        for (op2, expected) in
+            [(1, Cause::Deactivate), (6, Cause::OtherSgi), (7, Cause::OtherSgi), (0, Cause::Other)]
+        {
+            let other = esr & !(0b111 << 17) | op2 << 17;
+            assert_eq!(cause(other, 0, 0), expected, "{op2}");
+        }
         assert_eq!(cause(0x16 << 26, 0, 0), Cause::Other);
         assert_eq!(cause(EC_WFX << 26, 0, 0), Cause::Wait);
     }

@@ -321,6 +321,8 @@ mod tests {
         assert_eq!(read[31] as u16, 31 | DR_OVERRUN);
         store(&mut uart, RSR, 0);
         assert_eq!(load(&mut uart, RSR), 0);
+        uart.receive(1);
+        assert_eq!(load(&mut uart, DR), 1, "it is told once");
     }
 
     #[test]

@@ -315,6 +315,23 @@ mod tests {
     }
 
     #[test]
+    fn a_linux_finds_its_devices_and_its_initial_file_system() {
+        let mut out = [0; 4096];
+        let machine = Machine { initrd: Some((0x8400_0000, 0x8500_0123)), virtio: 2, ..MACHINE };
+        let size = write(&mut out, &machine).unwrap();
+        let text = std::format!("{}", Fdt::new(&out[..size]).unwrap());
+        for expected in [
+            "linux,initrd-start = <0x00 0x84000000>;",
+            "linux,initrd-end = <0x00 0x85000123>;",
+            "reg = <0x00 0x8000000 0x00 0x10000 0x00 0x80a0000 0x00 0x60000>;",
+            "virtio_mmio@a000000 {",
+            "reg = <0x00 0xa000200 0x00 0x200>;\n        interrupts = <0x00 0x11 0x04>;\n        dma-coherent;",
+        ] {
+            assert!(text.contains(expected), "{expected}");
+        }
+    }
+
+    #[test]
     fn a_place_that_is_too_small_is_refused_whatever_its_size() {
         let mut out = [0; 4096];
         let size = write(&mut out, &MACHINE).unwrap();

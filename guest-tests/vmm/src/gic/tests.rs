@@ -330,14 +330,32 @@ fn what_is_active_without_a_list_register_ends_too() {
     machine.gic.line(42, false);
     assert_eq!(machine.is_set(0x300, 40), Some(true));
     machine.enter(0);
-    for intid in [42, 41, 40] {
+    // The highest is in the list register; the next one is not, and its end is an exit, after which the last one is.
+    for (intid, is_exit) in [(42, false), (41, true), (40, false)] {
         machine.cpus[0].end(intid);
-        while machine.cpus[0].maintains() {
+        assert_eq!(machine.cpus[0].maintains(), is_exit, "{intid}");
+        if is_exit {
             machine.again(0);
         }
     }
     machine.leave(0);
     assert_eq!(machine.gic.distributor(load(0x304)), Some(0));
+}
+
+#[test]
+fn what_had_no_room_comes_when_all_that_had_is_taken() {
+    let mut machine = Machine::new(2);
+    (0..5).for_each(|intid| machine.gic.sgi(0, intid << 24 | 1));
+    machine.enter(0);
+    for intid in 0..5 {
+        if machine.cpus[0].maintains() {
+            assert_ne!(intid, 1, "not before all are taken");
+            machine.again(0);
+        }
+        assert_eq!(machine.cpus[0].acknowledge(), Some(intid));
+        machine.cpus[0].end(intid);
+    }
+    assert!(!machine.cpus[0].maintains());
 }
 
 #[test]
@@ -386,6 +404,13 @@ fn rwp_lasts_until_nobody_has_what_was_disabled() {
     machine.leave(0);
     machine.set(0x100, UART);
     assert_eq!(machine.takes(0), [UART], "it was not lost");
+    machine.gic.line(UART, true);
+    machine.enter(0);
+    machine.gic.distributor(store(CTLR, 0x11)).unwrap();
+    assert_eq!(machine.gic.distributor(load(CTLR)).unwrap() as u32 & CTLR_RWP, CTLR_RWP);
+    machine.leave(0);
+    assert_eq!(machine.gic.distributor(load(CTLR)), Some(0x51));
+    machine.gic.distributor(store(CTLR, 0x12)).unwrap();
     // A PPI of another REC: its own register.
     machine.gic.private_line(2, TIMER, true);
     machine.enter(2);
@@ -418,6 +443,9 @@ fn an_spi_moves_to_where_it_is_routed() {
     machine.gic.kicks();
     machine.route(UART, 2);
     assert_eq!(machine.gic.kicks(), 1, "who has it gives it back");
+    machine.enter(2);
+    assert_eq!(machine.cpus[2].acknowledge(), None, "not before");
+    machine.leave(2);
     machine.leave(0);
     assert_eq!(machine.gic.kicks(), 1 << 2);
     assert!(machine.gic.wakes(2) && !machine.gic.wakes(0));
@@ -507,16 +535,37 @@ fn a_level_that_was_written_pending_is_taken_once() {
 #[test]
 fn a_second_kind_of_end_comes_to_the_host() {
     // EOI mode 1: the priority drops, and ICC_DIR_EL1 ends it, on whichever REC.
-    let mut machine = Machine::new(4);
+    let mut machine = Machine::new(1);
     machine.gic.line(UART, true);
     machine.enter(0);
     assert_ne!(machine.cpus[0].hcr & TDIR, 0);
     machine.cpus[0].acknowledge();
-    machine.gic.leave(0, &machine.cpus[0].lrs, 3 << EOI_COUNT_SHIFT, VMCR_EOI_MODE);
+    machine.leave(0);
+    // Now it has no list register, and its priority drops: that is no end.
+    machine.priority(DISK, 0);
+    machine.gic.line(DISK, true);
+    machine.enter(0);
+    machine.gic.leave(0, &machine.cpus[0].lrs, 1 << EOI_COUNT_SHIFT, VMCR_EOI_MODE);
     machine.gic.line(UART, false);
+    assert_eq!(machine.is_set(0x300, UART), Some(true));
     machine.gic.deactivate(1, u64::from(UART));
     assert_eq!(machine.is_set(0x300, UART), Some(false));
     machine.gic.deactivate(1, u64::MAX);
+}
+
+#[test]
+fn what_is_active_stays_on_its_rec_when_it_is_written_active() {
+    let mut machine = Machine::new(4);
+    machine.gic.line(UART, true);
+    machine.enter(0);
+    machine.cpus[0].acknowledge();
+    machine.leave(0);
+    machine.route(UART, 1);
+    machine.set(0x300, UART);
+    machine.enter(1);
+    assert_eq!(machine.cpus[1].lrs, [0; 4]);
+    machine.enter(0);
+    assert_eq!(machine.cpus[0].lrs[0] & ACTIVE, ACTIVE);
 }
 
 #[test]

@@ -181,6 +181,7 @@ impl<D: Disk> Function for Block<D> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use std::vec;
     use std::vec::Vec;
 
@@ -285,6 +286,22 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_in_the_middle_of_a_request_ends_it() {
+        let mut driver = started(false);
+        driver.memory.put(Shared::DATA, &[0; 16]);
+        driver.give(0, &[(Shared::DATA, 16, false), (BUFFER, 300 << 9, true), (STATUS, 1, true)]);
+        driver.notify(0);
+        driver.poll();
+        driver.give(0, &[(Shared::DATA, 16, false), (BUFFER, 300 << 9, true), (STATUS, 1, true)]);
+        driver.notify(0);
+        assert_eq!(driver.used(0).len(), 1);
+        driver.start();
+        driver.device.function.disk.0[0] = 7;
+        assert_eq!(request(&mut driver, KIND_IN, 0, 512), OK);
+        assert_eq!(driver.memory.get(BUFFER, 1), [7]);
+    }
+
+    #[test]
     fn a_request_without_a_header_or_a_status_is_an_error_of_the_driver() {
         let chains: [&[_]; 3] = [
             &[(Shared::DATA, 15, false), (STATUS, 1, true)],
@@ -311,6 +328,35 @@ mod tests {
                 driver.notify(0);
                 assert!(driver.needs_reset(), "{ipa:x}");
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_requests_leave_what_they_would_leave_in_memory(
+            requests in prop::collection::vec((any::<bool>(), 0..SECTORS as u64 + 2, 0..300u32, any::<u8>()), 1..20),
+        ) {
+            let mut driver = started(false);
+            let mut model = vec![0; SECTORS * SECTOR];
+            for (number, (is_write, sector, sectors, byte)) in requests.into_iter().enumerate() {
+                let bytes = sectors as usize * SECTOR;
+                let start = sector as usize * SECTOR;
+                let data: Vec<u8> = (0..bytes).map(|at| (at / 512) as u8 ^ byte).collect();
+                driver.memory.put(BUFFER, &data);
+                let status = request(&mut driver, if is_write { KIND_OUT } else { KIND_IN }, sector, bytes as u32);
+                prop_assert_eq!(driver.used(0).len(), 1, "{}", number);
+                let Some(place) = model.get_mut(start..start + bytes) else {
+                    prop_assert_eq!(status, IOERR);
+                    continue;
+                };
+                prop_assert_eq!(status, OK);
+                if is_write {
+                    place.copy_from_slice(&data);
+                } else {
+                    prop_assert_eq!(&driver.memory.get(BUFFER, bytes), place);
+                }
+            }
+            prop_assert_eq!(&driver.device.function.disk.0, &model);
         }
     }
 }

@@ -225,6 +225,11 @@ fn features_have_to_be_what_is_needed_and_offered() {
         assert_eq!(driver.load(STATUS, 4) & 8 != 0, is_accepted, "{features:x}");
         driver.store(STATUS, 15);
         assert_eq!(driver.load(STATUS, 4) & 4 != 0, is_accepted);
+        // Once they are accepted they stay so.
+        driver.accept(3 << 32);
+        driver.accept(0);
+        driver.store(STATUS, 15);
+        assert_eq!(driver.load(STATUS, 4) & 8 != 0, is_accepted);
     }
 }
 
@@ -277,8 +282,9 @@ fn a_queue_that_cannot_be_is_refused() {
         let mut driver = Driver::started(Console::new(Vec::new()));
         driver.store(0x30, 1);
         driver.store(register, value);
+        driver.store(0x44, 0);
         driver.store(0x44, 1);
-        assert!(!driver.needs_reset(), "it is in use: nothing changes");
+        assert!(!driver.needs_reset(), "it was in use: nothing has changed");
         driver.store(0x44, 0);
         driver.store(register, value);
         driver.store(0x44, 1);
@@ -398,6 +404,71 @@ fn endure<F: Function>(mut driver: Driver<F>, steps: Vec<Step>) {
     // Whatever it was, it works after a reset.
     driver.start();
     assert!(!driver.needs_reset());
+}
+
+/// Memory that says something else each time that it is asked: mostly small numbers.
+struct Restless(RefCell<u64>);
+
+impl GuestMemory for Restless {
+    fn read(&self, _: u64, into: &mut [u8]) -> Option<()> {
+        let mut state = self.0.borrow_mut();
+        into.fill_with(|| {
+            *state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            let [kind, byte, ..] = state.to_be_bytes();
+            match kind {
+                0..180 => 0,
+                180..254 => byte & 3,
+                _ => byte,
+            }
+        });
+        Some(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> Option<()> {
+        Some(())
+    }
+}
+
+/// Lets a device work with that, again and again; how many chains it used, and how often it needed a reset.
+fn confuse<F: Function>(mut device: Device<F>, seed: u64) -> (u32, u32) {
+    let memory = Restless(RefCell::new(seed));
+    let (mut used, mut resets) = (0, 0);
+    for _ in 0..20 {
+        let mut store = |offset, value: u64| {
+            device.access(Access { offset, size: 4, store: Some(value) }, &memory);
+        };
+        [(STATUS, 0), (0x24, 1), (0x20, 3)].into_iter().for_each(|(offset, value)| store(offset, value));
+        for queue in 0..F::QUEUES as u64 {
+            [(0x30, queue), (0x38, 8), (0x44, 1)]
+                .into_iter()
+                .for_each(|(offset, value)| store(offset, value));
+        }
+        store(STATUS, 15);
+        for _ in 0..20 {
+            device.poll(&memory);
+            let mut load = |offset| device.access(Access { offset, size: 4, store: None }, &memory);
+            used += u32::from(load(0x60) & 1 != 0);
+            resets += u32::from(load(STATUS) & 64 != 0);
+        }
+    }
+    (used, resets)
+}
+
+#[test]
+fn memory_that_changes_all_the_time_confuses_no_device() {
+    let mut counts = [(0, 0); 2];
+    let mut disk = vec![0; 64 * 512];
+    for seed in 0..200 {
+        let mut console = Console::new(Vec::new());
+        (0..200).for_each(|byte| console.receive(byte));
+        let results =
+            [confuse(Device::new(console), seed), confuse(Device::new(Block::new(RamDisk(&mut disk))), seed)];
+        for (count, result) in counts.iter_mut().zip(results) {
+            *count = (count.0 + result.0, count.1 + result.1);
+        }
+    }
+    // It is a test only if both happen.
+    assert!(counts.iter().all(|(used, resets)| *used > 20 && *resets > 20), "{counts:?}");
 }
 
 proptest! {

@@ -10,7 +10,8 @@ pub mod queue;
 #[cfg(test)]
 mod driver;
 
-/// Memory that guest and host share, by the addresses that the guest uses in queues. The guest may change it at any time.
+/// Memory that guest and host share, by the addresses that the guest uses in queues. The guest may change it, and look at it, at any time: a copy of
+/// 2 bytes at an even address is one access, so that nobody sees half of an index (virtio 1.2, 2.7.13.3).
 pub trait GuestMemory {
     /// Copies from the guest; None if not all of it is shared memory.
     fn read(&self, ipa: u64, into: &mut [u8]) -> Option<()>;
