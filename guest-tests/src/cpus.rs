@@ -94,11 +94,25 @@ pub fn together<T>(count: usize, order: usize, work: impl FnOnce() -> T) -> T {
 /// Does `work` with all other CPUs off, and starts them again: on an emulator each that looks for an order has to be stopped for each
 /// invalidation of TLBs. `None` if one of them does not go or come.
 pub fn alone<T>(work: impl FnOnce() -> T) -> Option<T> {
-    let others = || all().iter().enumerate().skip(1).filter_map(|(number, cpu)| Some((mpidr(number)?, cpu)));
-    let went = others().all(|(mpidr, cpu)| order(cpu, OFF) && is_off(mpidr));
+    with_first(1, work)
+}
+
+/// All CPUs but the first `count`, with their affinities.
+fn from(count: usize) -> impl Iterator<Item = (u64, &'static Cpu)> {
+    all().iter().enumerate().skip(count).filter_map(|(number, cpu)| Some((mpidr(number)?, cpu)))
+}
+
+/// As [`alone`], with the first `count` CPUs on.
+pub fn with_first<T>(count: usize, work: impl FnOnce() -> T) -> Option<T> {
+    let went = from(count).all(|(mpidr, cpu)| order(cpu, OFF) && is_off(mpidr));
     let result = work();
-    let came = others().all(|(mpidr, cpu)| on(mpidr, cpu).is_ok() && order(cpu, GREET));
+    let came = start_from(count);
     (went && came).then_some(result)
+}
+
+/// Starts all CPUs but the first `count`, which are on; whether they came.
+pub fn start_from(count: usize) -> bool {
+    from(count).all(|(mpidr, cpu)| on(mpidr, cpu).is_ok() && order(cpu, GREET))
 }
 
 /// A CPU that was started: carries out orders for good, the payload's own by `work`.

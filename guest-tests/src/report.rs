@@ -26,6 +26,14 @@ pub fn line(text: fmt::Arguments<'_>) {
     let _ = uart.write_fmt(format_args!("{text}\r\n"));
 }
 
+/// Prints bytes as they are. Only one CPU at a time does.
+pub fn bytes(bytes: &[u8]) {
+    let Some(registers) = NonNull::new(AT.load(Relaxed) as *mut PL011Registers) else { return };
+    // SAFETY: as above.
+    let mut uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
+    bytes.iter().for_each(|&byte| uart.write_word(byte));
+}
+
 /// Prints a line, as [`line()`] does.
 #[macro_export]
 macro_rules! say {

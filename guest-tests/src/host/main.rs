@@ -21,6 +21,9 @@ guest_tests::payload! { main: main, work: cpus::work, code: &[] }
 static REALM: &[u8] = include_bytes!(env!("CLOVEN_REALM_PAYLOAD"));
 
 fn main(report: &mut Report, machine: &Machine<'_>, memory: &'static Memory) {
+    if vmm::linux::is_wanted(machine) {
+        return vmm::run_linux(report, machine, memory, cpus::ORDERS);
+    }
     checks::identity(report);
     checks::calls(report);
     checks::ram(report, machine, memory);

@@ -22,20 +22,27 @@ pub fn enable_interface() {
     }
 }
 
-/// Acknowledges and ends all interrupts that are pending; returns how many there were.
-pub fn take_interrupts() -> u64 {
+/// Acknowledges and ends all interrupts that are pending, with `handle` between for each INTID; returns how many there were.
+pub fn take_interrupts(mut handle: impl FnMut(u64)) -> u64 {
     let mut count = 0;
     loop {
         let intid: u64;
         // SAFETY: ICC_IAR1_EL1 of this CPU.
-        unsafe { asm!("mrs {}, S3_0_C12_C12_0", out(reg) intid, options(nostack)) };
+        unsafe { asm!("mrs {}, S3_0_C12_C12_0", "dsb sy", out(reg) intid, options(nostack)) };
         if intid >= SPURIOUS {
             return count;
         }
+        handle(intid);
         // SAFETY: ICC_EOIR1_EL1 of this CPU, with what was just acknowledged.
         unsafe { asm!("msr S3_0_C12_C12_1, {}", "isb", in(reg) intid, options(nostack)) };
         count += 1;
     }
+}
+
+/// Sleeps until an interrupt is pending, which stays so: at once if one is.
+pub fn wait_for_interrupt() {
+    // SAFETY: interrupts are masked, so nothing else happens.
+    unsafe { asm!("dsb sy", "wfi", options(nostack)) };
 }
 
 /// Sends an SGI to the CPU with this affinity.

@@ -3,21 +3,22 @@
 //! Invariant: whatever a realm asks for ends in an answer to it, or in the end of the run with a line that says why.
 
 use core::fmt;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use rmm_abi::v1_0::psci::{PsciCommand, PsciReturnCode};
 use rmm_abi::v1_0::rmi::{
     RmiCommand, RmiRecEnterFlags, RmiRecExitReason, RmiRecMpidr, RmiRecRun, RmiRipas, RmiStatus,
 };
-use vmm_logic::access::{Cause, cause, pl011_load, sgi_targets};
+use vmm_logic::access::{Access, Cause, cause, pl011_load, sgi_targets};
 use vmm_logic::lists::{self, PHYSICAL_TIMER, VIRTUAL_TIMER};
 use vmm_logic::tree::UART;
 use vmm_logic::words::word;
 
+use super::devices::{self, Answer, DEVICES, Kind};
 use super::granules::GRANULE;
-use super::realm::{Realm, Rec, SHARED};
+use super::realm::{Realm, Rec};
 use super::rmi::{Refused, call, done, take_account};
-use super::{console, entry, gic};
+use super::{console, entry, gic, probes, uart};
 use crate::cpus;
 
 /// The immediate of the host calls that this host knows.
@@ -62,22 +63,49 @@ impl Realm {
         take_account();
         let mut started = 0;
         while !self.is_over() {
-            let starts = rec.starts.load(Acquire);
+            // First what is pending, then the look whether there is work: who makes some sends an SGI behind it.
+            self.take_interrupts();
+            let starts = rec.starts.load(SeqCst);
             if starts == started {
-                entry::take_interrupts();
-                core::hint::spin_loop();
+                if !self.is_over() {
+                    entry::wait_for_interrupt();
+                }
                 continue;
             }
             started = starts;
             self.enter(number, rec);
         }
-        entry::take_interrupts();
+        self.take_interrupts();
     }
 
     /// Ends the run, and calls all RECs back.
     pub fn end(&self) {
         self.ended.store(true, SeqCst);
-        (0..self.recs.len()).for_each(|number| self.call_back(number));
+        (0..self.recs.len()).for_each(|number| self.wake(number));
+    }
+
+    /// Takes the interrupts of this CPU, and gives the realm what has been typed.
+    fn take_interrupts(&self) {
+        let mut heard = false;
+        entry::take_interrupts(|intid| {
+            if intid == u64::from(uart::INTID) {
+                // Its level is there until it is read; the lock for that is not for here.
+                uart::listen(false);
+                heard = true;
+            }
+        });
+        if heard && self.has_devices() {
+            DEVICES.lock().hear();
+            self.tell_others();
+        }
+    }
+
+    /// Makes those exit for which the devices have news.
+    fn tell_others(&self) {
+        let kicks = DEVICES.lock().kicks();
+        for number in (0..self.recs.len()).filter(|number| kicks & 1 << number != 0) {
+            self.call_back(number);
+        }
     }
 
     fn fail(&self, number: usize, what: fmt::Arguments<'_>) {
@@ -88,9 +116,14 @@ impl Realm {
 
     /// Makes a REC exit, if it runs.
     fn call_back(&self, number: usize) {
-        if self.recs[number].inside.load(SeqCst)
-            && let Some(mpidr) = cpus::mpidr(number)
-        {
+        if self.recs[number].inside.load(SeqCst) {
+            self.wake(number);
+        }
+    }
+
+    /// Makes a REC exit if it runs, and its CPU look for work if it does not.
+    fn wake(&self, number: usize) {
+        if let Some(mpidr) = cpus::mpidr(number) {
             entry::send_sgi(gic::KICK, mpidr);
         }
     }
@@ -101,6 +134,10 @@ impl Realm {
         let mut flags = RmiRecEnterFlags::empty();
         let mut lrs = [0; 16];
         let mut timers = [(VIRTUAL_TIMER, false), (PHYSICAL_TIMER, false)];
+        let mut exits: u64 = 0;
+        if self.has_devices() {
+            DEVICES.lock().start(number);
+        }
         loop {
             // First this, then the look at what there is for it: who sends it something does it the other way round.
             rec.inside.store(true, SeqCst);
@@ -108,16 +145,23 @@ impl Realm {
                 rec.inside.store(false, SeqCst);
                 return;
             }
-            let sgis = rec.sgis.swap(0, SeqCst);
-            let left = lists::refresh(&mut lrs[..self.lists], sgis, &timers);
-            rec.sgis.fetch_or(left, SeqCst);
+            if self.has_devices() {
+                field!(run, enter.gicv3_hcr = DEVICES.lock().enter(number, &mut lrs[..self.lists]));
+            } else {
+                let sgis = rec.sgis.swap(0, SeqCst);
+                let left = lists::refresh(&mut lrs[..self.lists], sgis, &timers);
+                rec.sgis.fetch_or(left, SeqCst);
+            }
             field!(run, enter.flags = flags);
             for (at, &lr) in lrs[..self.lists].iter().enumerate() {
                 field!(run, enter.gicv3_lrs[at] = lr);
             }
             let [status, ..] = call(RmiCommand::RecEnter, &[rec.pa, rec.run]);
             rec.inside.store(false, SeqCst);
-            entry::take_interrupts();
+            let has_run = status == RmiStatus::Success.bits();
+            if self.has_devices() && !has_run {
+                DEVICES.lock().leave(number, &lrs[..self.lists], 0, 0);
+            }
             match RmiStatus::from_bits(status) {
                 Ok(RmiStatus::Success) => {}
                 // It was off already, or all of it is.
@@ -130,9 +174,22 @@ impl Realm {
             for (at, lr) in lrs[..self.lists].iter_mut().enumerate() {
                 *lr = field!(run, exit.gicv3_lrs[at]);
             }
-            timers[0].1 = lists::interrupts(field!(run, exit.cntv_ctl));
-            timers[1].1 = lists::interrupts(field!(run, exit.cntp_ctl));
-            match self.handle(number, rec, &run) {
+            let [cntv, cntp] = [field!(run, exit.cntv_ctl), field!(run, exit.cntp_ctl)];
+            timers = [(VIRTUAL_TIMER, lists::interrupts(cntv)), (PHYSICAL_TIMER, lists::interrupts(cntp))];
+            if self.has_devices() {
+                let mut devices = DEVICES.lock();
+                let (hcr, vmcr) = (field!(run, exit.gicv3_hcr), field!(run, exit.gicv3_vmcr));
+                devices.leave(number, &lrs[..self.lists], hcr, vmcr);
+                devices.timers(number, cntv, cntp);
+            }
+            self.take_interrupts();
+            let then = self.handle(number, rec, &run);
+            if self.has_devices() {
+                self.tell_others();
+                exits += 1;
+                probes::at_exit(exits);
+            }
+            match then {
                 Ok(Then::Enter(next)) => flags = next,
                 Ok(Then::Off) => return,
                 Err(refused) => {
@@ -178,7 +235,16 @@ impl Realm {
         let [esr, far, hpfar] = [field!(run, exit.esr), field!(run, exit.far), field!(run, exit.hpfar)];
         let value: u64 = field!(run, exit.gprs[0]);
         match cause(esr, far, hpfar) {
-            Cause::Wait => Ok(AGAIN),
+            Cause::Sgi if self.has_devices() => {
+                DEVICES.lock().sgi(number, value);
+                Ok(AGAIN)
+            }
+            Cause::Deactivate if self.has_devices() => {
+                DEVICES.lock().deactivate(number, value);
+                Ok(AGAIN)
+            }
+            // An end without TDIR does not come here.
+            Cause::Wait | Cause::OtherSgi | Cause::Deactivate => Ok(AGAIN),
             Cause::Sgi => {
                 let (intid, targets) = sgi_targets(value, number);
                 for target in (0..self.recs.len()).filter(|target| targets & 1 << target != 0) {
@@ -187,11 +253,23 @@ impl Realm {
                 }
                 Ok(AGAIN)
             }
-            Cause::Data { ipa, is_store, can_be_emulated } if ipa & SHARED != 0 => {
-                let ipa = ipa - SHARED;
+            Cause::Data { ipa, is_store, can_be_emulated } if ipa & self.shared() != 0 => {
+                let ipa = ipa - self.shared();
                 if self.has_ram(ipa & !(GRANULE - 1), GRANULE) {
+                    devices::count(Kind::Shared);
                     self.map_shared(&mut self.lock(), ipa)?;
                     return Ok(AGAIN);
+                }
+                if self.has_devices() && can_be_emulated {
+                    let answer = DEVICES.lock().access(self, ipa, Access::new(esr, ipa, ipa, value));
+                    return Ok(match answer {
+                        Answer::Done(loaded) => {
+                            field!(run, enter.gprs[0] = loaded);
+                            Then::Enter(RmiRecEnterFlags::EMUL_MMIO)
+                        }
+                        Answer::Later => AGAIN,
+                        Answer::Nobody => Then::Enter(RmiRecEnterFlags::INJECT_SEA),
+                    });
                 }
                 if ipa & !(GRANULE - 1) != UART || !can_be_emulated {
                     // Nothing is there.
@@ -265,7 +343,8 @@ impl Realm {
                 complete(PsciReturnCode::Success)?;
                 // If it was on already it finds out that nothing has changed.
                 if let Some(other) = self.recs.get(target) {
-                    other.starts.fetch_add(1, Release);
+                    other.starts.fetch_add(1, SeqCst);
+                    self.wake(target);
                 }
                 Ok(AGAIN)
             }

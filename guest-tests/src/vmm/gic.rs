@@ -1,19 +1,26 @@
-//! The host's interrupt controller, as much of it as makes a REC come back: the realm's timers, and an SGI from another CPU (GICv3).
+//! The host's interrupt controller, as much of it as makes a REC come back: the realm's timers, an SGI from another CPU, what the virtual
+//! CPU interface asks for, and what is typed (GICv3).
 //!
-//! Invariant: only the private interrupts of a CPU are enabled, by that CPU.
+//! Invariant: beside the private interrupts of the CPUs only the UART's is enabled, and goes to the boot CPU.
 
 use hyp::machine::Machine;
 use hyp::mapping::Address;
 use vmm_logic::lists::{PHYSICAL_TIMER, VIRTUAL_TIMER};
 
-use super::entry;
+use super::{entry, uart};
 
+/// The maintenance interrupt: a REC has no interrupt left of those in its list registers, and there are more.
+const MAINTENANCE: u64 = 25;
 /// The SGI by which a CPU is called back from its REC.
 pub const KICK: u64 = 8;
 
 /// Where the redistributors lie, one after the other, each with two frames of 64 KiB.
 const FRAME: u64 = 0x1_0000;
 const GICD_CTLR: u64 = 0;
+const GICD_IGROUPR: u64 = 0x80;
+const GICD_ISENABLER: u64 = 0x100;
+const GICD_IPRIORITYR: u64 = 0x400;
+const GICD_IROUTER: u64 = 0x6000;
 const GICR_TYPER: u64 = 8;
 const GICR_WAKER: u64 = 0x14;
 const GICR_IGROUPR0: u64 = FRAME + 0x80;
@@ -60,6 +67,25 @@ pub fn enable_distributor(machine: &Machine<'_>) {
     write(machine.gic.distributor.start().get() + GICD_CTLR, ROUTING | GROUP_1);
 }
 
+/// Sends what the UART receives to the boot CPU.
+pub fn enable_uart(machine: &Machine<'_>) {
+    let Some(boot) = machine.cpus.first() else { return };
+    let distributor = machine.gic.distributor.start().get();
+    let intid = u64::from(uart::INTID);
+    let (word, bit) = (4 * (intid / 32), 1 << (intid % 32));
+    write(distributor + GICD_IGROUPR + word, read(distributor + GICD_IGROUPR + word) | bit);
+    set_priority(distributor + GICD_IPRIORITYR, intid);
+    write(distributor + GICD_IROUTER + 8 * intid, (boot.mpidr & 0xff_ffff) as u32);
+    write(distributor + GICD_IROUTER + 8 * intid + 4, (boot.mpidr >> 32 & 0xff) as u32);
+    write(distributor + GICD_ISENABLER + word, bit);
+}
+
+/// Gives an interrupt the priority that all of them have.
+fn set_priority(registers: u64, intid: u64) {
+    let (word, shift) = (registers + (intid & !3), 8 * (intid & 3));
+    write(word, read(word) & !(0xff << shift) | 0x80 << shift);
+}
+
 /// Enables what calls the CPU `number` back from a realm; whether it has a redistributor. Runs on the boot CPU for each.
 pub fn enable_private(machine: &Machine<'_>, number: usize) -> bool {
     const PROCESSOR_SLEEP: u32 = 1 << 1;
@@ -68,10 +94,8 @@ pub fn enable_private(machine: &Machine<'_>, number: usize) -> bool {
     };
     write(frame + GICR_WAKER, read(frame + GICR_WAKER) & !PROCESSOR_SLEEP);
     write(frame + GICR_IGROUPR0, !0);
-    for intid in [KICK, VIRTUAL_TIMER.into(), PHYSICAL_TIMER.into()] {
-        let priorities = frame + GICR_IPRIORITYR + (intid & !3);
-        let shift = 8 * (intid & 3);
-        write(priorities, read(priorities) & !(0xff << shift) | 0x80 << shift);
+    for intid in [KICK, MAINTENANCE, VIRTUAL_TIMER.into(), PHYSICAL_TIMER.into()] {
+        set_priority(frame + GICR_IPRIORITYR, intid);
         write(frame + GICR_ISENABLER0, 1 << intid);
     }
     true

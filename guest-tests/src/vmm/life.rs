@@ -20,10 +20,10 @@ use spin::Mutex;
 use vmm_logic::tree::{self, RAM};
 
 use super::granules::{COUNT, GRANULE, Pool, delegate, undelegate};
-use super::memory::{BLOCK, GIB, Plan, bytes, plan};
-use super::realm::{IPA_BITS, MAX_RECS, Manner, PAGE, Realm, Rec, SHARED, START_LEVEL};
+use super::memory::{BLOCK, Beside, GIB, Plan, bytes, plan};
+use super::realm::{BITS_OF_LINUX, IPA_BITS, MAX_RECS, Manner, PAGE, Realm, Rec, START_LEVEL};
 use super::rmi::{Refused, call, done, ticks, try_call};
-use super::{console, gic, measure, probes};
+use super::{console, devices, gic, linux, measure, probes, uart};
 use crate::cpus::{self, alone, order, together};
 use crate::memory::Memory;
 use crate::report::Report;
@@ -57,6 +57,7 @@ pub enum Problem {
     Host(&'static str),
 }
 
+const NO_GRANULE: Problem = Problem::Host("there are not enough granules");
 const ASLEEP: Problem = Problem::Host("a CPU does not go off, or does not come back");
 
 impl From<Refused> for Problem {
@@ -134,6 +135,8 @@ pub struct Wanted<'a> {
     pub recs: usize,
     /// Its Image; without one nothing is measured but the realm and its first REC, and no RIPAS is set.
     pub image: &'a [u8],
+    /// Its initramfs, if it has one.
+    pub initrd: &'a [u8],
     /// The words of its command line.
     pub bootargs: &'a [&'a str],
     /// How it is treated.
@@ -154,26 +157,26 @@ pub fn make(wanted: &Wanted<'_>) -> Result<Realm, Problem> {
     let mut pool = POOL.lock();
     pool.fill(plan.granules, plan.granules_size);
     let mut realm = describe(wanted, &mut pool)?;
-    let (image, tree) = load(&mut realm, &mut pool, wanted)?;
+    let loaded = load(&mut realm, &mut pool, wanted)?;
     if !wanted.image.is_empty() {
-        for (start, end) in rest(plan.size, image, tree).into_iter().filter(|(start, end)| start < end) {
+        for (start, end) in loaded.rest(plan.size) {
             init_ripas(&realm, &mut pool, start, end)?;
         }
-        for (start, end) in rest(plan.size, image, tree) {
-            for ipa in (start..end).step_by(GRANULE as usize) {
-                realm.assign(&mut pool, ipa)?;
+        for (start, end) in loaded.rest(plan.size) {
+            let mut ipa = start;
+            while ipa < end {
+                let next = ((ipa & !(BLOCK - 1)) + BLOCK).min(end);
+                realm.assign_range(&mut pool, ipa, next)?;
                 // At once, so that no more tables are in use than it takes.
-                let next = ipa + GRANULE;
-                if next.is_multiple_of(BLOCK) {
-                    realm.fold(&mut pool, next - BLOCK, next)?;
-                }
+                realm.fold(&mut pool, ipa, next)?;
+                ipa = next;
             }
         }
         // What has the Image and the tree in it.
         let (start, end) = realm.ram();
         realm.fold(&mut pool, start, end)?;
     }
-    add_recs(&mut realm, &mut pool, wanted, image.0, tree.0)?;
+    add_recs(&mut realm, &mut pool, wanted, loaded.entry, loaded.tree)?;
     if wanted.is_active {
         done(RmiCommand::RealmActivate, &[realm.rd])?;
     }
@@ -182,26 +185,32 @@ pub fn make(wanted: &Wanted<'_>) -> Result<Realm, Problem> {
 
 /// The descriptor and the roots.
 fn describe(wanted: &Wanted<'_>, pool: &mut Pool) -> Result<Realm, Problem> {
-    const NO_GRANULE: Problem = Problem::Host("there are not enough granules");
     let features = wanted.features;
-    if features.s2sz() < IPA_BITS.into() {
-        return Err(Problem::Host("the RMM has no 40 bits of IPA"));
+    let (bits, root_count) = if wanted.plan.devices.is_some() {
+        // One for the half in which RAM ends.
+        let top = RAM + wanted.plan.size;
+        ((u64::BITS - (top - 1).leading_zeros() + 1).max(BITS_OF_LINUX.into()) as u8, 1)
+    } else {
+        (IPA_BITS, 2)
+    };
+    if features.s2sz() < bits.into() {
+        return Err(Problem::Host("the RMM has not so many bits of IPA"));
     }
     let algorithm =
         if features.hash_sha_256() == 1 { RmiHashAlgorithm::Sha256 } else { RmiHashAlgorithm::Sha512 };
-    let roots = pool.take_pair().ok_or(NO_GRANULE)?;
+    let roots = if root_count == 1 { pool.take() } else { pool.take_pair() }.ok_or(NO_GRANULE)?;
     let rd = pool.take().ok_or(NO_GRANULE)?;
     let params = pool.take().ok_or(NO_GRANULE)?;
-    for pa in [roots, roots + GRANULE, rd] {
+    for pa in (0..root_count).map(|number| roots + number * GRANULE).chain([rd]) {
         delegate(pa)?;
     }
     // SAFETY: it was just taken.
     let fields = unsafe { zeroed::<RmiRealmParams>(params) };
-    fill!(fields, s2sz: IPA_BITS, num_bps: features.num_bps() as u8, num_wps: features.num_wps() as u8,
-        hash_algo: algorithm.bits(), vmid: 1, rtt_base: roots, rtt_level_start: START_LEVEL, rtt_num_start: 2);
+    fill!(fields, s2sz: bits, num_bps: features.num_bps() as u8, num_wps: features.num_wps() as u8,
+        hash_algo: algorithm.bits(), vmid: 1, rtt_base: roots, rtt_level_start: START_LEVEL, rtt_num_start: root_count as u32);
     done(RmiCommand::RealmCreate, &[rd, params])?;
     say!(
-        "@cloven measured realm 0 {IPA_BITS} 0 {} {} 0 {}",
+        "@cloven measured realm 0 {bits} 0 {} {} 0 {}",
         features.num_bps(),
         features.num_wps(),
         algorithm.bits()
@@ -209,7 +218,9 @@ fn describe(wanted: &Wanted<'_>, pool: &mut Pool) -> Result<Realm, Problem> {
     pool.put(params);
     Ok(Realm {
         rd,
+        bits,
         roots,
+        root_count,
         plan: wanted.plan,
         recs: ArrayVec::new(),
         lists: (features.gicv3_num_lrs() as usize + 1).min(16),
@@ -227,53 +238,95 @@ fn describe(wanted: &Wanted<'_>, pool: &mut Pool) -> Result<Realm, Problem> {
 /// A range of IPAs.
 type Ipas = (u64, u64);
 
-/// What of RAM is neither image nor tree, which ascend.
-fn rest(size: u64, image: Ipas, tree: Ipas) -> [Ipas; 3] {
-    [(RAM, image.0), (image.1, tree.0), (tree.1, RAM + size)]
+/// What is in a realm from its start.
+struct Loaded {
+    /// Where the Image begins.
+    entry: u64,
+    /// Where the device tree lies.
+    tree: u64,
+    /// All of it; they ascend.
+    parts: ArrayVec<Ipas, 3>,
 }
 
-/// The Image and the device tree, measured: where they lie.
-fn load(realm: &mut Realm, pool: &mut Pool, wanted: &Wanted<'_>) -> Result<(Ipas, Ipas), Problem> {
+impl Loaded {
+    /// What of RAM is none of it.
+    fn rest(&self, size: u64) -> impl Iterator<Item = Ipas> {
+        let starts = [RAM].into_iter().chain(self.parts.iter().map(|part| part.1));
+        let ends = self.parts.iter().map(|part| part.0).chain([RAM + size]);
+        starts.zip(ends).filter(|(start, end)| start < end)
+    }
+}
+
+/// Gives the realm a file from `ipa` on, measured.
+fn load_file(realm: &Realm, pool: &mut Pool, ipa: u64, file: &[u8]) -> Result<Ipas, Problem> {
+    let page = pool.take().ok_or(NO_GRANULE)?;
+    for (number, part) in file.chunks(GRANULE as usize).enumerate() {
+        let at = ipa + number as u64 * GRANULE;
+        let lies_at = part.as_ptr() as u64;
+        let source = if part.len() as u64 == GRANULE && lies_at.is_multiple_of(GRANULE) {
+            lies_at
+        } else {
+            // SAFETY: it was just taken.
+            let place = unsafe { core::slice::from_raw_parts_mut(zeroed::<u8>(page), part.len()) };
+            place.copy_from_slice(part);
+            page
+        };
+        realm.create_data(pool, at, source)?;
+        // As in `make`.
+        if (at + GRANULE).is_multiple_of(BLOCK) {
+            realm.fold(pool, at + GRANULE - BLOCK, at + GRANULE)?;
+        }
+    }
+    pool.put(page);
+    Ok((ipa, (ipa + file.len() as u64).next_multiple_of(GRANULE)))
+}
+
+/// The Image, the initramfs and the device tree, measured.
+fn load(realm: &mut Realm, pool: &mut Pool, wanted: &Wanted<'_>) -> Result<Loaded, Problem> {
     if wanted.image.is_empty() {
-        return Ok(((RAM, RAM), (RAM, RAM)));
+        return Ok(Loaded { entry: RAM, tree: RAM, parts: ArrayVec::new() });
     }
     let header = Image::read(wanted.image, wanted.image.len() as u64)
-        .map_err(|_| Problem::Host("the realm's payload is no arm64 Image"))?;
+        .map_err(|_| Problem::Host("the realm's kernel is no arm64 Image"))?;
     let start = RAM + header.text_offset;
     if !start.is_multiple_of(GRANULE) {
-        return Err(Problem::Host("the realm's payload does not begin with a granule"));
+        return Err(Problem::Host("the realm's kernel does not begin with a granule"));
     }
-    let file = wanted.image.len() as u64;
-    let image = (start, (start + file).next_multiple_of(GRANULE));
     // Behind the variables, in a block of its own: no tree may cross the border of one.
-    let at = (start + header.size).next_multiple_of(BLOCK);
+    let behind = (start + header.size).next_multiple_of(BLOCK);
+    let initrd = (behind, behind + wanted.initrd.len() as u64);
+    let at = initrd.1.next_multiple_of(BLOCK);
+    if !realm.has_ram(start, at + TREE_ROOM as u64 - start) {
+        return Err(Problem::Host("the realm's RAM is too small for what it is made of"));
+    }
     let mpidrs: ArrayVec<u64, MAX_RECS> =
         (0..wanted.recs as u64).map(|index| RmiRecMpidr::from_index(index).bits()).collect();
-    let described = tree::Machine { memory: realm.plan.size, mpidrs: &mpidrs, bootargs: wanted.bootargs };
+    let described = tree::Machine {
+        memory: realm.plan.size,
+        mpidrs: &mpidrs,
+        bootargs: wanted.bootargs,
+        initrd: (!wanted.initrd.is_empty()).then_some(initrd),
+        virtio: if realm.has_devices() { devices::VIRTIO } else { 0 },
+    };
     // SAFETY: the backing is the host's, and nobody uses it yet.
     let buffer = unsafe { core::slice::from_raw_parts_mut(realm.plan.backing as *mut u8, TREE_ROOM) };
     buffer.fill(0);
     let size = tree::write(buffer, &described).map_err(|_| Problem::Host("the device tree has no room"))?;
     realm.tree = at;
-    let tree = (at, at + (size as u64).next_multiple_of(GRANULE));
-    if !realm.has_ram(image.0, tree.1 - image.0) {
-        return Err(Problem::Host("the realm's RAM is too small for its payload"));
-    }
-    let page = pool.take().ok_or(Problem::Host("there are not enough granules"))?;
-    say!("@cloven measured image {:#x} {file} 1", image.0);
-    for (number, part) in wanted.image.chunks(GRANULE as usize).enumerate() {
-        // SAFETY: it was just taken.
-        let place = unsafe { core::slice::from_raw_parts_mut(zeroed::<u8>(page), part.len()) };
-        place.copy_from_slice(part);
-        realm.create_data(pool, image.0 + number as u64 * GRANULE, page)?;
+    let mut parts = ArrayVec::new();
+    say!("@cloven measured image {start:#x} {} 1", wanted.image.len());
+    parts.push(load_file(realm, pool, start, wanted.image)?);
+    if !wanted.initrd.is_empty() {
+        say!("@cloven measured initrd {:#x} {} 1", initrd.0, wanted.initrd.len());
+        parts.push(load_file(realm, pool, initrd.0, wanted.initrd)?);
     }
     for (number, part) in buffer[..size].chunks(GRANULE as usize).enumerate() {
         let offset = number as u64 * GRANULE;
         say!("@cloven measured data {:#x} 1 {}", at + offset, Hex(part));
         realm.create_data(pool, at + offset, realm.plan.backing + offset)?;
     }
-    pool.put(page);
-    Ok((image, tree))
+    parts.push((at, at + (size as u64).next_multiple_of(GRANULE)));
+    Ok(Loaded { entry: start, tree: at, parts })
 }
 
 /// Makes `start..end` RAM before the realm runs: measured, entry by entry.
@@ -305,7 +358,6 @@ fn add_recs(
     pc: u64,
     tree: u64,
 ) -> Result<(), Problem> {
-    const NO_GRANULE: Problem = Problem::Host("there are not enough granules");
     let [count, ..] = done(RmiCommand::RecAuxCount, &[realm.rd])?;
     let params = pool.take().ok_or(NO_GRANULE)?;
     for index in 0..wanted.recs {
@@ -367,17 +419,12 @@ pub fn unmake(realm: &Realm) -> Result<(), Problem> {
         pool.put(rec.run);
     }
     let (start, end) = realm.ram();
-    let mut ipa = start;
-    while ipa < end {
-        let block = (ipa & !(BLOCK - 1)) + BLOCK;
-        let next = realm.take(pool, ipa)?;
-        for passed in (block..=next.min(end)).step_by(BLOCK as usize) {
-            realm.destroy_table(pool, passed - BLOCK, PAGE)?;
-        }
-        ipa = next;
+    for block in (start..end).step_by(BLOCK as usize) {
+        realm.take_range(pool, block, block + BLOCK)?;
+        realm.destroy_table(pool, block, PAGE)?;
     }
     realm.unmap_shared(pool, start, end)?;
-    for half in [0, SHARED] {
+    for half in [0, realm.shared()] {
         for ipa in (start..end).step_by(BLOCK as usize) {
             realm.destroy_table(pool, ipa | half, PAGE)?;
         }
@@ -386,7 +433,8 @@ pub fn unmake(realm: &Realm) -> Result<(), Problem> {
         }
     }
     done(RmiCommand::RealmDestroy, &[realm.rd])?;
-    for pa in [realm.rd, realm.roots, realm.roots + GRANULE] {
+    let roots = (0..realm.root_count).map(|number| realm.roots + number * GRANULE);
+    for pa in roots.chain([realm.rd]) {
         undelegate(pa)?;
         pool.put(pa);
     }
@@ -455,7 +503,7 @@ fn liberties(realm: &Realm, hypervisor: u64) -> usize {
         // The realm's memory at another place, and what is not delegated.
         (C::DataCreateUnknown, [rd, data, RAM], INPUT_OR_RTT),
         (C::DataCreateUnknown, [rd, realm.plan.backing, RAM], INPUT_OR_RTT),
-        (C::DataCreateUnknown, [rd, realm.plan.backing, RAM | SHARED], INPUT),
+        (C::DataCreateUnknown, [rd, realm.plan.backing, RAM | realm.shared()], INPUT),
     ];
     let wrong = tries.iter().filter(|(command, inputs, expected)| {
         let [status, ..] = call(*command, inputs);
@@ -485,29 +533,41 @@ fn recs(machine: &Machine<'_>) -> usize {
     asked.clamp(1, machine.cpus.len().min(MAX_RECS))
 }
 
-// Of what it calls each has a frame of its own: together they are more than a stack.
+/// What the RMM can do, if there is one that can be spoken to.
+fn find_rmm(report: &mut Report) -> Option<RmiFeatureRegister0> {
+    match features() {
+        None => say!("payload: no RMM answers RMI_VERSION: no realm is made"),
+        Some(Ok(features)) => return Some(features),
+        Some(Err(problem)) => report.check("realm.host.version", false, format_args!("{problem}")),
+    }
+    None
+}
+
+/// Where there is room for a realm.
+fn find_place(
+    report: &mut Report,
+    machine: &Machine<'_>,
+    memory: &Memory,
+    beside: Beside<'_>,
+) -> Option<Plan> {
+    report.check("realm.host.version", true, format_args!("RMI {}.{}", VERSION.major, VERSION.minor));
+    let found = plan(machine, memory, beside);
+    let asked = machine.parameter("cloven.realm");
+    if found.is_none() && (asked.is_some() || beside.linux.is_some()) {
+        report.check("realm.host.has_memory", false, format_args!("{asked:?}"));
+    } else if found.is_none() {
+        say!("payload: no RAM for a realm");
+    }
+    found
+}
+
 /// Makes the realm, runs it, takes it apart, and checks what there is to be seen on the way. Without an RMM it says so, and nothing is checked.
 pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, image: &[u8], orders: Orders) {
-    let features = match features() {
-        None => return say!("payload: no RMM answers RMI_VERSION: no realm is made"),
-        Some(Ok(features)) => features,
-        Some(Err(problem)) => {
-            return report.check("realm.host.version", false, format_args!("{problem}"));
-        }
-    };
+    let Some(features) = find_rmm(report) else { return };
     if image.is_empty() {
         return say!("payload: no realm is embedded: none is made");
     }
-    report.check("realm.host.version", true, format_args!("RMI {}.{}", VERSION.major, VERSION.minor));
-    let Some(plan) = plan(machine, memory) else {
-        let asked = machine.parameter("cloven.realm");
-        if asked.is_some() {
-            report.check("realm.host.has_memory", false, format_args!("{asked:?}"));
-        } else {
-            say!("payload: no RAM for a realm");
-        }
-        return;
-    };
+    let Some(plan) = find_place(report, machine, memory, Beside::default()) else { return };
     let words = machine.bootargs.into_iter().flat_map(str::split_ascii_whitespace);
     let bootargs: ArrayVec<&str, WORDS> =
         words.filter(|word| word.starts_with("cloven.")).take(WORDS).collect();
@@ -517,10 +577,39 @@ pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, im
         report.check("realm.host.measures", measured.is_ok(), format_args!("{}", Shown(detail)));
     }
     let (recs, manner) = (recs(machine), manner(machine));
+    let wanted =
+        Wanted { plan, recs, image, initrd: &[], bootargs: &bootargs, manner, features, is_active: true };
+    live(report, machine, memory, &wanted, orders);
+}
+
+/// The same with the Linux that the command line names ([`linux::files`]), and nothing else. Runs with the other CPUs off.
+pub fn run_linux(report: &mut Report, machine: &Machine<'_>, memory: &Memory, orders: Orders) {
+    let given = match linux::files(machine, memory) {
+        Ok(given) => given,
+        Err(problem) => return report.check("realm.host.has_its_kernel", false, format_args!("{problem}")),
+    };
+    let detail = format_args!("{} bytes, initramfs {} bytes", given.kernel.len(), given.initrd.len());
+    report.check("realm.host.has_its_kernel", true, detail);
+    let came = cpus::start_from(1);
+    report.check("realm.host.has_its_cpus", came, format_args!("{} CPUs", cpus::all().len()));
+    let Some(features) = find_rmm(report) else {
+        return report.check("realm.host.version", false, format_args!("there is no RMM"));
+    };
+    let beside = Beside { linux: Some(&given.ranges) };
+    let Some(plan) = find_place(report, machine, memory, beside) else { return };
+    let (recs, manner) = (recs(machine), manner(machine));
+    let (image, initrd, bootargs) = (given.kernel, given.initrd, &given.words);
+    let wanted = Wanted { plan, recs, image, initrd, bootargs, manner, features, is_active: true };
+    live(report, machine, memory, &wanted, orders);
+}
+
+// Of what it calls each has a frame of its own: together they are more than a stack.
+/// The life of a realm, with all that is checked.
+fn live(report: &mut Report, machine: &Machine<'_>, memory: &Memory, wanted: &Wanted<'_>, orders: Orders) {
+    let Wanted { plan, recs, manner, .. } = *wanted;
     let before = [&COUNT.given, &COUNT.returned].map(|count| count.load(Ordering::Relaxed));
     let start = ticks();
-    let wanted = Wanted { plan, recs, image, bootargs: &bootargs, manner, features, is_active: true };
-    let made = alone(|| make(&wanted)).unwrap_or(Err(ASLEEP));
+    let made = alone(|| make(wanted)).unwrap_or(Err(ASLEEP));
     let made_in = ticks() - start;
     let realm = match made {
         Ok(realm) => realm,
@@ -535,8 +624,15 @@ pub fn run_realm(report: &mut Report, machine: &Machine<'_>, memory: &Memory, im
     report.check("realm.host.takes_no_liberties", wrong == 0, format_args!("{wrong} were not refused"));
     let kept = cannot_reach(report, machine, memory, &realm, orders);
     if kept {
-        run(report, machine, &realm, recs, orders);
-        let now = shape(&realm);
+        if realm.has_devices() {
+            devices::reset(&realm);
+            let watched = watch(memory, &realm);
+            run(report, machine, &realm, recs, orders);
+            end_watch(report, memory, watched);
+        } else {
+            run(report, machine, &realm, recs, orders);
+        }
+        let now = alone(|| shape(&realm)).unwrap_or(Err(ASLEEP));
         let canonical = match (&shaped, &now) {
             (Ok(_), Ok([.., left])) => *left == 0 || manner.pages,
             _ => false,
@@ -608,6 +704,37 @@ fn probe(memory: &Memory, realm: &Realm, orders: Orders, number: usize) -> bool 
     mapped && unmapped && refused == tried && tried == 6 * places.len()
 }
 
+/// Has some of what is the realm's tried while it runs ([`probes::at_exit`]); whether it can be.
+fn watch(memory: &Memory, realm: &Realm) -> bool {
+    // Nothing that may come back meanwhile.
+    let rec = &realm.recs[0];
+    let places: ArrayVec<u64, { probes::MOST }> = [
+        Some(realm.rd),
+        Some(rec.pa),
+        rec.aux.first().copied(),
+        Some(realm.roots),
+        Some(realm.plan.ram),
+        Some(realm.pa(realm.tree)),
+        Some(realm.plan.ram + realm.plan.size - GRANULE),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    probes::set(&places);
+    probes::map(memory, true)
+}
+
+/// What became of that.
+fn end_watch(report: &mut Report, memory: &Memory, watched: bool) {
+    let unmapped = probes::map(memory, false);
+    let ((refused, tried, through), moments) = (probes::take(), probes::moments());
+    let holds = watched && unmapped && refused == tried && moments > 2 && tried == moments * 3;
+    let detail = format_args!(
+        "{refused} of {tried} accesses at {moments} exits refused; the first that was not: address, kind, ESR {through:x?}"
+    );
+    report.check("realm.host.is_refused_while_it_runs", holds, detail);
+}
+
 /// The host's accesses to what is the realm's, on every CPU; whether all were refused.
 #[inline(never)]
 fn cannot_reach(
@@ -636,19 +763,31 @@ fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, o
     gic::enable_distributor(machine);
     let ready = (0..recs).all(|number| gic::enable_private(machine, number));
     report.check("realm.host.interrupts_reach_each_cpu", ready, format_args!("{recs} CPUs"));
+    if realm.has_devices() {
+        gic::enable_uart(machine);
+        uart::start();
+    }
     CURRENT.store(core::ptr::from_ref(realm).cast_mut(), Ordering::Release);
     let (before, start) = (shown(), ticks());
-    together(recs - 1, orders.run, run_here);
+    // On an emulator a CPU that looks for an order all the time takes it from those that run a REC.
+    let all_back = if realm.has_devices() {
+        cpus::with_first(recs, || together(recs - 1, orders.run, run_here)).is_some()
+    } else {
+        together(recs - 1, orders.run, run_here);
+        true
+    };
     let ran = ticks() - start;
     let after = shown();
+    uart::listen(false);
     CURRENT.store(core::ptr::null_mut(), Ordering::Release);
     let (checks, said) = console::end();
     report.add(checks);
     let failed = realm.failed.load(Ordering::Relaxed);
-    report.check("realm.host.ends_by_itself", !failed, format_args!("{ran} ticks"));
+    report.check("realm.host.ends_by_itself", !failed && all_back, format_args!("{ran} ticks"));
     report.check(
         "realm.host.heard_all_its_checks",
-        checks > 0 && said.is_none_or(|said| said == checks),
+        // A shell makes none.
+        (checks > 0 || realm.has_devices()) && said.is_none_or(|said| said == checks),
         format_args!("{checks} checks came, it says it made {said:?}"),
     );
     report.check(
@@ -661,6 +800,11 @@ fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, o
         let count: u64 = realm.recs.iter().map(|rec| rec.exits[reason].load(Ordering::Relaxed)).sum();
         if count > 0 {
             say!("@cloven figure realm.host.exits_{name} {count} exits");
+        }
+    }
+    if realm.has_devices() {
+        for (name, count) in &devices::EXITS {
+            say!("@cloven figure realm.host.exits_{name} {} exits", count.load(Ordering::Relaxed));
         }
     }
     let [changes, rejected, exchanged] =

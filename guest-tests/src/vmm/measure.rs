@@ -14,7 +14,7 @@ use super::entry;
 use super::granules::{GRANULE, delegate, undelegate};
 use super::life::{Problem, Wanted, make, unmake};
 use super::memory::{BLOCK, Plan};
-use super::realm::{Manner, PAGE, Realm, SHARED};
+use super::realm::{Manner, PAGE, Realm};
 use super::rmi::{Refused, done, timed};
 use crate::say;
 
@@ -112,6 +112,7 @@ pub fn all(plan: Plan, features: RmiFeatureRegister0) -> Result<(), Problem> {
         plan,
         recs: 1,
         image: &[],
+        initrd: &[],
         bootargs: &[],
         manner: Manner::default(),
         features,
@@ -194,7 +195,7 @@ fn new_realm(realm: &Realm) -> Result<(), Problem> {
     realm.lock().recycle(table)?;
     repeat("RTT_READ_ENTRY", C::RttReadEntry, &[rd, RAM, level])?;
 
-    let shared = RAM | SHARED;
+    let shared = RAM | realm.shared();
     {
         let mut pool = realm.lock();
         for level in [PAGE - 1, PAGE] {

@@ -7,10 +7,13 @@ use hyp::machine::{Machine, layout};
 use hyp::mapping::{Address, Pa, Range};
 use hyp::trial::SIZE;
 
+use super::granules::GRANULE;
 use crate::memory::Memory;
 
-/// RAM of a realm, unless the command line says otherwise.
-const DEFAULT: u64 = 64 << 20;
+/// RAM of a realm, unless the command line says otherwise: the first of these for which there is room.
+const USUAL: [u64; 4] = [64 << 20, 32 << 20, 16 << 20, LEAST];
+/// The same for a Linux.
+const USUAL_FOR_LINUX: [u64; 3] = [512 << 20, 384 << 20, 256 << 20];
 /// Less holds no payload with its tables.
 const LEAST: u64 = 8 << 20;
 /// RAM for granules that are not the realm's memory.
@@ -33,6 +36,27 @@ pub struct Plan {
     pub granules: u64,
     /// Their size.
     pub granules_size: u64,
+    /// What a realm with devices needs besides.
+    pub devices: Option<ForDevices>,
+}
+
+/// What the devices of a realm need of the host's RAM.
+#[derive(Clone, Copy, Debug)]
+pub struct ForDevices {
+    /// The contents of its disk.
+    pub disk: u64,
+    /// A bit for each page of its RAM: whether it is shared.
+    pub notes: u64,
+}
+
+/// Bytes of the disk of a realm with devices.
+pub const DISK: u64 = 16 << 20;
+
+/// What lies beside a realm in the host's RAM, and what it needs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Beside<'a> {
+    /// What a Linux is made of: such a realm has devices.
+    pub linux: Option<&'a [Range<Pa>]>,
 }
 
 /// A number of bytes with its unit, K, M or G, or without.
@@ -46,10 +70,15 @@ pub fn bytes(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-fn place(machine: &Machine<'_>, memory: &Memory, size: u64) -> Option<Plan> {
+fn place(machine: &Machine<'_>, memory: &Memory, beside: Beside<'_>, size: u64) -> Option<Plan> {
     let mut taken: ArrayVec<Range<Pa>, 48> = memory.taken.iter().copied().collect();
-    for start in memory.trials.into_iter().flatten() {
-        taken.try_push(Range::new(start, SIZE).ok()?).ok()?;
+    match beside.linux {
+        Some(files) => taken.try_extend_from_slice(files).ok()?,
+        None => {
+            for start in memory.trials.into_iter().flatten() {
+                taken.try_push(Range::new(start, SIZE).ok()?).ok()?;
+            }
+        }
     }
     let mut part = |size: u64, align: u64| -> Option<u64> {
         let found = layout::find_free(&machine.memory, &taken, "a realm", size, align).ok()?;
@@ -62,19 +91,28 @@ fn place(machine: &Machine<'_>, memory: &Memory, size: u64) -> Option<Plan> {
     let backing = part(size, align)?;
     let granules_size = GRANULES.min(size.next_multiple_of(BLOCK));
     let granules = part(granules_size, BLOCK)?;
-    Some(Plan { ram, size, backing, granules, granules_size })
+    let devices = match beside.linux {
+        Some(_) => Some(ForDevices { disk: part(DISK, BLOCK)?, notes: part(notes_size(size), GRANULE)? }),
+        None => None,
+    };
+    Some(Plan { ram, size, backing, granules, granules_size, devices })
 }
 
-/// The parts for a realm of the size that the command line asks for; without a word there, of the largest up to the default that there is
-/// room for.
-pub fn plan(machine: &Machine<'_>, memory: &Memory) -> Option<Plan> {
+/// Bytes of the notes for so much RAM.
+pub const fn notes_size(size: u64) -> u64 {
+    (size / GRANULE).div_ceil(8).next_multiple_of(GRANULE)
+}
+
+/// The parts for a realm of the size that the command line asks for; without a word there, of the largest usual one that there is room for.
+pub fn plan(machine: &Machine<'_>, memory: &Memory, beside: Beside<'_>) -> Option<Plan> {
     match machine.parameter("cloven.realm") {
         Some(text) => {
             let size = bytes(text).filter(|size| *size >= LEAST && size.is_multiple_of(BLOCK))?;
-            place(machine, memory, size)
+            place(machine, memory, beside, size)
         }
-        None => [DEFAULT, DEFAULT / 2, DEFAULT / 4, LEAST]
-            .into_iter()
-            .find_map(|size| place(machine, memory, size)),
+        None => {
+            let usual: &[u64] = if beside.linux.is_some() { &USUAL_FOR_LINUX } else { &USUAL };
+            usual.iter().find_map(|&size| place(machine, memory, beside, size))
+        }
     }
 }

@@ -12,16 +12,20 @@
 //! folded), `cloven.measure=1` (each command is timed on a realm of its own). All words that begin with `cloven.` are the realm's command line.
 
 mod console;
+mod devices;
 pub mod entry;
 mod exits;
 mod gic;
 mod granules;
 mod life;
+pub mod linux;
 mod measure;
 mod memory;
 pub mod probes;
 mod realm;
 pub mod rmi;
+mod shared;
+mod uart;
 
-pub use life::{Orders, run_here, run_realm};
+pub use life::{Orders, run_here, run_linux, run_realm};
 pub use realm::Realm;

@@ -2,10 +2,11 @@
 //!
 //! Invariant: the places are those of one realm that exists; they are mapped in [`View::Code`] while they are tried.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use hyp::mapping::{Attributes, El1And0, Leaves, Range, Va};
 
+use super::console;
 use super::granules::GRANULE;
 use crate::memory::{Memory, View, range};
 use crate::probe::{Fault, Kind, is_refusal, probe};
@@ -47,22 +48,57 @@ pub fn map(memory: &Memory, on: bool) -> bool {
     })
 }
 
+/// How often it was tried at an exit.
+static MOMENTS: AtomicUsize = AtomicUsize::new(0);
+/// It is to be tried at the next exit.
+static DUE: AtomicBool = AtomicBool::new(false);
+/// How many exits of a REC there are at most between two tries.
+const SELDOM: u64 = 8192;
+
+/// Tries each place at the first exits of a REC, and then ever more seldom: between two lines of the realm's, as the hypervisor may print one
+/// for each refusal.
+pub fn at_exit(number: u64) {
+    if number.is_power_of_two() || number.is_multiple_of(SELDOM) {
+        DUE.store(true, Relaxed);
+    }
+    if DUE.load(Relaxed) && console::between_lines(sample) {
+        DUE.store(false, Relaxed);
+    }
+}
+
+/// Tries one of the places, each time another.
+fn sample() {
+    let moment = MOMENTS.fetch_add(1, Relaxed);
+    let offset = if moment.is_multiple_of(2) { 0 } else { GRANULE - 8 };
+    if let Some(pa) = places().nth(moment % places().count().max(1)) {
+        tried(pa + offset);
+    }
+}
+
+/// How often it was tried at an exit since that was asked.
+pub fn moments() -> usize {
+    MOMENTS.swap(0, Relaxed)
+}
+
 /// Tries each place in each way on this CPU. Stops at what gets through: a store could end the run before it is told.
 pub fn count() {
-    for pa in places() {
-        // The last word too: all of it is gone.
-        for offset in [0, GRANULE - 8] {
-            for (view, kind) in TRIES {
-                TRIED.fetch_add(1, Relaxed);
-                let fault = probe(view, kind, pa + offset);
-                if !is_refusal(fault, view, kind, view.of(pa + offset)) {
-                    note(pa + offset, kind, fault);
-                    return;
-                }
-                REFUSED.fetch_add(1, Relaxed);
-            }
+    // The last word too: all of it is gone.
+    let _ = places().all(|pa| [0, GRANULE - 8].into_iter().all(|offset| tried(pa + offset)));
+}
+
+/// Tries an address in each way; whether all were refused.
+fn tried(address: u64) -> bool {
+    TRIES.into_iter().all(|(view, kind)| {
+        TRIED.fetch_add(1, Relaxed);
+        let fault = probe(view, kind, address);
+        let refused = is_refusal(fault, view, kind, view.of(address));
+        if refused {
+            REFUSED.fetch_add(1, Relaxed);
+        } else {
+            note(address, kind, fault);
         }
-    }
+        refused
+    })
 }
 
 static THROUGH: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];

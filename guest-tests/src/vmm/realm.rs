@@ -16,10 +16,11 @@ use super::rmi::{Refused, done, try_call};
 
 /// RECs of a realm, at most.
 pub const MAX_RECS: usize = 8;
-/// Bits of IPA: the last is the shared bit.
+/// Bits of IPA of a realm that is a payload: the last is the shared bit. They take two root tables.
 pub const IPA_BITS: u8 = 40;
-/// The bit that tells the unprotected half.
-pub const SHARED: u64 = 1 << (IPA_BITS - 1);
+/// Bits of IPA of a Linux, at least: it has no more than it needs. The shared bit is part of the addresses that its devices get, and many of their
+/// drivers say that these have 32 bits.
+pub const BITS_OF_LINUX: u8 = 32;
 /// The level at which walks start, and that of pages.
 pub const START_LEVEL: i64 = 1;
 /// See [`START_LEVEL`].
@@ -73,8 +74,12 @@ pub struct Entry {
 pub struct Realm {
     /// Its descriptor.
     pub rd: u64,
-    /// The first of its two root tables.
+    /// Its bits of IPA.
+    pub bits: u8,
+    /// The first of its root tables.
     pub roots: u64,
+    /// How many there are, side by side.
+    pub root_count: u64,
     /// Where its memory is.
     pub plan: Plan,
     /// Its RECs.
@@ -109,6 +114,11 @@ fn size_of_level(level: i64) -> u64 {
 }
 
 impl Realm {
+    /// The bit that tells the unprotected half.
+    pub fn shared(&self) -> u64 {
+        1 << (self.bits - 1)
+    }
+
     /// Where the granule at a protected IPA lies.
     pub fn pa(&self, ipa: u64) -> u64 {
         self.plan.ram + (ipa - RAM)
@@ -199,25 +209,45 @@ impl Realm {
         self.with_tables(pool, (ipa, PAGE), RmiCommand::DataCreateUnknown, &[self.rd, pa, ipa]).map(drop)
     }
 
-    /// Takes the granule at `ipa` from the realm; how far from there on nothing was there if nothing was.
+    /// Gives the realm all of `base..top`, of which it has nothing, wiped. All granules change hands before the first is the realm's: so each
+    /// kind of call is made for all of them in a row.
     ///
     /// # Errors
     /// What the RMM says.
-    pub fn take(&self, pool: &mut Pool, ipa: u64) -> Result<u64, Refused> {
-        loop {
+    pub fn assign_range(&self, pool: &mut Pool, base: u64, top: u64) -> Result<(), Refused> {
+        let granules = || (base..top).step_by(GRANULE as usize);
+        granules().try_for_each(|ipa| delegate(self.pa(ipa)))?;
+        for ipa in granules() {
+            let inputs = [self.rd, self.pa(ipa), ipa];
+            self.with_tables(pool, (ipa, PAGE), RmiCommand::DataCreateUnknown, &inputs)?;
+        }
+        Ok(())
+    }
+
+    /// Takes all that there is in `base..top`, at most a block, from the realm. All is destroyed before the first granule is undelegated: as in
+    /// [`assign_range`](Self::assign_range).
+    ///
+    /// # Errors
+    /// What the RMM says.
+    #[inline(never)]
+    pub fn take_range(&self, pool: &mut Pool, base: u64, top: u64) -> Result<(), Refused> {
+        let mut taken = ArrayVec::<u64, { (BLOCK / GRANULE) as usize }>::new();
+        let mut ipa = base;
+        while ipa < top && !taken.is_full() {
             match try_call(RmiCommand::DataDestroy, &[self.rd, ipa]) {
                 Ok([pa, ..]) => {
-                    undelegate(pa)?;
-                    return Ok(ipa + GRANULE);
+                    taken.push(pa);
+                    ipa += GRANULE;
                 }
-                Err((refused, [_, top, ..])) => match refused.walk_level() {
-                    Some(_) if top > ipa => return Ok(top),
+                Err((refused, [_, next, ..])) => match refused.walk_level() {
+                    Some(_) if next > ipa => ipa = next,
                     // A block.
                     Some(level) if level < PAGE => self.create_table(pool, ipa, level + 1)?,
                     _ => return Err(refused),
                 },
             }
         }
+        taken.into_iter().try_for_each(undelegate)
     }
 
     /// Puts together what can be in the blocks that `base..top` touches. Returns how many tables came back.
@@ -256,14 +286,14 @@ impl Realm {
         let mut at = base;
         let mut any = false;
         while at < top {
-            let ipa = at | SHARED;
+            let ipa = at | self.shared();
             match try_call(RmiCommand::RttUnmapUnprotected, &[self.rd, ipa, PAGE as u64]) {
                 Ok(_) => {
                     any = true;
                     at += GRANULE;
                 }
                 Err((refused, [next, ..])) => match refused.walk_level() {
-                    Some(_) if next > ipa => at = next - SHARED,
+                    Some(_) if next > ipa => at = next - self.shared(),
                     Some(level) if level < PAGE => {
                         let size = size_of_level(level);
                         if at.is_multiple_of(size) && at + size <= top {
@@ -279,7 +309,7 @@ impl Realm {
         }
         if any {
             for start in (base & !(BLOCK - 1)..top).step_by(BLOCK as usize) {
-                self.destroy_table(pool, start | SHARED, PAGE)?;
+                self.destroy_table(pool, start | self.shared(), PAGE)?;
             }
         }
         Ok(())
@@ -320,8 +350,8 @@ impl Realm {
         const ATTRIBUTES: u64 = 0b110 << 2 | UnprotectedDescriptor::S2AP;
         let pa = self.plan.backing + (ipa - RAM);
         let desc = UnprotectedDescriptor::new(pa, ATTRIBUTES, false).0;
-        let inputs = [self.rd, ipa | SHARED, level as u64, desc];
-        self.with_tables(pool, (ipa | SHARED, level), RmiCommand::RttMapUnprotected, &inputs).map(drop)
+        let inputs = [self.rd, ipa | self.shared(), level as u64, desc];
+        self.with_tables(pool, (ipa | self.shared(), level), RmiCommand::RttMapUnprotected, &inputs).map(drop)
     }
 
     /// Makes the change of RIPAS that REC `number` has asked for, from `base` to `top`. Returns how far it came.
@@ -348,6 +378,7 @@ impl Realm {
             at = next;
         }
         let done = (base, at.min(top));
+        self.note(done.0, done.1, ripas == Some(RmiRipas::Empty));
         match ripas {
             Some(RmiRipas::Ram) => {
                 self.unmap_shared(pool, done.0, done.1)?;
@@ -359,7 +390,9 @@ impl Realm {
             Some(RmiRipas::Empty) if self.manner.reclaim => {
                 let mut ipa = done.0;
                 while ipa < done.1 {
-                    ipa = self.take(pool, ipa)?;
+                    let next = ((ipa & !(BLOCK - 1)) + BLOCK).min(done.1);
+                    self.take_range(pool, ipa, next)?;
+                    ipa = next;
                 }
             }
             _ => {}
@@ -381,6 +414,11 @@ impl Realm {
             }
         }
         Ok(())
+    }
+
+    /// Whether it has the devices of [`devices`](super::devices).
+    pub fn has_devices(&self) -> bool {
+        self.plan.devices.is_some()
     }
 
     /// Whether it is over.

@@ -9,11 +9,36 @@ const EC_SYSTEM_REGISTER: u64 = 0x18;
 const EC_INSTRUCTION_ABORT: u64 = 0x20;
 const EC_DATA_ABORT: u64 = 0x24;
 const ISV: u64 = 1 << 24;
+const SAS_SHIFT: u32 = 22;
 const WNR: u64 = 1 << 6;
 /// Of a trapped MSR or MRS: Op0, Op2, Op1, CRn, CRm and the direction (DDI 0487, "ISS encoding for an exception from MSR, MRS").
 const REGISTER: u64 = 0x3f_fc1f;
 /// A write to ICC_SGI1R_EL1: S3_0_C12_C11_5.
 const WRITE_SGI1R: u64 = 3 << 20 | 5 << 17 | 12 << 10 | 11 << 1;
+/// To ICC_ASGI1R_EL1 and ICC_SGI0R_EL1: S3_0_C12_C11_6 and 7.
+const WRITE_ASGI1R: u64 = 3 << 20 | 6 << 17 | 12 << 10 | 11 << 1;
+const WRITE_SGI0R: u64 = 3 << 20 | 7 << 17 | 12 << 10 | 11 << 1;
+/// To ICC_DIR_EL1: S3_0_C12_C11_1.
+const WRITE_DIR: u64 = 3 << 20 | 1 << 17 | 12 << 10 | 11 << 1;
+
+/// An access to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Bytes from the start of its registers.
+    pub offset: u64,
+    /// Bytes of it: 1, 2, 4 or 8.
+    pub size: u8,
+    /// What is stored; None: it is a load.
+    pub store: Option<u64>,
+}
+
+impl Access {
+    /// What a REC exit for a data abort that can be emulated told (`value` is the first of the general registers), to a device that starts at `base`.
+    pub const fn new(esr: u64, ipa: u64, base: u64, value: u64) -> Self {
+        let store = if esr & WNR != 0 { Some(value) } else { None };
+        Self { offset: ipa.wrapping_sub(base), size: 1 << (esr >> SAS_SHIFT & 3), store }
+    }
+}
 
 /// Why it exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +61,10 @@ pub enum Cause {
     Wait,
     /// A write to ICC_SGI1R_EL1, whose value is in the first of the general registers.
     Sgi,
+    /// A write to ICC_ASGI1R_EL1 or ICC_SGI0R_EL1: SGIs of groups of which a realm has none.
+    OtherSgi,
+    /// A write to ICC_DIR_EL1, whose value is in the first of the general registers.
+    Deactivate,
     /// Something else.
     Other,
 }
@@ -56,7 +85,12 @@ pub const fn cause(esr: u64, far: u64, hpfar: u64) -> Cause {
         }
         EC_INSTRUCTION_ABORT => Cause::Fetch { ipa: granule },
         EC_WFX => Cause::Wait,
-        EC_SYSTEM_REGISTER if esr & REGISTER == WRITE_SGI1R => Cause::Sgi,
+        EC_SYSTEM_REGISTER => match esr & REGISTER {
+            WRITE_SGI1R => Cause::Sgi,
+            WRITE_ASGI1R | WRITE_SGI0R => Cause::OtherSgi,
+            WRITE_DIR => Cause::Deactivate,
+            _ => Cause::Other,
+        },
         _ => Cause::Other,
     }
 }
@@ -97,6 +131,15 @@ mod tests {
     }
 
     #[test]
+    fn an_access_has_its_offset_its_size_and_what_is_stored() {
+        let esr = |size: u64| EC_DATA_ABORT << 26 | ISV | size << 22;
+        let load = Access::new(esr(3), 0x0900_0008, 0x0900_0000, 7);
+        assert_eq!(load, Access { offset: 8, size: 8, store: None });
+        let store = Access::new(esr(0) | WNR, 0x0900_0001, 0x0900_0000, 7);
+        assert_eq!(store, Access { offset: 1, size: 1, store: Some(7) });
+    }
+
+    #[test]
     fn without_isv_only_the_granule_is_known() {
         let esr = EC_DATA_ABORT << 26 | 0b000111;
         let expected = Cause::Data { ipa: 0x8000_0000, is_store: false, can_be_emulated: false };
@@ -110,6 +153,12 @@ mod tests {
         let esr = EC_SYSTEM_REGISTER << 26 | 1 << 25 | WRITE_SGI1R | 7 << 5;
         assert_eq!(cause(esr, 0, 0), Cause::Sgi);
         assert_eq!(cause(esr | 1, 0, 0), Cause::Other, "a read");
+        for (op2, expected) in
+            [(1, Cause::Deactivate), (6, Cause::OtherSgi), (7, Cause::OtherSgi), (0, Cause::Other)]
+        {
+            let other = esr & !(0b111 << 17) | op2 << 17;
+            assert_eq!(cause(other, 0, 0), expected, "{op2}");
+        }
         assert_eq!(cause(0x16 << 26, 0, 0), Cause::Other);
         assert_eq!(cause(EC_WFX << 26, 0, 0), Cause::Wait);
     }

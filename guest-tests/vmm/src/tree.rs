@@ -2,13 +2,28 @@
 //!
 //! Invariant: what is written is a whole tree, or [`Full`].
 
-/// Where a realm's RAM begins.
-pub const RAM: u64 = 0x8000_0000;
+/// Where a realm's RAM begins: as low as it can, so that few bits of IPA do.
+pub const RAM: u64 = 0x4000_0000;
 /// Its console, a PL011.
 pub const UART: u64 = 0x0900_0000;
-/// Registers of the interrupt controller that only its CPU interface is there of.
-const DISTRIBUTOR: u64 = 0x0800_0000;
-const REDISTRIBUTORS: u64 = 0x080a_0000;
+/// The INTID of the console.
+pub const UART_INTID: u32 = SPI + 1;
+/// The distributor of its interrupt controller.
+pub const DISTRIBUTOR: u64 = 0x0800_0000;
+/// Bytes of the distributor.
+pub const DISTRIBUTOR_SIZE: u64 = 0x1_0000;
+/// The redistributors, one after the other.
+pub const REDISTRIBUTORS: u64 = 0x080a_0000;
+/// Bytes of each redistributor.
+pub const REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
+/// The first device of virtio; the others follow.
+pub const VIRTIO: u64 = 0x0a00_0000;
+/// Bytes of each.
+pub const VIRTIO_SIZE: u64 = 0x200;
+/// The INTID of the first, which those of the others follow.
+pub const VIRTIO_INTID: u32 = SPI + 16;
+/// The first INTID of an SPI.
+const SPI: u32 = 32;
 
 /// There is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +38,10 @@ pub struct Machine<'a> {
     pub mpidrs: &'a [u64],
     /// The words of the command line.
     pub bootargs: &'a [&'a str],
+    /// Where an initial file system is, and its end.
+    pub initrd: Option<(u64, u64)>,
+    /// How many devices of virtio there are, from [`VIRTIO`] on: at most 16.
+    pub virtio: usize,
 }
 
 const BEGIN: u32 = 1;
@@ -32,7 +51,7 @@ const LAST: u32 = 9;
 const HEADER: usize = 40;
 /// An empty list of memory reservations follows the header.
 const STRUCTURE: usize = HEADER + 16;
-const STRINGS: usize = 320;
+const STRINGS: usize = 384;
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
 
@@ -167,6 +186,11 @@ pub fn write(out: &mut [u8], machine: &Machine<'_>) -> Result<usize, Full> {
     if writer.full { Err(Full) } else { Ok(size) }
 }
 
+/// An SPI, by its level, in the cells of arm,gic-v3.
+const fn shared(intid: u32) -> [u32; 3] {
+    [0, intid - SPI, 4]
+}
+
 fn contents(root: &mut Writer<'_>, machine: &Machine<'_>) {
     root.words("#address-cells", &[2]);
     root.words("#size-cells", &[2]);
@@ -187,6 +211,10 @@ fn contents(root: &mut Writer<'_>, machine: &Machine<'_>) {
         node.bytes(&[0]);
         node.pad();
         node.texts("stdout-path", &["/pl011@9000000"]);
+        if let Some((start, end)) = machine.initrd {
+            node.property("linux,initrd-start", &[&start.to_be_bytes()]);
+            node.property("linux,initrd-end", &[&end.to_be_bytes()]);
+        }
     });
     root.node("memory", Some(RAM), |node| {
         node.texts("device_type", &["memory"]);
@@ -218,8 +246,8 @@ fn contents(root: &mut Writer<'_>, machine: &Machine<'_>) {
         node.texts("compatible", &["arm,gic-v3"]);
         node.property("interrupt-controller", &[]);
         node.words("#interrupt-cells", &[3]);
-        let redistributors = 0x2_0000 * machine.mpidrs.len() as u64;
-        node.ranges("reg", &[(DISTRIBUTOR, 0x1_0000), (REDISTRIBUTORS, redistributors)]);
+        let redistributors = REDISTRIBUTOR_SIZE * machine.mpidrs.len() as u64;
+        node.ranges("reg", &[(DISTRIBUTOR, DISTRIBUTOR_SIZE), (REDISTRIBUTORS, redistributors)]);
         node.words("phandle", &[GIC]);
     });
     root.node("apb-pclk", None, |node| {
@@ -231,10 +259,19 @@ fn contents(root: &mut Writer<'_>, machine: &Machine<'_>) {
     root.node("pl011", Some(UART), |node| {
         node.texts("compatible", &["arm,pl011", "arm,primecell"]);
         node.ranges("reg", &[(UART, 0x1000)]);
-        node.words("interrupts", &[0, 1, 4]);
+        node.words("interrupts", &shared(UART_INTID));
         node.words("clocks", &[CLOCK, CLOCK]);
         node.texts("clock-names", &["uartclk", "apb_pclk"]);
     });
+    for (number, intid) in (0..machine.virtio.min(16)).zip(VIRTIO_INTID..) {
+        let start = VIRTIO + VIRTIO_SIZE * number as u64;
+        root.node("virtio_mmio", Some(start), |node| {
+            node.texts("compatible", &["virtio,mmio"]);
+            node.ranges("reg", &[(start, VIRTIO_SIZE)]);
+            node.words("interrupts", &shared(intid));
+            node.property("dma-coherent", &[]);
+        });
+    }
 }
 
 #[cfg(test)]
@@ -246,8 +283,13 @@ mod tests {
 
     use super::*;
 
-    const MACHINE: Machine<'_> =
-        Machine { memory: 64 << 20, mpidrs: &[0, 1, 0x100], bootargs: &["cloven.seed=7", "cloven.bbm=0"] };
+    const MACHINE: Machine<'_> = Machine {
+        memory: 64 << 20,
+        mpidrs: &[0, 1, 0x100],
+        bootargs: &["cloven.seed=7", "cloven.bbm=0"],
+        initrd: None,
+        virtio: 0,
+    };
 
     #[test]
     fn a_payload_reads_its_machine_out_of_it() {
@@ -270,6 +312,23 @@ mod tests {
         let mut out = [0; 4096];
         let size = write(&mut out, &Machine { bootargs: &[], ..MACHINE }).unwrap();
         assert_eq!(Seen::read(Fdt::new(&out[..size]).unwrap()).unwrap().bootargs, Some(""));
+    }
+
+    #[test]
+    fn a_linux_finds_its_devices_and_its_initial_file_system() {
+        let mut out = [0; 4096];
+        let machine = Machine { initrd: Some((0x8400_0000, 0x8500_0123)), virtio: 2, ..MACHINE };
+        let size = write(&mut out, &machine).unwrap();
+        let text = std::format!("{}", Fdt::new(&out[..size]).unwrap());
+        for expected in [
+            "linux,initrd-start = <0x00 0x84000000>;",
+            "linux,initrd-end = <0x00 0x85000123>;",
+            "reg = <0x00 0x8000000 0x00 0x10000 0x00 0x80a0000 0x00 0x60000>;",
+            "virtio_mmio@a000000 {",
+            "reg = <0x00 0xa000200 0x00 0x200>;\n        interrupts = <0x00 0x11 0x04>;\n        dma-coherent;",
+        ] {
+            assert!(text.contains(expected), "{expected}");
+        }
     }
 
     #[test]
