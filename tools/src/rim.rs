@@ -322,7 +322,8 @@ mod tests {
         let mut bytes = vec![0x5a; 3 * GRANULE + 100];
         let rim_of = |bytes: &[u8]| {
             fs::write(&file, bytes).unwrap();
-            compute(&steps(&[REALM, "image 0x80000000 12388 1"]), &file).unwrap()
+            compute(&steps(&[REALM, "image 0x80000000 12388 1"]), Files { image: &file, ..nothing() })
+                .unwrap()
         };
         let before = rim_of(&bytes);
         for at in [0, 1, GRANULE - 1, GRANULE, 2 * GRANULE + 17, 3 * GRANULE, 3 * GRANULE + 99] {
