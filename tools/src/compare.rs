@@ -1,7 +1,7 @@
 //! A Linux host with the hypervisor below it beside the same kernel at EL1 without one.
 //!
 //! Invariant: both are given the same machine but for EL2, the same initramfs and the same command line. They must see the same, but for
-//! the RAM that the hypervisor has reserved.
+//! the RAM that the hypervisor has reserved. A realm beside them sees another machine, so only what it costs is compared.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -143,6 +143,99 @@ pub fn compare(
     })
 }
 
+/// Runs of each kind where a realm is beside the two: an odd number.
+const RUNS_WITH_REALM: u64 = 3;
+
+/// What a kernel pays as a realm that has the machine, beside the same kernel as the host and without the hypervisor: instructions of all exception levels
+/// from reset until its first process, medians.
+#[derive(Debug, Serialize)]
+pub struct Costs {
+    /// Without the hypervisor.
+    pub without: u64,
+    /// As its host.
+    pub host: u64,
+    /// Of those, before the host's first.
+    pub host_boot: u64,
+    /// As a realm.
+    pub realm: u64,
+    /// Of those, before the realm is made.
+    pub boot: u64,
+    /// Of those, to make it.
+    pub made: u64,
+    /// Of the latter: to load and measure kernel, initramfs and device tree.
+    pub measured: u64,
+    /// Granules that were measured.
+    pub granules: u64,
+}
+
+impl fmt::Display for Costs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let more = |value: u64, than: u64| {
+            let share = (value as f64 / than as f64 - 1.0) * 100.0;
+            format!("{} ({share:+.2} %)", report::grouped(value))
+        };
+        let runs = self.realm.saturating_sub(self.boot + self.made);
+        let host = self.host.saturating_sub(self.host_boot);
+        let rows = [
+            ("until the first process, without the hypervisor", report::grouped(self.without)),
+            ("as its host", more(self.host, self.without)),
+            ("as a realm that has the machine", more(self.realm, self.host)),
+            ("of those before the realm is made", report::grouped(self.boot)),
+            ("to make it", report::grouped(self.made)),
+            ("of those to load and measure its files", report::grouped(self.measured)),
+            ("granules that are measured", report::grouped(self.granules)),
+            ("from its kernel's first on (beside those of the host's kernel)", more(runs, host)),
+        ];
+        let rows: Vec<_> = rows.map(|(name, value)| vec![name.to_owned(), value]).into();
+        writeln!(f, "\n{}", report::table(&["instructions", "value"], &rows))
+    }
+}
+
+/// Boots `realm` in a realm, as the host, and without the hypervisor.
+pub fn realm_costs(
+    qemu: &Qemu,
+    image: &Image,
+    machine: &Machine,
+    realm: &Host,
+    append: Vec<String>,
+    timeout: Option<Duration>,
+) -> Result<Costs> {
+    let run = |bare: bool, way, seed: u64| -> Result<Outcome> {
+        let name = match (bare, way) {
+            (true, _) => "without the hypervisor",
+            (false, None) => "as the host",
+            (false, Some(_)) => "as a realm",
+        };
+        eprintln!("{name}, {seed} of {RUNS_WITH_REALM}");
+        let machine = Machine { el2: !bare, seed: Some(seed), ..machine.clone() };
+        let words = append.iter().map(String::as_str).chain(["nokaslr", "cloven.view"]);
+        let host = Some(Host { realm: way, token: false, checks: false, ..realm.clone() });
+        let follow = Follow { timeout, ..Follow::default() };
+        let append = words.map(str::to_owned).collect();
+        let job = Job { image, machine, host, bare, append, device_tree: None, u_boot: None, follow };
+        let outcome = job.run(qemu)?;
+        ensure!(outcome.verdict == Verdict::Pass, "a run {name} failed: {}", outcome.reasons.join("; "));
+        Ok(outcome)
+    };
+    let runs = |bare, way: Option<_>| {
+        (1..=RUNS_WITH_REALM).map(|seed| run(bare, way, seed)).collect::<Result<Vec<_>>>()
+    };
+    let (without, host, realm) = (runs(true, None)?, runs(false, None)?, runs(false, realm.realm)?);
+    let first =
+        |outcomes: &[Outcome]| Ok::<_, anyhow::Error>(median(outcomes, "linux.first_process")? * 1000);
+    let (boot, made) = (median(&realm, "boot.ticks")?, median(&realm, "policy.made_in")?);
+    Ok(Costs {
+        without: first(&without)?,
+        host: median(&host, "boot.ticks")? + first(&host)?,
+        host_boot: median(&host, "boot.ticks")?,
+        realm: boot + made + first(&realm)?,
+        boot,
+        made,
+        measured: median(&realm, "policy.measured_in")?,
+        granules: median(&realm, "policy.pages_measured")?,
+    })
+}
+
 /// The lines that only one side has, and how many both have; lines that stand several times count as often.
 fn differences(without: &[String], with: &[String]) -> (Vec<Difference>, usize) {
     let mut balance: BTreeMap<&str, (i64, usize)> = BTreeMap::new();
@@ -173,6 +266,23 @@ fn median(outcomes: &[Outcome], name: &str) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_realm_pays_is_told_beside_the_host() {
+        let costs = Costs {
+            without: 1000,
+            host: 1010,
+            host_boot: 10,
+            realm: 1515,
+            boot: 15,
+            made: 400,
+            measured: 390,
+            granules: 7,
+        };
+        let text = costs.to_string();
+        assert!(text.contains("as its host") && text.contains("1,010 (+1.00 %)"), "{text}");
+        assert!(text.contains("1,515 (+50.00 %)") && text.contains("1,100 (+10.00 %)"), "{text}");
+    }
 
     #[test]
     fn a_line_of_one_side_is_a_difference_and_one_of_both_is_not() {

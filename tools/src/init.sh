@@ -188,7 +188,7 @@ if [ -e /realm.sh ]; then
     . /realm.sh
 fi
 
-offence=$(dmesg | grep -m 1 -E 'WARNING:|Oops|(^|[^A-Za-z0-9])BUG:')
+offence=$(dmesg | grep -E 'WARNING:|Oops|(^|[^A-Za-z0-9])BUG:' | grep -v -E "${known:-^$}" | head -n 1)
 if [ -z "$offence" ]; then
     check linux.dmesg_clean ok
 else

@@ -39,6 +39,8 @@ const BESIDE_REALM: Size = Size(768 << 20);
 /// The machine's memory where a virtual machine monitor makes a realm of a Linux, and the realm's.
 pub const VMM_MEMORY: Size = Size(2 << 30);
 pub const LINUX_REALM_MEMORY: Size = Size(512 << 20);
+/// Where the last token of a realm is kept, beside the images.
+const TOKEN: &str = "realm.token";
 /// The most RECs that the host's payload makes.
 const MOST_RECS: u32 = 8;
 /// Less than this holds no U-Boot with the hypervisor and its payload.
@@ -430,7 +432,8 @@ pub struct RunArgs {
     realm: RealmArgs,
     #[command(flatten)]
     seen: SeenArgs,
-    /// Boot the same Linux with the hypervisor and, at EL1, without it, several times each, and tell in what that differs
+    /// Boot the same Linux with the hypervisor and, at EL1, without it, several times each, and tell in what that differs; with --realm tell what the
+    /// realm costs beside both
     #[arg(long, requires = "host", conflicts_with_all = ["initrd", "gdb", "u_boot", "work", "trace", "trace_json"])]
     compare: bool,
     /// Run the payload that attacks the hypervisor at random, in a build with a stand-in for the firmware
@@ -771,7 +774,8 @@ pub fn run(args: RunArgs) -> Result<bool> {
     report::check_json(args.json.as_deref())?;
     args.seen.check()?;
     // What EL2 costs is told by test builds.
-    let features = [args.compare.then_some(TRIAL), args.hostile.then_some(images::STAND_IN)];
+    let features =
+        [(args.compare && !args.realm.realm).then_some(TRIAL), args.hostile.then_some(images::STAND_IN)];
     let features: Vec<&str> = features.into_iter().flatten().collect();
     let way = args.realm.way(args.boot.is_linux(), args.boot.cpus(args.compare))?;
     let mut ready = args.boot.ready(args.compare, &features, way)?;
@@ -787,6 +791,12 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let timeout = timeout.filter(|_| args.boot.machine.timeout.is_some() || !interactive);
     if let Some(host) = ready.host.clone().filter(|_| args.compare) {
         let Ready { qemu, image, machine, append, .. } = ready;
+        if way.is_some() {
+            let costs = compare::realm_costs(&qemu, &image, &machine, &host, append, timeout)?;
+            print!("{costs}");
+            report::write_json(args.json.as_deref(), &costs)?;
+            return Ok(true);
+        }
         let compared = compare::compare(&qemu, &image, &machine, &host, append, timeout)?;
         print!("{compared}");
         report::write_json(args.json.as_deref(), &compared)?;
@@ -796,6 +806,11 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let outcome =
         ready.run(Follow { timeout, interactive, echo: true, since, trace, ..Follow::default() })?;
     print!("{}", summary(&outcome));
+    if let Some((token, _)) = outcome.transcript.tokens.last() {
+        let file = workspace::images_dir()?.join(TOKEN);
+        fs::write(&file, token).with_context(|| format!("cannot write {}", file.display()))?;
+        println!("the realm's attestation token: cargo xtask token {}", file.display());
+    }
     args.seen.write(&outcome.transcript.trace)?;
     report::write_json(args.json.as_deref(), &outcome)?;
     Ok(outcome.verdict == Verdict::Pass)
