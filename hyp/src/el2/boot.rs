@@ -491,6 +491,8 @@ impl Booted {
         let hidden = if expose { &[][..] } else { &hidden };
         // SAFETY: as for the EL2 map.
         let mmu = unsafe { HostMmu::with_quiesce(&POOL, &SLOTS, &ENTRY) };
+        // SAFETY: without a host nothing runs at EL1 but guests, under their own maps and VMIDs.
+        let mmu = if granules.is_some() { unsafe { mmu.unused() } } else { mmu };
         let options = Options::new(self.starting.set());
         let map = stage2::host_map(mmu, options, self.features.limits, self.ram, machine.top, hidden)?;
         static MAP: Once<HostMap> = Once::new();

@@ -87,6 +87,8 @@ pub struct CpuMmu<R, Q: 'static = NoQuiesce> {
     pool: &'static Pool<Linear>,
     slots: &'static [Slot],
     quiesce: &'static Q,
+    /// Whether anything runs under its maps.
+    is_used: bool,
     regime: PhantomData<R>,
 }
 
@@ -115,7 +117,15 @@ impl<R, Q: Quiesce> CpuMmu<R, Q> {
         slots: &'static [Slot],
         quiesce: &'static Q,
     ) -> Self {
-        Self { pool, slots, quiesce, regime: PhantomData }
+        Self { pool, slots, quiesce, is_used: true, regime: PhantomData }
+    }
+
+    /// For maps that only say what belongs to whom: there are no invalidations, as nobody uses what a CPU may have cached of them.
+    ///
+    /// # Safety
+    /// Nothing ever runs at the exception levels of the regime under a map with this MMU, nor under its VMID.
+    pub const unsafe fn unused(self) -> Self {
+        Self { is_used: false, ..self }
     }
 }
 
@@ -141,7 +151,9 @@ unsafe impl<R: Instructions, Q: Quiesce> Mmu for CpuMmu<R, Q> {
         self.relax();
     }
     fn tlbi(&self, operation: Tlbi, scope: Scope, operand: u64) {
-        R::tlbi(operation, scope, operand);
+        if self.is_used {
+            R::tlbi(operation, scope, operand);
+        }
     }
     fn barrier(&self, which: Barrier, scope: Scope) {
         barrier(which, scope);

@@ -212,13 +212,15 @@ struct Rec {
 }
 
 impl Rec {
-    const NEW: Self = Self {
-        pa: AtomicU64::new(0),
-        run: AtomicU64::new(0),
-        is_on: AtomicBool::new(false),
-        go: AtomicBool::new(false),
-        is_parked: AtomicBool::new(false),
-    };
+    const fn new() -> Self {
+        Self {
+            pa: AtomicU64::new(0),
+            run: AtomicU64::new(0),
+            is_on: AtomicBool::new(false),
+            go: AtomicBool::new(false),
+            is_parked: AtomicBool::new(false),
+        }
+    }
 }
 
 /// What was done, to be told at the end.
@@ -267,7 +269,7 @@ impl<W: World, B: Board> Policy<W, B> {
             board,
             plan,
             made: Once::new(),
-            recs: [const { Rec::NEW }; MAX_RECS],
+            recs: [const { Rec::new() }; MAX_RECS],
             granules,
             power: SpinMutex::new(()),
             is_over: AtomicBool::new(false),
