@@ -41,7 +41,7 @@ impl<W: World> Monitor<W> {
 
     /// Answers the host's call in x0 to x17, in their place, on the calling CPU. False if it is none of RMI.
     pub fn call(&self, x: &mut [u64; 18]) -> bool {
-        if self.trace.of_host() { rmi::call_and_tell(self, x) } else { rmi::call(self, x) }
+        rmi::call(self, x)
     }
 
     pub(crate) fn lock(&self) -> Locked<'_, W> {

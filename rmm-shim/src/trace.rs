@@ -658,7 +658,7 @@ impl<W: World> Monitor<W> {
     /// Tells a call of the host's that was answered: X0 and up are the answer.
     #[cold]
     #[inline(never)]
-    pub(crate) fn after_call(&self, command: RmiCommand, before: Before, exit: Option<Exit>, x: &[u64; 18]) {
+    pub(crate) fn after_call(&self, command: RmiCommand, before: &Before, exit: Option<Exit>, x: &[u64; 18]) {
         let now = before.ripas.as_ref().and_then(|was| {
             let top = was.start.saturating_add(was.count as u64 * was.unit);
             self.entries(was.rd, was.start, top)

@@ -20,6 +20,7 @@ use rmm_abi::v1_0::rmi::{RmiCommand, RmiStatus, input};
 use rmm_abi::v1_0::{FailureCondition, split_sve_hint};
 
 use crate::monitor::{Locked, Monitor};
+use crate::trace;
 use crate::world::World;
 
 /// Registers that a command writes after X0, at most.
@@ -72,35 +73,17 @@ pub const INPUT: Reply = Reply { status: RmiStatus::ErrorInput, outputs: [0; OUT
 pub fn call<W: World>(monitor: &Monitor<W>, x: &mut [u64; 18]) -> bool {
     let (fid, no_sve) = split_sve_hint(x[0] as u32);
     let Ok(command) = RmiCommand::from_fid(fid) else { return false };
-    finish(x, answer(monitor, command, x, !no_sve));
-    true
-}
-
-/// The same, and tells it.
-#[cold]
-#[inline(never)]
-pub fn call_and_tell<W: World>(monitor: &Monitor<W>, x: &mut [u64; 18]) -> bool {
-    let (fid, no_sve) = split_sve_hint(x[0] as u32);
-    let Ok(command) = RmiCommand::from_fid(fid) else { return false };
-    let before = monitor.before_call(command, x);
+    let before = monitor.trace.of_host().then(|| monitor.before_call(command, x));
     let mut exit = None;
-    match command {
-        RmiCommand::RecEnter => {
-            let input = input::RecEnter::from_registers(args(x));
-            finish(x, rec::enter(monitor, input, !no_sve, &mut exit));
-        }
-        _ => finish(x, answer(monitor, command, x, !no_sve)),
-    }
-    monitor.after_call(command, before, exit, x);
-    true
-}
-
-/// Puts what a command ended with where its caller finds it.
-fn finish(x: &mut [u64; 18], outcome: Outcome) {
-    let Reply { status, outputs } = outcome.unwrap_or_else(|failure| failure);
+    let Reply { status, outputs } =
+        answer(monitor, command, x, !no_sve, &mut exit).unwrap_or_else(|failure| failure);
     x[0] = status.bits();
     x[1..=OUTPUTS].copy_from_slice(&outputs);
     x[1 + OUTPUTS..RESULTS].fill(0);
+    if let Some(before) = &before {
+        monitor.after_call(command, before, exit, x);
+    }
+    true
 }
 
 /// The first `N` arguments.
@@ -109,12 +92,20 @@ fn args<const N: usize>(x: &[u64; 18]) -> [u64; N] {
     core::array::from_fn(|index| x[1 + index])
 }
 
-fn answer<W: World>(monitor: &Monitor<W>, command: RmiCommand, x: &[u64; 18], host_has_sve: bool) -> Outcome {
+/// Why a REC was left is put into `exit` if calls are told. There is one who asks: so all of this is in its place.
+#[inline(always)]
+fn answer<W: World>(
+    monitor: &Monitor<W>,
+    command: RmiCommand,
+    x: &[u64; 18],
+    host_has_sve: bool,
+    exit: &mut Option<trace::Exit>,
+) -> Outcome {
     use RmiCommand::*;
     let lock: &mut Locked<'_, W> = &mut match command {
         // It gives the lock back while the realm runs.
         RecEnter => {
-            return rec::enter(monitor, input::RecEnter::from_registers(args(x)), host_has_sve, &mut None);
+            return rec::enter(monitor, input::RecEnter::from_registers(args(x)), host_has_sve, exit);
         }
         _ => monitor.lock(),
     };

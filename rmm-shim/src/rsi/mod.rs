@@ -52,6 +52,7 @@ fn reply<const N: usize>(x: &mut [u64; 31], status: RsiStatus, outputs: [u64; N]
 /// Answers an SMC that needs nothing but the caller's registers, x0 to x30, whose syndrome is `esr`. False if it is another one.
 ///
 /// For who switches worlds: it may ask before it saves anything else. The realm goes on after the SMC.
+#[inline(always)]
 pub fn answer_alone(x: &mut [u64; 31], esr: u64) -> bool {
     // SMCCC has calls with immediate 0 only.
     if esr & IMMEDIATE != 0 {
@@ -92,7 +93,8 @@ fn version(x: &mut [u64; 31]) {
     reply(x, status, [lower, higher]);
 }
 
-/// Answers an SMC of the realm's, or says what the host has to do with it.
+/// Answers an SMC of the realm's, or says what the host has to do with it. There is one who asks: so all of this is in its place.
+#[inline(always)]
 pub fn call<W: World>(here: &Here<'_, W>, running: &mut Running, esr: u64, record: &mut RmiRecExit) -> Next {
     if split_sve_hint(running.x[0] as u32).0 == RsiCommand::Version.fid() && esr & IMMEDIATE == 0 {
         here.meets_rsi();
@@ -176,6 +178,7 @@ fn args<const N: usize>(running: &Running) -> [u64; N] {
     core::array::from_fn(|index| running.x[1 + index])
 }
 
+#[inline(always)]
 fn command_of_rsi<W: World>(
     here: &Here<'_, W>,
     running: &mut Running,
