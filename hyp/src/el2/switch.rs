@@ -17,7 +17,7 @@
 //! **Vectors.** A guest has FP and SIMD, no SVE and no SME. Its first use of them in a run traps; then, and only then, the host's are saved:
 //! v0 to v31, or z0 to z31 at the CPU's full length if the host may have something in them, to the stack of this CPU, in the frame of a
 //! function that is entered for that. 8 KiB are enough for the longest vectors that the architecture has, so no memory is set aside
-//! and RMI_REC_AUX_COUNT can be 0. Predicates and FFR stay in the CPU: a guest cannot reach them. A write to a V register clears the rest of
+//! for them. Predicates and FFR stay in the CPU: a guest cannot reach them. A write to a V register clears the rest of
 //! the Z register (Arm ARM B1.2.3), so nothing of the host's is left for anyone. ZA and ZT0 stay too; but in streaming mode FP instructions
 //! differ, and leaving it clears the vectors: a host that calls in streaming mode is refused ([`Streaming`]).
 //!

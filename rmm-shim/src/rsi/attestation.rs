@@ -16,6 +16,8 @@ use crate::world::World;
 /// What failed is none of the caller's doing.
 const UNKNOWN: Stop = Stop::Status(RsiStatus::ErrorUnknown);
 
+// Of its own, as the other: the frame that it needs is not set up for every call of the realm's.
+#[inline(never)]
 pub fn init<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome {
     let input = input::AttestationTokenInit::from_registers(args(running));
     let (personalization, algorithm, measurements) = {
@@ -36,6 +38,7 @@ pub fn init<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome {
     Ok(None)
 }
 
+#[inline(never)]
 pub fn continue_token<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome {
     let input = input::AttestationTokenContinue::from_registers(args(running));
     input.check()?;
