@@ -3,7 +3,7 @@
 //! Invariant: only the host's own memory is touched: what stands behind pages that the realm has given up (EMPTY), under the addresses that
 //! it knows it by, those with the shared bit. Which pages these are is noted when the realm asks for it ([`Realm::note`]).
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 
 use vmm_logic::tree::RAM;
 use vmm_logic::virtio::GuestMemory;
@@ -61,11 +61,13 @@ fn unit(at: u64, bytes: usize) -> usize {
     [8, 4, 2].into_iter().find(|&unit| at.is_multiple_of(unit as u64) && bytes >= unit).unwrap_or(1)
 }
 
-/// Each place is read or written once, by the largest access for which it is aligned: so an index of a queue is never seen half written.
+/// Each place is read or written once, by the largest access for which it is aligned: so an index of a queue is never seen half written. Copies
+/// are made in the order in which they are asked for, as the realm's CPUs see it: so an index is never seen before what it counts.
 impl GuestMemory for Shared<'_> {
     fn read(&self, ipa: u64, into: &mut [u8]) -> Option<()> {
         let mut at = self.place(ipa, into.len())?;
         let mut rest = into;
+        fence(SeqCst);
         while !rest.is_empty() {
             let unit = unit(at, rest.len());
             // SAFETY: RAM of the host's, which the realm may write meanwhile, at its alignment.
@@ -82,12 +84,14 @@ impl GuestMemory for Shared<'_> {
             at += unit as u64;
             rest = later;
         }
+        fence(SeqCst);
         Some(())
     }
 
     fn write(&self, ipa: u64, from: &[u8]) -> Option<()> {
         let mut at = self.place(ipa, from.len())?;
         let mut rest = from;
+        fence(SeqCst);
         while !rest.is_empty() {
             let unit = unit(at, rest.len());
             let (now, later) = rest.split_at(unit);
@@ -106,6 +110,7 @@ impl GuestMemory for Shared<'_> {
             at += unit as u64;
             rest = later;
         }
+        fence(SeqCst);
         Some(())
     }
 }
