@@ -20,6 +20,7 @@
 //! | `granule` | descriptors, RECs and tables in their granules: with `by_stage2`, the file with `unsafe` |
 //! | [`realm`], [`rec`] | what they are |
 //! | `measurement` | hashes |
+//! | `attest` | attestation tokens |
 //! | `rtt` | an entry of a realm's tables in the specification's words |
 //! | `rmi`, `rsi` | the commands |
 //! | `target` | on the machine itself: the world of its hypervisor |

@@ -71,7 +71,7 @@ impl RipasChange {
 pub struct Rec {
     /// The descriptor of its realm.
     pub owner: Pa,
-    /// Its auxiliary granule, which holds an [`Attestation`](crate::attest::Attestation).
+    /// Its auxiliary granule, which holds the attestation token that it fetches.
     pub aux: Pa,
     /// Whether a CPU runs it.
     pub state: Cell<RecState>,

@@ -19,7 +19,7 @@
 //! | host's, shared with a realm | RAM leaf, mark 2 | data | of one realm, at one IPA: a leaf, mark 1 (borrowed) |
 //! | hypervisor's | state word: hypervisor | data | – |
 //! | delegated: left by the host, no realm's yet | state word: delegated | data | – |
-//! | realm *n*'s descriptor, REC, table | state word: realm *n*, [`Purpose`] | data | – |
+//! | realm *n*'s descriptor, REC and what that has besides, table | state word: realm *n*, [`Purpose`] | data | – |
 //! | realm *n*'s data | state word: realm *n*, data | data leaf that is not valid | of realm *n*, at one IPA: a leaf, mark 0 (owned); not valid: withheld |
 //! | fixed | anything else, or nothing | any | – |
 //!
@@ -31,7 +31,7 @@
 //! of the host's memory, and what a share gives the hypervisor is the host's promise not to give the page to anybody else meanwhile.
 //!
 //! The words are those of pKVM (owned, shared, borrowed, and the owner of an invalid entry) and of the RMM specification's granules
-//! (`DELEGATED`, `RD`, `REC`, `DATA`, `RTT`; DEN0137, A2.2).
+//! (`DELEGATED`, `RD`, `REC`, `REC_AUX`, `DATA`, `RTT`; DEN0137, A2.2).
 //!
 //! # Who may ask for what
 //!

@@ -134,7 +134,7 @@ impl Call {
         let realm = random.random_range(0..REALMS);
         let at = random.random_range(0..pages);
         let then = random.random_range(0..3);
-        let purpose = KEPT[random.random_range(0..3)];
+        let purpose = KEPT[random.random_range(0..KEPT.len())];
         match random.random_range(0..15) {
             0 => Share,
             1 => Unshare,
