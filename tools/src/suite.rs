@@ -873,8 +873,8 @@ fn linux_realms(full: bool) -> Vec<Scenario> {
             expect: Expect::Leaks("16384 16"),
             with: vec![
                 Scenario::linux_realm("6.18", 4, policy),
-                Scenario::linux_realm("7.2", 4, policy).on_no_abort_part(),
-                Scenario::payload(4, GIB, "max").on_no_abort_part(),
+                Scenario::linux_realm("7.2", 2, policy).on_no_abort_part(),
+                Scenario::payload(2, GIB, "max").on_no_abort_part(),
             ],
             ..Scenario::linux_realm("6.18", 4, policy).on_no_abort_part()
         },
