@@ -22,6 +22,7 @@ use crate::{
     qemu::{Ended, Follow, Machine, Qemu, Size},
     report,
     run::{self, Bbm, Host, Job, Late, Lifecycle, MachineArgs, Outcome, Policy, Verdict},
+    trace,
     tree::Ram,
     workspace,
 };
@@ -576,6 +577,20 @@ impl Scenario {
         Self { name, append, ..Self::payload(2, GIB, "max") }
     }
 
+    /// A realm that is shown another CPU than there is, and of which all is traced.
+    fn seen() -> Self {
+        Self {
+            append: &[
+                trace::ALL,
+                "cloven.advertise-bbm=2",
+                "cloven.midr=0x410fd842",
+                "cloven.realm=16M",
+                "cloven.requests=50",
+            ],
+            ..Self::realm_of("each call of a realm and of its host is told", &[])
+        }
+    }
+
     /// A stock Linux as the host of CPUs that differ.
     fn linux_on(lifecycle: Lifecycle) -> Self {
         Self { features: &[run::TRIAL], lifecycle, ..Self::linux("7.2", 4, GIB, "max") }
@@ -696,6 +711,7 @@ fn realms(full: bool) -> Vec<Scenario> {
         Scenario::realm(4, Bbm::all(2), false),
         Scenario::realm(4, Bbm::all(3), false),
         Scenario::realm(4, Bbm::all(0), false),
+        Scenario::seen(),
         Scenario::realm_of(
             "a realm goes on where its host changes RIPAS bit by bit",
             &["cloven.requests=100", "cloven.realm=16M", "cloven.partial=64K"],
@@ -988,7 +1004,9 @@ impl Lab {
         let until = if let Expect::Lines(texts) = scenario.expect { texts } else { &[] };
         let told = MachineArgs { lifecycle: given.or(scenario.lifecycle), ..told };
         let timeout = args.machine.timeout_or(scenario.timeout(told.lifecycle.is_given()));
-        let follow = Follow { timeout, until, ..Follow::default() };
+        let is_traced = scenario.append.contains(&trace::ALL);
+        let trace = is_traced.then(|| trace::Target::new(false)).transpose()?;
+        let follow = Follow { timeout, until, trace, ..Follow::default() };
         let seed = scenario.is_hostile().then_some(args.seed);
         let append = told.parameters().chain(run::hostile_parameters(None, seed));
         let append = append.chain(scenario.append.iter().map(|word| (*word).to_owned())).collect();
@@ -1003,7 +1021,8 @@ impl Lab {
             follow,
         };
         let outcome = job.run(&self.qemu)?;
-        Ok(scenario.expect.judge(&outcome).or_else(|| scenario.map_problem(&outcome)))
+        let problem = scenario.expect.judge(&outcome).or_else(|| scenario.map_problem(&outcome));
+        Ok(problem.or_else(|| is_traced.then(|| trace::problem(&outcome.transcript)).flatten()))
     }
 
     fn image(&mut self, machine: &MachineArgs, features: &[&str]) -> Result<Image> {
