@@ -5,7 +5,7 @@
 //! - The monitor's lock is not held while a line is written: what is told of a realm's tables is noted with the lock, and written without it. Lines have a
 //!   lock of their own, held for a few whole lines; nothing else is locked or waited for with it but the device, and who waits for it counts as standing
 //!   still for EL2's map, as who waits for the monitor's.
-//! - Nothing is lost. What is kept back to be told with its like is a [`Run`] of the host's calls, or of changes of RIPAS; it is told before anything else of
+//! - Nothing is lost. What is kept back to be told with its like is a run of the host's calls, or of changes of RIPAS; it is told before anything else of
 //!   its CPU, before the CPU runs a realm or goes, when it is a second old and somebody tells something, and when a realm or the machine ends.
 //! - With nothing traced all of this is one look at a flag for each call.
 //!

@@ -793,7 +793,7 @@ fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, o
     report.check(
         "realm.host.is_shown_its_own_cpu",
         before == after,
-        format_args!("{before:x?}, then {after:x?}"),
+        format_args!("MIDR and level of FEAT_BBM {before:x?}, then {after:x?}"),
     );
     const REASONS: [&str; 7] = ["sync", "irq", "fiq", "psci", "ripas_change", "host_call", "serror"];
     for (reason, name) in REASONS.iter().enumerate() {

@@ -74,17 +74,15 @@ pub const INPUT: Reply = Reply { status: RmiStatus::ErrorInput, outputs: [0; OUT
 
 /// Answers a call, if it is one of RMI's.
 pub fn call<W: World>(monitor: &Monitor<W>, x: &mut [u64; 18]) -> bool {
-    call_within(monitor, x, None)
-}
-
-/// The same, within one that is told: that is where it says why a REC was left.
-fn call_within<W: World>(monitor: &Monitor<W>, x: &mut [u64; 18], told: Told<'_>) -> bool {
     let (fid, no_sve) = split_sve_hint(x[0] as u32);
     let Ok(command) = RmiCommand::from_fid(fid) else { return false };
-    if monitor.trace.of_host() && told.is_none() {
-        tell(monitor, command, x);
+    if monitor.trace.of_host() {
+        answer_and_tell(monitor, command, x, !no_sve);
+    } else if command == RmiCommand::Version {
+        // The one that needs nothing of the monitor.
+        finish(x, features::version(input::Version::from_registers(args(x))));
     } else {
-        finish(x, answer(monitor, command, x, !no_sve, told));
+        finish(x, answer(monitor, command, x, !no_sve, None));
     }
     true
 }
@@ -92,10 +90,15 @@ fn call_within<W: World>(monitor: &Monitor<W>, x: &mut [u64; 18], told: Told<'_>
 /// Answers a call and tells it.
 #[cold]
 #[inline(never)]
-fn tell<W: World>(monitor: &Monitor<W>, command: RmiCommand, x: &mut [u64; 18]) {
+fn answer_and_tell<W: World>(
+    monitor: &Monitor<W>,
+    command: RmiCommand,
+    x: &mut [u64; 18],
+    host_has_sve: bool,
+) {
     let before = monitor.before_call(command, x);
     let mut exit = None;
-    call_within(monitor, x, Some(&mut exit));
+    finish(x, answer(monitor, command, x, host_has_sve, Some(&mut exit)));
     monitor.after_call(command, &before, exit, x);
 }
 
@@ -114,7 +117,7 @@ fn args<const N: usize>(x: &[u64; 18]) -> [u64; N] {
     core::array::from_fn(|index| x[1 + index])
 }
 
-#[inline(always)]
+#[inline(never)]
 fn answer<W: World>(
     monitor: &Monitor<W>,
     command: RmiCommand,
