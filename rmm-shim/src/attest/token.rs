@@ -7,7 +7,7 @@
 //! - The platform's claims do not depend on the realm, so its signature does not either.
 //!
 //! The two are bound by the platform's challenge: it is the hash of the RAK, as the realm's token has it, so of the bytes of its COSE_Key. Verifiers do
-//! the same (veraison's for this profile); TF-RMM, which names the same profile, has the bare point there, and its hash.
+//! the same for this profile (veraison's `rust-ccatoken`); without a profile, and in TF-RMM as far as it was read, there is the bare point, and its hash.
 
 use minicbor::Encoder;
 use minicbor::data::Tag;
