@@ -416,7 +416,7 @@ impl Realm {
         Ok(())
     }
 
-    /// Whether it has the devices of [`devices`](super::devices).
+    /// Whether it has devices.
     pub fn has_devices(&self) -> bool {
         self.plan.devices.is_some()
     }
