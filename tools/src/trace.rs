@@ -285,7 +285,7 @@ fn named(word: &str, into: &mut BTreeMap<String, Value>) -> Result<()> {
 }
 
 /// How many calls of `command` ended in `status`.
-fn count(lines: &[String], command: &str, status: &str) -> Result<u64> {
+pub fn count(lines: &[String], command: &str, status: &str) -> Result<u64> {
     let mut count = 0;
     for line in lines {
         let event = parse(line)?;
