@@ -5,7 +5,7 @@
 //! - The monitor's lock is not held while a line is written: what is told of a realm's tables is noted with the lock, and written without it. Lines have a
 //!   lock of their own, held for a few whole lines; nothing else is locked or waited for with it but the device, and who waits for it counts as standing
 //!   still for EL2's map, as who waits for the monitor's.
-//! - Nothing is lost. What is kept back to be told with its like is a [`Run`] of the host's calls, or of changes of RIPAS; it is told before anything else of
+//! - Nothing is lost. What is kept back to be told with its like is a run of the host's calls, or of changes of RIPAS; it is told before anything else of
 //!   its CPU, before the CPU runs a realm or goes, when it is a second old and somebody tells something, and when a realm or the machine ends.
 //! - With nothing traced all of this is one look at a flag for each call.
 //!
@@ -19,6 +19,8 @@ use core::ops::ControlFlow;
 
 use arrayvec::ArrayVec;
 use hyp::el2::guests::Traced;
+use hyp::el2::syndrome::Cause;
+use hyp::el2::vcpu::{self, Running, Vcpu};
 use hyp::mapping::{Address, Mmu, Pa};
 use rmm_abi::v1_0::psci::{PsciCommand, PsciReturnCode};
 use rmm_abi::v1_0::rmi::{self, RmiCommand, RmiRecExit, RmiRecExitReason, RmiRecMpidr, RmiRipas, RmiStatus};
@@ -44,8 +46,10 @@ const OUTPUTS: usize = 4;
 const CALL: usize = 11;
 const _: () = assert!(RsiCommand::MeasurementExtend.inputs() < CALL);
 
+/// `ESR_EL2.ISS` of an SMC: its immediate.
+const IMMEDIATE: u64 = 0xffff;
 /// What is looked at of a realm's call.
-pub(crate) type Head = [u64; CALL];
+type Head = [u64; CALL];
 
 /// CPUs of which something is kept back. If another one comes, what is kept of one of them is told.
 const CPUS: usize = 8;
@@ -212,8 +216,14 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    /// Of the record for the host.
-    pub fn of(record: &RmiRecExit) -> Self {
+    /// Says why a REC was left, by the record for the host.
+    #[cold]
+    #[inline(never)]
+    pub fn tell(record: &RmiRecExit, told: &mut Option<Self>) {
+        *told = Some(Self::of(record));
+    }
+
+    fn of(record: &RmiRecExit) -> Self {
         let details = match RmiRecExitReason::from_bits(record.exit_reason) {
             Ok(RmiRecExitReason::Sync) => [record.esr, record.hpfar << 8, 0],
             Ok(RmiRecExitReason::Serror) => [record.esr, 0, 0],
@@ -363,16 +373,15 @@ pub(crate) struct Caller {
 struct LineOfRealm<'a> {
     moment: Moment,
     caller: Caller,
-    /// The immediate of the SMC.
-    immediate: u64,
-    before: &'a Head,
+    made: &'a Made,
     /// X0 and up, unless the host has to answer.
     after: Option<&'a [u64]>,
 }
 
 impl Display for LineOfRealm<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { moment: Moment { cpu, ticks, .. }, caller, immediate, before, after } = *self;
+        let Self { moment: Moment { cpu, ticks, .. }, caller, made, after } = *self;
+        let Made { immediate, head: before } = *made;
         let (fid, _) = split_sve_hint(before[0] as u32);
         let known = (immediate == 0).then_some(fid);
         let rsi = known.and_then(|fid| RsiCommand::from_fid(fid).ok());
@@ -384,7 +393,7 @@ impl Display for LineOfRealm<'_> {
         };
         let (rd, rec) = (caller.rd.get(), caller.mpidr.index());
         write!(f, "{interface} cpu{cpu} realm={rd:#x} rec={rec} @{ticks} ")?;
-        let [_, arguments @ ..] = before;
+        let [_, arguments @ ..] = &before;
         match (rsi, psci) {
             (Some(command), _) => {
                 f.write_str(command.name())?;
@@ -527,14 +536,32 @@ fn range_of_ripas(command: RmiCommand, inputs: &[u64; INPUTS]) -> Option<(u64, u
     })
 }
 
-/// A call of a realm's that is answered at the entry that comes: its registers, if there is one.
-pub(crate) fn waiting(rec: &Rec) -> Option<Head> {
-    let waits = matches!(rec.pending.get(), Pending::RipasChange | Pending::HostCall(_));
-    waits.then(|| core::array::from_fn(|number| rec.vcpu.borrow().x[number]))
+/// A call that a realm has made.
+pub(crate) struct Made {
+    /// The immediate of the SMC.
+    immediate: u64,
+    /// X0 and the arguments.
+    head: Head,
 }
 
-/// X0 and the arguments of a call.
-pub(crate) fn head(x: &[u64; 31]) -> Head {
+impl Made {
+    /// If that is why the realm stopped.
+    pub fn of(running: &Running, exit: &vcpu::Exit) -> Option<Self> {
+        let vcpu::Exit::Synchronous { esr, .. } = *exit else { return None };
+        let made = Self { immediate: esr & IMMEDIATE, head: head(&running.x) };
+        (Cause::decode(esr) == Cause::Smc).then_some(made)
+    }
+
+    /// One that is answered at the entry that comes, if there is one.
+    #[cold]
+    #[inline(never)]
+    pub fn before(rec: &Rec) -> Option<Self> {
+        let waits = matches!(rec.pending.get(), Pending::RipasChange | Pending::HostCall(_));
+        waits.then(|| Self { immediate: 0, head: head(&rec.vcpu.borrow().x) })
+    }
+}
+
+fn head(x: &[u64; 31]) -> Head {
     core::array::from_fn(|number| x[number])
 }
 
@@ -679,15 +706,35 @@ impl<W: World> Monitor<W> {
         lines.tell_old();
     }
 
-    /// Tells a call of a realm's: `after` is X0 and up if it is answered, and nothing if the host has to.
+    /// Tells a call of a realm's that was answered: the realm goes on with the answer in its registers.
     #[cold]
     #[inline(never)]
-    pub(crate) fn tell_call(&self, caller: Caller, immediate: u64, before: &Head, after: Option<&[u64; 31]>) {
+    pub(crate) fn tell_answered(&self, caller: Caller, made: &Made, running: &Running) {
+        self.tell_made(caller, made, Some(&running.x));
+    }
+
+    /// Tells one that was answered at an entry.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn tell_completed(&self, caller: Caller, made: &Made, vcpu: &Vcpu) {
+        self.tell_made(caller, made, Some(&vcpu.x));
+    }
+
+    /// Tells the last call before an exit, if that is the host's to answer now: others are told when they are answered, or made again.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn tell_passed_on(&self, caller: Caller, made: &Made, record: &RmiRecExit) {
+        if record.exit_reason == RmiRecExitReason::Psci.bits() {
+            self.tell_made(caller, made, None);
+        }
+    }
+
+    fn tell_made(&self, caller: Caller, made: &Made, after: Option<&[u64; 31]>) {
         let Some(mut lines) = self.lines() else { return };
         lines.tell_own();
         lines.tell_old();
         let after = after.map(|x| &x[..CALL]);
-        let line = LineOfRealm { moment: lines.moment, caller, immediate, before, after };
+        let line = LineOfRealm { moment: lines.moment, caller, made, after };
         (lines.sink)(format_args!("{line}\n"));
     }
 }

@@ -675,6 +675,20 @@ impl Scenario {
         Self { name, append, ..Self::payload(2, GIB, "max") }
     }
 
+    /// A realm that is shown another CPU than there is, and of which all is traced.
+    fn seen() -> Self {
+        Self {
+            append: &[
+                trace::ALL,
+                "cloven.advertise-bbm=2",
+                "cloven.midr=0x410fd842",
+                "cloven.realm=16M",
+                "cloven.requests=50",
+            ],
+            ..Self::realm_of("each call of a realm and of its host is told", &[])
+        }
+    }
+
     /// A stock Linux as the host of CPUs that differ.
     fn linux_on(lifecycle: Lifecycle) -> Self {
         Self { features: &[run::TRIAL], lifecycle, ..Self::linux("7.2", 4, GIB, "max") }
@@ -821,6 +835,7 @@ fn realms(full: bool) -> Vec<Scenario> {
         Scenario::realm(4, Bbm::all(2), false),
         Scenario::realm(4, Bbm::all(3), false),
         Scenario::realm(4, Bbm::all(0), false),
+        Scenario::seen(),
         Scenario::realm_of(
             "a realm goes on where its host changes RIPAS bit by bit",
             &["cloven.requests=100", "cloven.realm=16M", "cloven.partial=64K"],
@@ -873,8 +888,8 @@ fn linux_realms(full: bool) -> Vec<Scenario> {
             expect: Expect::Leaks("16384 16"),
             with: vec![
                 Scenario::linux_realm("6.18", 4, policy),
-                Scenario::linux_realm("7.2", 4, policy).on_no_abort_part(),
-                Scenario::payload(4, GIB, "max").on_no_abort_part(),
+                Scenario::linux_realm("7.2", 2, policy).on_no_abort_part(),
+                Scenario::payload(2, GIB, "max").on_no_abort_part(),
             ],
             ..Scenario::linux_realm("6.18", 4, policy).on_no_abort_part()
         },
@@ -1166,8 +1181,9 @@ impl Lab {
         let until = if let Expect::Lines(texts) = scenario.expect { texts } else { &[] };
         let told = MachineArgs { lifecycle: given.or(scenario.lifecycle), ..told };
         let timeout = args.machine.timeout_or(scenario.timeout(told.lifecycle.is_given()));
-        let trace = scenario.traced.then(|| trace::Target::new(false)).transpose()?;
-        let traced = trace.as_ref().map(|_| "cloven.trace=rsi,ripas".to_owned());
+        let all = scenario.append.contains(&trace::ALL);
+        let trace = (all || scenario.traced).then(|| trace::Target::new(false)).transpose()?;
+        let traced = scenario.traced.then(|| "cloven.trace=rsi,ripas".to_owned());
         let follow = Follow { timeout, until, trace, ..Follow::default() };
         let seed = scenario.is_hostile().then_some(args.seed);
         let append = told.parameters().chain(run::hostile_parameters(None, seed));
@@ -1185,8 +1201,10 @@ impl Lab {
         };
         let outcome = job.run(&self.qemu)?;
         let problem = scenario.expect.judge(&outcome).or_else(|| scenario.map_problem(&outcome));
-        if let Some(problem) = problem.or_else(|| scenario.trace_problem(&outcome)) {
-            return Ok(Some(problem));
+        let problem = problem.or_else(|| scenario.trace_problem(&outcome));
+        let problem = problem.or_else(|| all.then(|| trace::problem(&outcome.transcript)).flatten());
+        if problem.is_some() {
+            return Ok(problem);
         }
         for other in &scenario.with {
             let other = Scenario { machine: args.machine.apply(other.machine.clone()), ..other.clone() };

@@ -17,7 +17,7 @@ use clap::{Args, ValueEnum};
 use serde::{Serialize, Serializer};
 use tempfile::TempDir;
 
-use crate::report;
+use crate::{console::Transcript, report};
 
 /// What is told.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -39,6 +39,9 @@ impl Traced {
         }
     }
 }
+
+/// The word that has all of it traced.
+pub const ALL: &str = "cloven.trace=rsi,rmi,ripas";
 
 /// What realms are shown of the machine, and what is seen of them.
 #[derive(Args, Clone, Debug, Default)]
@@ -293,6 +296,27 @@ pub fn count(lines: &[String], command: &str, status: &str) -> Result<u64> {
     Ok(count)
 }
 
+/// In what a trace of all there is differs from what the realm's host has counted.
+pub fn problem(transcript: &Transcript) -> Option<String> {
+    let figure = |name: &str| transcript.figure(name).unwrap_or(0);
+    let exits = ["sync", "irq", "fiq", "psci", "ripas_change", "host_call", "serror"];
+    let exits = exits.iter().map(|name| figure(&format!("realm.host.exits_{name}"))).sum();
+    for (command, status, counted) in [
+        ("RSI_IPA_STATE_SET", "RSI_SUCCESS", figure("realm.host.ripas_changes")),
+        ("RSI_HOST_CALL", "RSI_SUCCESS", figure("realm.host.exits_host_call")),
+        ("RMI_REC_ENTER", "RMI_SUCCESS", exits),
+    ] {
+        match count(&transcript.trace, command, status) {
+            Err(error) => return Some(format!("{error:#}")),
+            Ok(told) if told != counted || told == 0 => {
+                return Some(format!("{told} calls of {command} were told, and {counted} counted"));
+            }
+            Ok(_) => {}
+        }
+    }
+    None
+}
+
 /// The line that says why there can be none with this QEMU, if so.
 pub fn check_qemu(version: Option<(u32, u32)>, path: &Path) -> Result<()> {
     /// From this version on the `virt` machine has a second UART if a second `-serial` is given.
@@ -437,6 +461,23 @@ mod tests {
         let list: Vec<serde_json::Value> = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
         assert_eq!((list.len(), &list[0]["count"]), (1, &1.into()));
         assert!(seen.write(&["nonsense".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn a_trace_that_lacks_a_call_is_noticed() {
+        let mut transcript = Transcript::default();
+        for figure in ["ripas_changes 2", "exits_ripas_change 2", "exits_host_call 1", "exits_irq 3"] {
+            transcript.push(&format!("@cloven figure realm.host.{figure} x"), |_| None);
+        }
+        let set = "rsi cpu0 realm=0x1 rec=0 @1 RSI_IPA_STATE_SET base=0x0 -> RSI_SUCCESS response=ACCEPT";
+        let call = "rsi cpu1 realm=0x1 rec=1 @1 RSI_HOST_CALL addr=0x0 -> RSI_SUCCESS";
+        let enter = "rmi cpu0 @1 RMI_REC_ENTER rec=0x0 run_ptr=0x0 -> RMI_SUCCESS exit=IRQ x6";
+        transcript.trace = [set, call, enter, set].map(str::to_owned).to_vec();
+        assert_eq!(problem(&transcript), None);
+        transcript.trace.pop();
+        assert_eq!(problem(&transcript).unwrap(), "1 calls of RSI_IPA_STATE_SET were told, and 2 counted");
+        transcript.trace.push("rsi cpu0 real".to_owned());
+        assert!(problem(&transcript).unwrap().contains("no line of a trace"));
     }
 
     #[test]

@@ -21,6 +21,8 @@ const WAITING: usize = 4096;
 
 static PRINTER: Mutex<Stream<WAITING>> = Mutex::new(Stream::new());
 static LINES: [Mutex<Line<WIDTH>>; MAX_RECS] = [const { Mutex::new(Line::new()) }; MAX_RECS];
+/// What a Linux has written to its virtio console.
+static HVC0: Mutex<Line<WIDTH>> = Mutex::new(Line::new());
 /// The checks that came from the realm, and how many it says it made.
 static CHECKS: AtomicUsize = AtomicUsize::new(0);
 static SAID: AtomicUsize = AtomicUsize::new(NOT_SAID);
@@ -33,8 +35,11 @@ pub fn raw(byte: u8) {
 
 /// A byte that it writes to its virtio console.
 pub fn hvc0(byte: u8) {
-    static LINE: Mutex<Line<WIDTH>> = Mutex::new(Line::new());
-    LINE.lock().push(byte, |text| PRINTER.lock().say(&["hvc0: ", text, "\r\n"], report::bytes));
+    HVC0.lock().push(byte, say_hvc0);
+}
+
+fn say_hvc0(text: &str) {
+    PRINTER.lock().say(&["hvc0: ", text, "\r\n"], report::bytes);
 }
 
 /// Does `work` if no line has begun, while nobody prints; whether it did.
@@ -80,6 +85,7 @@ pub fn put(number: usize, byte: u8) {
 /// Ends all lines, and what was counted: the checks that came, and how many the realm says it made.
 pub fn end() -> (usize, Option<usize>) {
     LINES.iter().for_each(|place| place.lock().end(line));
+    HVC0.lock().end(say_hvc0);
     let mut stream = PRINTER.lock();
     stream.end_line(report::bytes);
     let said = SAID.swap(NOT_SAID, Relaxed);

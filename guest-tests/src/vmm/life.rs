@@ -715,7 +715,8 @@ fn watch(memory: &Memory, realm: &Realm) -> bool {
         Some(realm.roots),
         Some(realm.plan.ram),
         Some(realm.pa(realm.tree)),
-        Some(realm.plan.ram + realm.plan.size - GRANULE),
+        // What it has shared is the host's then.
+        (!realm.manner.reclaim).then_some(realm.plan.ram + realm.plan.size - GRANULE),
     ]
     .into_iter()
     .flatten()
@@ -766,6 +767,7 @@ fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, o
     if realm.has_devices() {
         gic::enable_uart(machine);
         uart::start();
+        devices::DEVICES.lock().hear();
     }
     CURRENT.store(core::ptr::from_ref(realm).cast_mut(), Ordering::Release);
     let (before, start) = (shown(), ticks());
@@ -793,7 +795,7 @@ fn run(report: &mut Report, machine: &Machine<'_>, realm: &Realm, recs: usize, o
     report.check(
         "realm.host.is_shown_its_own_cpu",
         before == after,
-        format_args!("{before:x?}, then {after:x?}"),
+        format_args!("MIDR and level of FEAT_BBM {before:x?}, then {after:x?}"),
     );
     const REASONS: [&str; 7] = ["sync", "irq", "fiq", "psci", "ripas_change", "host_call", "serror"];
     for (reason, name) in REASONS.iter().enumerate() {

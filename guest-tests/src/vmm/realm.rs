@@ -247,7 +247,7 @@ impl Realm {
                 },
             }
         }
-        taken.into_iter().try_for_each(undelegate)
+        taken.iter().try_for_each(|&pa| undelegate(pa))
     }
 
     /// Puts together what can be in the blocks that `base..top` touches. Returns how many tables came back.
@@ -416,7 +416,7 @@ impl Realm {
         Ok(())
     }
 
-    /// Whether it has the devices of [`devices`](super::devices).
+    /// Whether it has devices.
     pub fn has_devices(&self) -> bool {
         self.plan.devices.is_some()
     }

@@ -12,7 +12,6 @@ const FLAGS: u64 = 0x18;
 const LINE_CONTROL: u64 = 0x2c;
 const CONTROL: u64 = 0x30;
 const MASK: u64 = 0x38;
-const CLEAR: u64 = 0x44;
 const RECEIVE_EMPTY: u32 = 1 << 4;
 /// Something has come, or has been there for some time.
 const RECEIVED: u32 = 1 << 4 | 1 << 6;
@@ -27,12 +26,11 @@ fn write(offset: u64, value: u32) {
     unsafe { ((UART + offset) as *mut u32).write_volatile(value) };
 }
 
-/// Begins to receive, with FIFO.
+/// Begins to receive, with FIFO. What is there already raises no interrupt: it is to be taken.
 pub fn start() {
     // Eight bits, FIFO; the UART on, both ways.
     write(LINE_CONTROL, 0b11 << 5 | 1 << 4);
     write(CONTROL, 1 << 9 | 1 << 8 | 1);
-    write(CLEAR, RECEIVED);
     listen(true);
 }
 

@@ -168,19 +168,39 @@ impl<'a, C: Call> Psci<'a, C> {
     /// Answers `function` for CPU number `me` (an index of the list given to [`Psci::new`]), or nothing if it is
     /// none of those relayed.
     pub fn call(&self, power: &impl Power, me: usize, function: u32, args: [u64; 3]) -> Option<i64> {
+        self.call_unless_left(power, me, (function, args), || ())
+    }
+
+    /// The same; `leaving` is called before the firmware is asked for what the CPU, or any, may not come back from.
+    pub fn call_unless_left(
+        &self,
+        power: &impl Power,
+        me: usize,
+        (function, args): (u32, [u64; 3]),
+        leaving: impl FnOnce(),
+    ) -> Option<i64> {
         // The 32-bit convention passes the lower halves (SMCCC, "Argument passing").
         let args = if function & SMC64 != 0 { args } else { args.map(|a| a & 0xffff_ffff) };
         Some(match function {
             PSCI_CPU_ON_32 | PSCI_CPU_ON_64 => {
                 self.cpu_on(power, args[0], HostEntry { pc: args[1], context: args[2] })
             }
-            PSCI_CPU_OFF => self.cpu_off(power, me),
+            PSCI_CPU_OFF => {
+                leaving();
+                self.cpu_off(power, me)
+            }
             PSCI_CPU_SUSPEND_32 | PSCI_CPU_SUSPEND_64 => {
+                leaving();
                 self.cpu_suspend(power, me, args[0], HostEntry { pc: args[1], context: args[2] })
             }
             PSCI_AFFINITY_INFO_32 | PSCI_AFFINITY_INFO_64 => self.affinity_info(function, args),
             PSCI_FEATURES => features::<C>(args[0] as u32),
-            _ if is_relayed(function) => firmware::<C>(function, args),
+            _ if is_relayed(function) => {
+                if !matches!(function, PSCI_VERSION | PSCI_MIGRATE_INFO_TYPE) {
+                    leaving();
+                }
+                firmware::<C>(function, args)
+            }
             _ => return None,
         })
     }
@@ -241,14 +261,6 @@ impl<'a, C: Call> Psci<'a, C> {
         }
         firmware::<C>(function, args)
     }
-}
-
-/// Calls from which the CPU, or any of them, may not come back.
-pub fn is_to_leave(function: u32) -> bool {
-    matches!(
-        function & !SMC64,
-        PSCI_CPU_SUSPEND_32 | PSCI_CPU_OFF | PSCI_SYSTEM_OFF | PSCI_SYSTEM_RESET | PSCI_SYSTEM_RESET2_32
-    )
 }
 
 /// Calls that go through unchanged.
@@ -480,6 +492,25 @@ mod tests {
             let features = || psci.call(board, 0, PSCI_FEATURES, [PSCI_CPU_SUSPEND_64.into(), 0, 0]);
             assert_eq!((features(), features()), (Some(EXTENDED_FORMAT), Some(-1)));
         });
+    }
+
+    #[test]
+    fn who_leaves_is_told_before_the_firmware_is_asked() {
+        let told = |function| {
+            let told = std::cell::Cell::new(false);
+            with(&[-3, -3], |psci, board| {
+                psci.cpus[1].arrived();
+                psci.call_unless_left(board, 1, (function, [0; 3]), || {
+                    assert!(ASKED.with_borrow(Vec::is_empty));
+                    told.set(true);
+                });
+            });
+            told.get()
+        };
+        assert!(
+            [PSCI_CPU_OFF, PSCI_CPU_SUSPEND_64, PSCI_SYSTEM_OFF, PSCI_SYSTEM_RESET2_32].into_iter().all(told)
+        );
+        assert!(![PSCI_VERSION, PSCI_FEATURES, PSCI_CPU_ON_64, 0x8400_0050].into_iter().any(told));
     }
 
     #[test]

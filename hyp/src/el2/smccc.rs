@@ -12,7 +12,7 @@ use smccc::arch::{
 
 use super::exits::Exits;
 use super::pages::{self, Pages};
-use super::psci::{self, NOT_SUPPORTED, Power, Psci};
+use super::psci::{NOT_SUPPORTED, Power, Psci};
 
 /// The version of the convention that the host is given: 1.2.
 pub const VERSION: i64 = 0x1_0002;
@@ -77,14 +77,12 @@ impl<C: Call> Services<'_, C> {
     ) {
         let function = x[0] as u32;
         let [_, args @ ..] = *x;
-        if psci::is_to_leave(function) {
-            handler.leaving();
-        }
         if let Some(answer) = self.general(function, args[0] as u32) {
             x[0] = answer as u64;
-        } else if let Some(answer) =
-            self.psci.as_ref().and_then(|psci| psci.call(power, me, function, [args[0], args[1], args[2]]))
-        {
+        } else if let Some(answer) = self.psci.as_ref().and_then(|psci| {
+            let args = [args[0], args[1], args[2]];
+            psci.call_unless_left(power, me, (function, args), || handler.leaving())
+        }) {
             x[0] = answer as u64;
         } else if function == CALL_UID {
             x[..4].copy_from_slice(&UID);

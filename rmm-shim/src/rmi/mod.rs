@@ -63,6 +63,9 @@ impl From<FailureCondition> for Reply {
     }
 }
 
+/// Where it is said why a REC was left, of calls that are told.
+pub type Told<'t> = Option<&'t mut Option<trace::Exit>>;
+
 /// What a command ends with: `Err` is a failure condition's reply.
 pub type Outcome = Result<Reply, Reply>;
 
@@ -73,17 +76,39 @@ pub const INPUT: Reply = Reply { status: RmiStatus::ErrorInput, outputs: [0; OUT
 pub fn call<W: World>(monitor: &Monitor<W>, x: &mut [u64; 18]) -> bool {
     let (fid, no_sve) = split_sve_hint(x[0] as u32);
     let Ok(command) = RmiCommand::from_fid(fid) else { return false };
-    let before = monitor.trace.of_host().then(|| monitor.before_call(command, x));
+    if monitor.trace.of_host() {
+        answer_and_tell(monitor, command, x, !no_sve);
+    } else if command == RmiCommand::Version {
+        // The one that needs nothing of the monitor.
+        finish(x, features::version(input::Version::from_registers(args(x))));
+    } else {
+        finish(x, answer(monitor, command, x, !no_sve, None));
+    }
+    true
+}
+
+/// Answers a call and tells it.
+#[cold]
+#[inline(never)]
+fn answer_and_tell<W: World>(
+    monitor: &Monitor<W>,
+    command: RmiCommand,
+    x: &mut [u64; 18],
+    host_has_sve: bool,
+) {
+    let before = monitor.before_call(command, x);
     let mut exit = None;
-    let Reply { status, outputs } =
-        answer(monitor, command, x, !no_sve, &mut exit).unwrap_or_else(|failure| failure);
+    finish(x, answer(monitor, command, x, host_has_sve, Some(&mut exit)));
+    monitor.after_call(command, &before, exit, x);
+}
+
+/// Puts what a command ended with where its caller finds it.
+#[inline(always)]
+fn finish(x: &mut [u64; 18], outcome: Outcome) {
+    let Reply { status, outputs } = outcome.unwrap_or_else(|failure| failure);
     x[0] = status.bits();
     x[1..=OUTPUTS].copy_from_slice(&outputs);
     x[1 + OUTPUTS..RESULTS].fill(0);
-    if let Some(before) = &before {
-        monitor.after_call(command, before, exit, x);
-    }
-    true
 }
 
 /// The first `N` arguments.
@@ -92,20 +117,19 @@ fn args<const N: usize>(x: &[u64; 18]) -> [u64; N] {
     core::array::from_fn(|index| x[1 + index])
 }
 
-/// Why a REC was left is put into `exit` if calls are told. There is one who asks: so all of this is in its place.
-#[inline(always)]
+#[inline(never)]
 fn answer<W: World>(
     monitor: &Monitor<W>,
     command: RmiCommand,
     x: &[u64; 18],
     host_has_sve: bool,
-    exit: &mut Option<trace::Exit>,
+    told: Told<'_>,
 ) -> Outcome {
     use RmiCommand::*;
     let lock: &mut Locked<'_, W> = &mut match command {
         // It gives the lock back while the realm runs.
         RecEnter => {
-            return rec::enter(monitor, input::RecEnter::from_registers(args(x)), host_has_sve, exit);
+            return rec::enter(monitor, input::RecEnter::from_registers(args(x)), host_has_sve, told);
         }
         _ => monitor.lock(),
     };

@@ -4,7 +4,7 @@
 
 use core::cell::RefCell;
 
-use hyp::el2::vcpu::{Exit, Vcpu};
+use hyp::el2::vcpu::{Exit, Running, Vcpu};
 use hyp::mapping::{Address, Pa};
 use hyp::owner::{HostPage, Keeper};
 use rmm_abi::v1_0::psci::{PsciCommand, PsciReturnCode};
@@ -14,7 +14,7 @@ use rmm_abi::v1_0::rmi::{
 use rmm_abi::v1_0::rmi::{RmiRecCreateFlags, RmiRecMpidr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{INPUT, Outcome, Reply};
+use super::{INPUT, Outcome, Reply, Told};
 use crate::exits::{self, Here, Left, Next, Off};
 use crate::measurement;
 use crate::monitor::{Locked, Monitor};
@@ -209,7 +209,7 @@ pub fn enter<W: World>(
     monitor: &Monitor<W>,
     input: input::RecEnter,
     host_has_sve: bool,
-    told: &mut Option<trace::Exit>,
+    told: Told<'_>,
 ) -> Outcome {
     input.check()?;
     let world = &monitor.world;
@@ -240,7 +240,7 @@ pub fn enter<W: World>(
     }
 
     // From here on it succeeds.
-    let waiting = if monitor.trace.of_realms() { trace::waiting(rec) } else { None };
+    let waiting = if monitor.trace.of_realms() { trace::Made::before(rec) } else { None };
     let Aligned(record) = &mut Aligned(RmiRecExit::zeroed());
     let missing = apply(&lock, realm, rec, flags, entered, record, &features);
     let (rd, ipa_width, mpidr, knows_rsi) = (realm.rd, realm.ipa_width, rec.mpidr, realm.knows_rsi.clone());
@@ -250,12 +250,12 @@ pub fn enter<W: World>(
     let (mut vcpu, attestation) = running.parts();
     let here = Here { monitor, rd, ipa_width, mpidr, knows_rsi, attestation: RefCell::new(attestation) };
     if let (Some(call), None) = (&waiting, missing) {
-        monitor.tell_call(here.caller(), 0, call, Some(&vcpu.x));
+        monitor.tell_completed(here.caller(), call, &vcpu);
     }
     let left = missing.unwrap_or_else(|| {
         loop {
             let mut decided = None;
-            let exit = world.run(&mut vcpu, &registers, host_has_sve, &mut |running, exit| {
+            let mut decide = |running: &mut Running, exit: &Exit| {
                 let Exit::Synchronous { esr, far, hpfar } = *exit else { return false };
                 match exits::decide(&here, running, (esr, far, hpfar), record) {
                     Next::Realm => true,
@@ -264,15 +264,33 @@ pub fn enter<W: World>(
                         false
                     }
                 }
-            });
+            };
+            let mut answer: &mut dyn FnMut(&mut Running, &Exit) -> bool = &mut decide;
+            // Who tells asks who decides, who has nothing of it.
+            let (mut made, mut telling) = (None, None);
+            if monitor.trace.of_realms() {
+                let decide = core::hint::black_box(answer);
+                answer = telling.insert(|running: &mut Running, exit: &Exit| {
+                    made = trace::Made::of(running, exit);
+                    let goes_on = decide(running, exit);
+                    if let Some(made) = made.as_ref().filter(|_| goes_on) {
+                        monitor.tell_answered(here.caller(), made, running);
+                    }
+                    goes_on
+                });
+            }
+            let exit = world.run(&mut vcpu, &registers, host_has_sve, answer);
+            if let Some(made) = &made {
+                monitor.tell_passed_on(here.caller(), made, record);
+            }
             if let Some(left) = exits::resolve(&here, &mut vcpu, exit, decided, record) {
                 break left;
             }
         }
     });
     exits::tell_always(record, &mut vcpu, features.list_registers);
-    if monitor.trace.of_host() {
-        *told = Some(trace::Exit::of(record));
+    if let Some(told) = told {
+        trace::Exit::tell(record, told);
     }
     drop((vcpu, here));
 

@@ -24,7 +24,6 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::exits::{Here, Left, Next};
 use crate::measurement;
 use crate::rec::{Pending, RipasChange};
-use crate::trace;
 use crate::world::World;
 use hyp::el2::vcpu::{Running, Vcpu};
 use memory::Missing;
@@ -52,7 +51,6 @@ fn reply<const N: usize>(x: &mut [u64; 31], status: RsiStatus, outputs: [u64; N]
 /// Answers an SMC that needs nothing but the caller's registers, x0 to x30, whose syndrome is `esr`. False if it is another one.
 ///
 /// For who switches worlds: it may ask before it saves anything else. The realm goes on after the SMC.
-#[inline(always)]
 pub fn answer_alone(x: &mut [u64; 31], esr: u64) -> bool {
     // SMCCC has calls with immediate 0 only.
     if esr & IMMEDIATE != 0 {
@@ -93,43 +91,11 @@ fn version(x: &mut [u64; 31]) {
     reply(x, status, [lower, higher]);
 }
 
-/// Answers an SMC of the realm's, or says what the host has to do with it. There is one who asks: so all of this is in its place.
-#[inline(always)]
+/// Answers an SMC of the realm's, or says what the host has to do with it.
 pub fn call<W: World>(here: &Here<'_, W>, running: &mut Running, esr: u64, record: &mut RmiRecExit) -> Next {
     if split_sve_hint(running.x[0] as u32).0 == RsiCommand::Version.fid() && esr & IMMEDIATE == 0 {
         here.meets_rsi();
     }
-    let is_told = here.monitor.trace.of_realms();
-    let before = is_told.then(|| trace::head(&running.x));
-    let next = answer(here, running, esr, record);
-    if let Some(before) = before {
-        tell(here, running, esr & IMMEDIATE, &before, (&next, record));
-    }
-    next
-}
-
-/// Tells a call with what came of it.
-#[cold]
-#[inline(never)]
-fn tell<W: World>(
-    here: &Here<'_, W>,
-    running: &Running,
-    immediate: u64,
-    before: &trace::Head,
-    (next, record): (&Next, &RmiRecExit),
-) {
-    let after = match next {
-        Next::Realm | Next::Then(_) => Some(&running.x),
-        Next::Host(Left { pending: Pending::RipasChange | Pending::HostCall(_), .. }) => return,
-        Next::Host(_) if record.exit_reason == RmiRecExitReason::Psci.bits() => None,
-        // For want of memory: it is executed again.
-        Next::Host(_) => return,
-    };
-    here.monitor.tell_call(here.caller(), immediate, before, after);
-}
-
-#[inline(always)]
-fn answer<W: World>(here: &Here<'_, W>, running: &mut Running, esr: u64, record: &mut RmiRecExit) -> Next {
     if answer_alone(&mut running.x, esr) {
         running.advance();
         return Next::Realm;
@@ -178,7 +144,6 @@ fn args<const N: usize>(running: &Running) -> [u64; N] {
     core::array::from_fn(|index| running.x[1 + index])
 }
 
-#[inline(always)]
 fn command_of_rsi<W: World>(
     here: &Here<'_, W>,
     running: &mut Running,

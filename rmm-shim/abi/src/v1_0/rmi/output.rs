@@ -47,11 +47,11 @@ registers! {
         /// The level at which the walk ended (UInt64 in the specification, which does not say how level -1 is told: sign-extended here,
         /// as in TF-RMM).
         walk_level: i64,
-        /// An [`RmiRttEntryState`](super::RmiRttEntryState).
+        /// An [`RmiRttEntryState`].
         state: u8 as RmiRttEntryState,
         /// What the entry says: only the address of what is protected or a table, nothing of what is unassigned.
         desc: UnprotectedDescriptor,
-        /// An [`RmiRipas`](super::RmiRipas).
+        /// An [`RmiRipas`].
         ripas: u8 as RmiRipas,
     }
     /// Output values of RMI_RTT_SET_RIPAS (B4.3.21).

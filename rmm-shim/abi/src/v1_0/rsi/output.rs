@@ -25,7 +25,7 @@ registers! {
     IpaStateGet[2] {
         /// End of the IPAs, from the base on, that have this RIPAS.
         out_top: u64,
-        /// An [`RsiRipas`](super::RsiRipas).
+        /// An [`RsiRipas`].
         ripas: u8 as RsiRipas,
     }
     /// Output values of RSI_IPA_STATE_SET (B5.3.6).
