@@ -74,6 +74,8 @@ mod quiet;
 mod seal;
 #[cfg(target_arch = "aarch64")]
 pub mod settings;
+#[cfg(target_arch = "aarch64")]
+pub mod sha256;
 #[cfg(all(target_arch = "aarch64", feature = "stand-in"))]
 pub mod stand_in;
 #[cfg(target_arch = "aarch64")]
