@@ -284,3 +284,36 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_realms_tree_has_no_bus_masters_and_nothing_random_and_all_else() {
+    let granules = Range::new(0x7fa0_0000, 6 * MIB).unwrap();
+    let of_realm = Changes { of_realm: Some(granules), ..changes() };
+    let tree = host_tree(QEMU, &of_realm).unwrap();
+    let (original, fdt) = (Fdt::new(QEMU).unwrap(), Fdt::new(&tree).unwrap());
+    let is_random = |name: &str| matches!(name, "kaslr-seed" | "rng-seed");
+    let mut gone = 0;
+    for node in original.root().children() {
+        let is_there = fdt.root().child(node.name()).is_some();
+        assert_eq!(is_there, !host_tree::is_bus_master(node), "{}", node.name());
+        gone += u32::from(!is_there);
+    }
+    // 32 of virtio, PCIe, the firmware's configuration.
+    assert!(gone >= 34, "{gone}");
+    let chosen = fdt.root().child("chosen").unwrap();
+    assert!(chosen.properties().all(|property| !is_random(property.name())));
+    assert!(fdt.find_node("/intc@8000000/its@8080000").is_some());
+    let machine = read(&tree).unwrap();
+    assert_eq!(ends(&machine.no_map), [(0x4020_0000, 0x4040_0000), (0x7fa0_0000, 0x8000_0000)]);
+    assert!(
+        !tree.windows(8).any(|words| words == [0, 0, 0, 4, 0, 0, 0, 4]),
+        "what was removed takes no room"
+    );
+    let devices = host_tree::devices(fdt).unwrap();
+    let has = |address: u64| devices.iter().any(|range| range.contains(address));
+    // Distributor, redistributors, ITS, UART, clock; not virtio, the firmware's configuration, PCIe's windows, RAM.
+    assert!([0x0800_0000, 0x080a_0000, 0x0808_0000, 0x0900_0000, 0x0901_0000].into_iter().all(has));
+    assert!(![0x0a00_0000, 0x0902_0000, 0x1000_0000, 0x40_1000_0000, 0x4000_0000].into_iter().any(has));
+    // The same each time, whatever the seeds.
+    assert_eq!(tree, host_tree(QEMU, &of_realm).unwrap());
+}

@@ -294,17 +294,21 @@ impl<W: World, B: Board> Policy<W, B> {
         self.with_tables(granules, (ipa, level), RmiCommand::RttMapUnprotected, &inputs).map(drop)
     }
 
-    /// Makes the change of RIPAS that a REC has asked for.
+    /// Makes the change of RIPAS that a REC has asked for, to RAM where the machine has RAM for it. Whether all of it was made.
     pub(super) fn change_ripas(
         &self,
         rec: u64,
         (base, top): (u64, u64),
         ripas: Option<RmiRipas>,
-    ) -> Result<(), Problem> {
+    ) -> Result<bool, Problem> {
         let granules = &mut *self.lock();
         let rd = self.realm()?.rd;
+        let asked = top;
+        let mut top = top;
         if ripas == Some(RmiRipas::Ram) {
-            // What is not RAM of the plan cannot be given: the realm is told how far it came.
+            let part = self.plan.ram.iter().find(|part| part.0 <= base && base < part.1);
+            let Some((_, end)) = part else { return Ok(false) };
+            top = top.min(end);
             self.unmap(granules, (base, top))?;
         }
         let mut at = base;
@@ -325,6 +329,6 @@ impl<W: World, B: Board> Policy<W, B> {
                 self.fold(granules, start, PAGE)?;
             }
         }
-        Ok(())
+        Ok(at >= asked)
     }
 }

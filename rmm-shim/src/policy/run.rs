@@ -161,11 +161,14 @@ impl<W: World, B: Board> Policy<W, B> {
             Ok(RmiRecExitReason::RipasChange) => {
                 self.counts.changes.fetch_add(1, Relaxed);
                 let ripas = RmiRipas::from_bits(exit.ripas_value).ok();
-                self.change_ripas(rec, (exit.ripas_base, exit.ripas_top), ripas)?;
-                Ok(AGAIN)
+                Ok(match self.change_ripas(rec, (exit.ripas_base, exit.ripas_top), ripas)? {
+                    true => AGAIN,
+                    // The realm is told how far it came, and of memory that it does not get more.
+                    false => Then::Enter(RmiRecEnterFlags::RIPAS_RESPONSE),
+                })
             }
             Ok(RmiRecExitReason::Psci) => self.psci(cpu, rec, exit),
-            // Nobody is there to answer; the realm finds what it has passed.
+            // Nobody is there to answer: it finds zeroes.
             Ok(RmiRecExitReason::HostCall) => Ok(AGAIN),
             _ => Err(Problem::Exit(exit.reason, exit.esr, 0)),
         }
@@ -280,7 +283,7 @@ impl<W: World, B: Board> Policy<W, B> {
         self.figure("ripas_changes", counts.changes.load(Relaxed), "changes");
         let hz = self.board.now().1;
         let unit = format_args!("ticks_at_{hz}_Hz");
-        self.say(format_args!("@cloven figure policy.ran {} {unit}", counts.ticks.load(Relaxed)));
+        self.say(format_args!("@cloven figure policy.exits_took {} {unit}", counts.ticks.load(Relaxed)));
         let granules = self.lock().in_use();
         self.figure("granules_at_the_end", granules, "granules");
     }

@@ -442,6 +442,26 @@ fn a_realm_that_runs_out_of_tables_ends_with_a_line() {
 }
 
 #[test]
+fn memory_that_the_machine_has_not_is_refused() {
+    const REJECT: u64 = 1;
+    let scene = Scene::made();
+    let end = scene.policy.plan.granules.start().get();
+    for (base, top, reached) in
+        [(DEVICE & !0xfff, DEVICE + GRANULE, DEVICE), (end - GRANULE, end + GRANULE, end)]
+    {
+        scene.smc(&[RsiCommand::IpaStateSet.fid().into(), base, top, RAM, 0]);
+        scene.step(move |vcpu| {
+            assert_eq!(vcpu.x[..3], [RsiStatus::Success.bits(), reached, REJECT]);
+            Exit::Synchronous { esr: 0x01 << 26, far: 0, hpfar: 0 }
+        });
+    }
+    scene.run();
+    for page in [DEVICE, end] {
+        assert_eq!(scene.rtte(page).1.ripas, RmmRipas::Empty);
+    }
+}
+
+#[test]
 fn memory_that_the_realm_gives_up_and_never_touched_costs_nothing() {
     let scene = Scene::made();
     let runs = scene.policy.counts.given.load(Relaxed);
