@@ -1005,6 +1005,9 @@ impl Lab {
         let told = MachineArgs { lifecycle: given.or(scenario.lifecycle), ..told };
         let timeout = args.machine.timeout_or(scenario.timeout(told.lifecycle.is_given()));
         let is_traced = scenario.append.contains(&trace::ALL);
+        if is_traced {
+            self.qemu.check_trace()?;
+        }
         let trace = is_traced.then(|| trace::Target::new(false)).transpose()?;
         let follow = Follow { timeout, until, trace, ..Follow::default() };
         let seed = scenario.is_hostile().then_some(args.seed);
