@@ -561,7 +561,6 @@ impl Job<'_> {
         let start = Instant::now();
         let mut command = qemu.command(&self.machine, &boot, follow.interactive);
         if let Some(trace) = &follow.trace {
-            qemu.check_trace()?;
             command.args(trace.arguments());
         }
         let (transcript, ended) = qemu::follow(command, &follow, &mut Symbols::new(&self.image.elf))?;
@@ -773,6 +772,10 @@ pub fn run(args: RunArgs) -> Result<bool> {
     let since = Some(Instant::now());
     report::check_json(args.json.as_deref())?;
     args.seen.check()?;
+    if args.seen.is_tracing() {
+        // Before anything is built for it.
+        Qemu::locate()?.check_trace()?;
+    }
     // What EL2 costs is told by test builds.
     let features =
         [(args.compare && !args.realm.realm).then_some(TRIAL), args.hostile.then_some(images::STAND_IN)];

@@ -1182,7 +1182,11 @@ impl Lab {
         let told = MachineArgs { lifecycle: given.or(scenario.lifecycle), ..told };
         let timeout = args.machine.timeout_or(scenario.timeout(told.lifecycle.is_given()));
         let all = scenario.append.contains(&trace::ALL);
-        let trace = (all || scenario.traced).then(|| trace::Target::new(false)).transpose()?;
+        let is_traced = all || scenario.traced;
+        if is_traced {
+            self.qemu.check_trace()?;
+        }
+        let trace = is_traced.then(|| trace::Target::new(false)).transpose()?;
         let traced = scenario.traced.then(|| "cloven.trace=rsi,ripas".to_owned());
         let follow = Follow { timeout, until, trace, ..Follow::default() };
         let seed = scenario.is_hostile().then_some(args.seed);

@@ -31,6 +31,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::DataCreate) -> O
     Ok(Reply::success([]))
 }
 
+#[inline(always)]
 pub fn create_unknown<W: World>(lock: &mut Locked<'_, W>, input: input::DataCreateUnknown) -> Outcome {
     input.check()?;
     let data = granule::at(input.data)?;
@@ -61,6 +62,7 @@ fn assign<W: World>(
     lock.world.assign(data, &realm.party(), &placement, content).map_err(|_| INPUT)
 }
 
+#[inline(always)]
 pub fn destroy<W: World>(lock: &mut Locked<'_, W>, input: input::DataDestroy) -> Outcome {
     input.check()?;
     let realm = lock.find_realm(input.rd)?;

@@ -42,11 +42,13 @@ pub fn are_supported(features: &Features, params: &RmiRealmParams) -> bool {
         && is_within(params.num_wps, register.num_wps())
 }
 
+#[inline(always)]
 pub fn features<W: World>(lock: &mut Locked<'_, W>, input: input::Features) -> Outcome {
     let value = if input.index == 0 { register(&lock.world.features()).bits() } else { 0 };
     Ok(Reply::success(output::Features { value }.to_registers()))
 }
 
+#[inline(always)]
 pub fn version(input: input::Version) -> Outcome {
     let negotiated = negotiate(&[rmm_abi::v1_0::VERSION], input.req).ok_or(INPUT)?;
     let status = if negotiated.success { RmiStatus::Success } else { RmiStatus::ErrorInput };

@@ -14,6 +14,7 @@ pub fn at(address: u64) -> Result<Pa, Reply> {
     Pa::new(address).map_err(|_| INPUT)
 }
 
+#[inline(always)]
 pub fn delegate<W: World>(lock: &mut Locked<'_, W>, input: input::GranuleDelegate) -> Outcome {
     input.check()?;
     // gran_bound, gran_state and gran_gpt are one question: whether the granule is the host's alone.
@@ -21,6 +22,7 @@ pub fn delegate<W: World>(lock: &mut Locked<'_, W>, input: input::GranuleDelegat
     Ok(Reply::success([]))
 }
 
+#[inline(always)]
 pub fn undelegate<W: World>(lock: &mut Locked<'_, W>, input: input::GranuleUndelegate) -> Outcome {
     input.check()?;
     lock.world.undelegate(at(input.addr)?).map_err(|_| INPUT)?;

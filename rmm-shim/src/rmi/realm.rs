@@ -84,6 +84,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RealmCreate) -> 
     Ok(Reply::success([]))
 }
 
+#[inline(always)]
 pub fn activate<W: World>(lock: &mut Locked<'_, W>, input: input::RealmActivate) -> Outcome {
     input.check()?;
     let realm = lock.find_realm(input.rd)?;
@@ -97,6 +98,7 @@ pub fn activate<W: World>(lock: &mut Locked<'_, W>, input: input::RealmActivate)
     Ok(Reply::success([]))
 }
 
+#[inline(always)]
 pub fn destroy<W: World>(lock: &mut Locked<'_, W>, input: input::RealmDestroy) -> Outcome {
     input.check()?;
     let realm = lock.find_realm(input.rd)?;

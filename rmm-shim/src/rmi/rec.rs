@@ -29,6 +29,7 @@ const AUX_COUNT: u64 = 1;
 /// The index of RMI_ERROR_REALM for a realm that is off (B4.3.14).
 const SYSTEM_OFF: u8 = 1;
 
+#[inline(always)]
 pub fn aux_count<W: World>(lock: &mut Locked<'_, W>, input: input::RecAuxCount) -> Outcome {
     input.check()?;
     lock.realm(input.rd).ok_or(INPUT)?;
@@ -91,6 +92,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RecCreate) -> Ou
     Ok(Reply::success([]))
 }
 
+#[inline(always)]
 pub fn destroy<W: World>(lock: &mut Locked<'_, W>, input: input::RecDestroy) -> Outcome {
     input.check()?;
     let rec = lock.rec(input.rec_ptr).ok_or(INPUT)?;
@@ -106,6 +108,7 @@ pub fn destroy<W: World>(lock: &mut Locked<'_, W>, input: input::RecDestroy) -> 
     Ok(Reply::success([]))
 }
 
+#[inline(always)]
 pub fn psci_complete<W: World>(lock: &mut Locked<'_, W>, input: input::PsciComplete) -> Outcome {
     input.check()?;
     let calling = lock.rec(input.calling_rec).ok_or(INPUT)?;

@@ -44,6 +44,7 @@ fn give_back<W: World>(lock: &Locked<'_, W>, number: u16, rtt: Pa) -> Result<u64
     Ok(rtt.get())
 }
 
+#[inline(always)]
 pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RttCreate) -> Outcome {
     input.check()?;
     let rtt = granule::at(input.rtt)?;
@@ -59,6 +60,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RttCreate) -> Ou
     Ok(Reply::success([]))
 }
 
+#[inline(always)]
 pub fn destroy<W: World>(lock: &mut Locked<'_, W>, input: input::RttDestroy) -> Outcome {
     input.check()?;
     let realm = lock.find_realm(input.rd)?;
@@ -82,6 +84,7 @@ pub fn destroy<W: World>(lock: &mut Locked<'_, W>, input: input::RttDestroy) -> 
     Ok(Reply::success(output::RttDestroy { rtt, top: probe.next_live }.to_registers()))
 }
 
+#[inline(always)]
 pub fn fold<W: World>(lock: &mut Locked<'_, W>, input: input::RttFold) -> Outcome {
     input.check()?;
     let realm = lock.find_realm(input.rd)?;
@@ -101,6 +104,7 @@ pub fn fold<W: World>(lock: &mut Locked<'_, W>, input: input::RttFold) -> Outcom
     Ok(Reply::success(output::RttFold { rtt }.to_registers()))
 }
 
+#[inline(always)]
 pub fn init_ripas<W: World>(lock: &mut Locked<'_, W>, input: input::RttInitRipas) -> Outcome {
     input.check()?;
     let realm = lock.find_realm(input.rd)?;
@@ -123,6 +127,7 @@ pub fn init_ripas<W: World>(lock: &mut Locked<'_, W>, input: input::RttInitRipas
     Ok(Reply::success(output::RttInitRipas { out_top: to }.to_registers()))
 }
 
+#[inline(always)]
 pub fn set_ripas<W: World>(lock: &mut Locked<'_, W>, input: input::RttSetRipas) -> Outcome {
     input.check()?;
     let realm = lock.find_realm(input.rd)?;
@@ -145,6 +150,7 @@ pub fn set_ripas<W: World>(lock: &mut Locked<'_, W>, input: input::RttSetRipas) 
     Ok(Reply::success(output::RttSetRipas { out_top: range.top }.to_registers()))
 }
 
+#[inline(always)]
 pub fn read_entry<W: World>(lock: &mut Locked<'_, W>, input: input::RttReadEntry) -> Outcome {
     input.check()?;
     let realm = lock.find_realm(input.rd)?;
@@ -169,6 +175,7 @@ pub fn read_entry<W: World>(lock: &mut Locked<'_, W>, input: input::RttReadEntry
     Ok(Reply::success(output.to_registers()))
 }
 
+#[inline(always)]
 pub fn map_unprotected<W: World>(lock: &mut Locked<'_, W>, input: input::RttMapUnprotected) -> Outcome {
     input.check()?;
     input.check_descriptor(false)?;
@@ -187,6 +194,7 @@ pub fn map_unprotected<W: World>(lock: &mut Locked<'_, W>, input: input::RttMapU
     Ok(Reply::success([]))
 }
 
+#[inline(always)]
 pub fn unmap_unprotected<W: World>(lock: &mut Locked<'_, W>, input: input::RttUnmapUnprotected) -> Outcome {
     input.check()?;
     let realm = lock.find_realm(input.rd)?;
