@@ -214,6 +214,7 @@ mod tests {
         let mut attestation = none();
         let len = attestation.begin(&claims(RmiHashAlgorithm::Sha512), &CHOSEN).unwrap();
         assert_eq!(whole(&mut attestation, 100).len(), len);
+        assert_eq!(len, 1473);
         assert!(len <= ROOM, "{len}");
         let mut shorter = none();
         let shorter = shorter.begin(&claims(RmiHashAlgorithm::Sha256), &CHOSEN).unwrap();
