@@ -5,6 +5,7 @@
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
+use hyp::el2::guests::Advertised;
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::mapping::{Address, Capabilities, GRANULE, Ipa, Mmu, Pa, Range, State};
@@ -27,6 +28,8 @@ pub trait Cpus {
     fn capabilities(&self) -> Capabilities;
     /// See [`World::id_view`].
     fn id_view(&self) -> &IdView;
+    /// See [`World::advertised`].
+    fn advertised(&self) -> Advertised;
     /// See [`World::entry_features`].
     fn entry_features(&self) -> EntryFeatures;
     /// See [`World::mmu`].
@@ -55,6 +58,8 @@ pub trait Cpus {
     }
     /// See [`World::wait`].
     fn wait(&self);
+    /// See [`World::stand`].
+    fn stand<T>(&self, work: impl FnOnce() -> T) -> T;
     /// See [`World::moment`].
     fn moment(&self) -> Moment;
 }
@@ -116,6 +121,9 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     }
     fn id_view(&self) -> &IdView {
         self.cpus.id_view()
+    }
+    fn advertised(&self) -> Advertised {
+        self.cpus.advertised()
     }
     fn entry_features(&self) -> EntryFeatures {
         self.cpus.entry_features()
@@ -246,6 +254,9 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     }
     fn wait(&self) {
         self.cpus.wait();
+    }
+    fn stand<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.cpus.stand(work)
     }
     fn moment(&self) -> Moment {
         self.cpus.moment()

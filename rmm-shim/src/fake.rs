@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
+use hyp::el2::guests::Advertised;
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::mapping::mmu::Linear;
@@ -140,6 +141,10 @@ pub struct FakeCpus {
     pub moment: Mutex<Moment>,
     /// Where realms that have never asked RSI_VERSION were told that there is nothing.
     pub lost: Mutex<Vec<u64>>,
+    /// How often something was done that nobody waits for.
+    pub stood: AtomicUsize,
+    /// What guests are shown.
+    pub advertised: Mutex<Advertised>,
     view: IdView,
 }
 
@@ -154,6 +159,9 @@ impl Cpus for FakeCpus {
     }
     fn id_view(&self) -> &IdView {
         &self.view
+    }
+    fn advertised(&self) -> Advertised {
+        *self.advertised.lock().unwrap()
     }
     fn entry_features(&self) -> EntryFeatures {
         EntryFeatures::default()
@@ -194,6 +202,10 @@ impl Cpus for FakeCpus {
     }
     fn wait(&self) {
         std::thread::yield_now();
+    }
+    fn stand<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.stood.fetch_add(1, SeqCst);
+        work()
     }
     fn moment(&self) -> Moment {
         *self.moment.lock().unwrap()
@@ -273,6 +285,8 @@ impl Fake {
             runs: AtomicUsize::new(0),
             moment: Mutex::default(),
             lost: Mutex::default(),
+            stood: AtomicUsize::new(0),
+            advertised: Mutex::default(),
             view: IdView::of(|_, _| 0),
         };
         Self {

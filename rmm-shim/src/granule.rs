@@ -142,15 +142,17 @@ impl<W: World> Locked<'_, W> {
         self.world.unkeep(granule(rd), number, Purpose::Descriptor)
     }
 
-    /// Ends the REC at `at`, which does not run.
+    /// Ends the REC at `at`, which does not run: its granule is delegated again, and its auxiliary one.
     ///
     /// # Errors
-    /// [`OwnerError`]; it is as it was.
+    /// [`OwnerError`] of the REC's granule: both are as they were.
     pub fn end_rec(&mut self, at: Pa, number: u16) -> Result<(), OwnerError> {
         let Some(aux) = self.rec(at.get()).map(|rec| rec.aux) else { return Ok(()) };
-        // Nothing in them has anything to give back.
-        self.world.unkeep(granule(aux), number, Purpose::Aux)?;
-        self.world.unkeep(granule(at), number, Purpose::Rec)
+        // Nothing in them has anything to give back. The REC goes first: there is none whose auxiliary granule is somebody else's.
+        self.world.unkeep(granule(at), number, Purpose::Rec)?;
+        // It is kept for this, as a page of its own, so it needs no table. If it failed the granule would stay nobody's.
+        let _ = self.world.unkeep(granule(aux), number, Purpose::Aux);
+        Ok(())
     }
 
     /// Makes the REC at `rec` the running CPU's: to be given back with [`Locked::stopped`].

@@ -8,7 +8,7 @@ use core::fmt;
 use arm_sysregs::el0::accessors::{read_cntfrq_el0, read_cntpct_el0};
 use hyp::el2::boot::{El2Mmu, Guest, HostMmu, Reside};
 use hyp::el2::fault;
-use hyp::el2::guests::Traced;
+use hyp::el2::guests::{Advertised, Traced};
 use hyp::el2::host::{Resident, call_psci};
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::parties::{Parties, RealmMmu};
@@ -55,6 +55,9 @@ impl Cpus for Machine {
     }
     fn id_view(&self) -> &IdView {
         &self.switch.view
+    }
+    fn advertised(&self) -> Advertised {
+        self.parties.advertised
     }
     fn entry_features(&self) -> EntryFeatures {
         self.parties.entry
@@ -104,6 +107,9 @@ impl Cpus for Machine {
     }
     fn wait(&self) {
         Parties::wait();
+    }
+    fn stand<T>(&self, work: impl FnOnce() -> T) -> T {
+        Parties::stand(work)
     }
     fn moment(&self) -> Moment {
         let (cpu, ticks, frequency) = Parties::moment();

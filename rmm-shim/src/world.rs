@@ -4,6 +4,7 @@
 
 use core::ptr::NonNull;
 
+use hyp::el2::guests::Advertised;
 use hyp::el2::inject::EntryFeatures;
 use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
 use hyp::mapping::{Capabilities, Ipa, Mmu, Pa, Range, State};
@@ -28,8 +29,9 @@ pub struct Features {
     pub intid_bits: u32,
 }
 
-/// All that the commands want of the machine. Each call is made with the monitor's lock, but for [`run`](World::run), [`wait`](World::wait), [`is_lost`](World::is_lost),
-/// [`id_view`](World::id_view), [`entry_features`](World::entry_features) and [`moment`](World::moment).
+/// All that the commands want of the machine. Each call is made with the monitor's lock, but for [`run`](World::run), [`wait`](World::wait), [`stand`](World::stand),
+/// [`is_lost`](World::is_lost), [`id_view`](World::id_view), [`advertised`](World::advertised), [`entry_features`](World::entry_features) and
+/// [`moment`](World::moment).
 ///
 /// Addresses that a host or a realm has passed may be given to [`granule`](World::granule) and to what reads or writes the host's memory; all
 /// other calls are refused if a granule is not what they take.
@@ -46,6 +48,8 @@ pub unsafe trait World {
     fn capabilities(&self) -> Capabilities;
     /// What realms see of the machine's ID registers.
     fn id_view(&self) -> &IdView;
+    /// What of that is not the machine's own, as its command line has it: the same for as long as it runs.
+    fn advertised(&self) -> Advertised;
     /// What the machine has that changes how an exception is taken.
     fn entry_features(&self) -> EntryFeatures;
     /// The MMU for the map that `registers` install, under a VMID that no other map has.
@@ -161,6 +165,9 @@ pub unsafe trait World {
     }
     /// Called in each turn of a loop that waits for the lock.
     fn wait(&self);
+    /// Does `work`, which may take long: who changes EL2's map does not wait for it. It touches nothing but the image and the CPU's stack. Without
+    /// the lock.
+    fn stand<T>(&self, work: impl FnOnce() -> T) -> T;
     /// The calling CPU, and what its counter says.
     fn moment(&self) -> Moment;
 }

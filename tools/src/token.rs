@@ -1,8 +1,8 @@
 //! A CCA attestation token: verified and shown.
 //!
-//! Invariant: written from the specification alone (DEN0137 A7.2.3, draft-ffm-rats-cca-token-03, RFC 9052), on other crates than the one that makes tokens
-//! here: so neither can hide a mistake of the other. Who trusts what is verified trusts the platform's key, and the one that is known here is
-//! a test key that everybody has.
+//! Invariant: written from the specification alone (DEN0137 1.0-rel0 A7.2.3, whose profiles are those of draft-ffm-rats-cca-token-00; RFC 9052), on other
+//! crates than the one that makes tokens here: so neither can hide a mistake of the other. Who trusts what is verified trusts the platform's key, and
+//! the one that is known here is a test key that everybody has. Tokens of later drafts and of RMM 2.0 have another form, and are refused by name.
 
 use std::{fmt, fs, path::PathBuf};
 
@@ -23,6 +23,8 @@ const TEST_KEY: &str = "04de3b4f4e5e73182ecc227fb87419753c574701278e6268226c81d8
 
 /// cca-token-collection, and its keys.
 const TAG_TOKEN: u64 = 399;
+/// What later drafts, and RMM 2.0, have in its place: its parts are wrapped once more, and have other profiles.
+const TAG_LATER: u64 = 907;
 const PLATFORM: i128 = 44234;
 const REALM: i128 = 44241;
 const REALM_PROFILE: &str = "tag:arm.com,2023:realm#1.0.0";
@@ -261,8 +263,14 @@ pub fn verify(token: &[u8], expected: Expected<'_>) -> Result<Claims, TokenError
 /// The platform's part and the realm's.
 fn parts(token: &[u8]) -> Result<(Vec<u8>, Vec<u8>), TokenError> {
     let wrong = |why: &str| TokenError::Collection(why.to_owned());
-    let Value::Tag(TAG_TOKEN, map) = decode(token).map_err(TokenError::NotCbor)? else {
-        return Err(wrong("it has not the tag 399"));
+    let map = match decode(token).map_err(TokenError::NotCbor)? {
+        Value::Tag(TAG_TOKEN, map) => map,
+        Value::Tag(TAG_LATER, _) => {
+            return Err(wrong(
+                "it has the tag 907, of RMM 2.0 and later drafts; what is verified here is that of RMM 1.0, with the tag 399",
+            ));
+        }
+        _ => return Err(wrong("it has not the tag 399")),
     };
     let Value::Map(entries) = *map else { return Err(wrong("it is no map")) };
     let (mut platform, mut realm) = (None, None);
@@ -304,6 +312,10 @@ fn opened(
         Some(other) => return Err(TokenError::Algorithm(part, format!("{other:?}"))),
         None => return Err(TokenError::Algorithm(part, "nothing that it names".to_owned())),
     }
+    // RFC 9052 3.1: who does not understand what is named there fails. Nothing is understood but the algorithm.
+    if [&envelope.protected.header, &envelope.unprotected].iter().any(|header| !header.crit.is_empty()) {
+        return Err(TokenError::Envelope(part, "it names headers that have to be understood".to_owned()));
+    }
     let Some(payload) = &envelope.payload else {
         return Err(TokenError::Envelope(part, "it has no payload".to_owned()));
     };
@@ -326,6 +338,10 @@ fn named_key(bytes: &[u8]) -> Result<VerifyingKey, TokenError> {
     };
     if key.kty != coset::KeyType::Assigned(iana::KeyType::EC2) {
         return Err(wrong("is not of an elliptic curve with two coordinates"));
+    }
+    let es384 = coset::RegisteredLabelWithPrivate::Assigned(iana::Algorithm::ES384);
+    if key.alg.as_ref().is_some_and(|algorithm| *algorithm != es384) {
+        return Err(wrong("is for another algorithm than ES384"));
     }
     if param(iana::Ec2KeyParameter::Crv).and_then(Value::as_integer) != Some(2.into()) {
         return Err(wrong("is not of the curve P-384"));

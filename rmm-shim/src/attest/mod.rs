@@ -13,18 +13,18 @@
 //!
 //! A signature takes long, and no interrupt is taken while EL2 makes it. So RSI_ATTESTATION_TOKEN_CONTINUE makes one at a time, answers
 //! RSI_INCOMPLETE with no bytes, and is called again, from a realm that its host can interrupt. The platform's token is the same for every realm: its
-//! signature is made once ([`Attestation::sign`]).
+//! signature is made once ([`Attestation::unsigned`]).
 
 mod sign;
 mod token;
 
 pub use sign::SIGNATURE;
-pub use token::Claims;
+pub use token::{Claims, Config};
 
 use hyp::mapping::GRANULE;
 use zerocopy::FromZeros;
 
-use sign::Key;
+use sign::{Hash, Key};
 use token::{Full, Places, Signed};
 
 /// Bytes that a token has at most: `the_longest_token_fits`.
@@ -61,14 +61,28 @@ const _: () = assert!(size_of::<Attestation>() <= GRANULE as usize);
 /// The signature of the platform's token, once it is made.
 pub type PlatformSignature = [u8; SIGNATURE];
 
+/// A signature that a token misses: what it is made of, apart from the granule that the token is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsigned {
+    key: Key,
+    hash: Hash,
+}
+
+impl Unsigned {
+    /// Makes it; none if there is no key. Long: some millions of instructions, which touch the image and the stack alone.
+    pub fn sign(&self) -> Option<[u8; SIGNATURE]> {
+        sign::sign(self.key, &self.hash)
+    }
+}
+
 impl Attestation {
-    /// Begins a token with these claims, and ends what was begun before: the number of its bytes.
+    /// Begins a token with these claims on a platform with `config`, which is always the same, and ends what was begun before: the number of its bytes.
     ///
     /// # Errors
     /// [`Full`]: there is none now.
-    pub fn begin(&mut self, claims: &Claims<'_>) -> Result<usize, Full> {
+    pub fn begin(&mut self, claims: &Claims<'_>, config: &Config) -> Result<usize, Full> {
         (self.stage, self.sent) = (Stage::None, 0);
-        (self.len, self.places) = token::write(&mut self.bytes, claims)?;
+        (self.len, self.places) = token::write(&mut self.bytes, claims, config)?;
         self.stage = Stage::Claimed;
         Ok(self.len)
     }
@@ -83,26 +97,37 @@ impl Attestation {
         self.stage == Stage::Whole
     }
 
-    /// Makes one signature that is missing. `known` is the platform's, if somebody has made it already; what comes back is that, if it was
-    /// made here.
-    ///
-    /// Long: some millions of instructions.
-    pub fn sign(&mut self, known: Option<&PlatformSignature>) -> Option<PlatformSignature> {
-        match (self.stage, known) {
-            (Stage::Claimed, None) => {
-                let made = self.signature(self.places.platform, Key::Platform);
-                self.put(self.places.platform, &made);
-                self.stage = Stage::PlatformSigned;
-                return Some(made);
-            }
-            (Stage::Claimed, Some(known)) => self.put(self.places.platform, known),
-            (Stage::PlatformSigned, _) => {}
-            (Stage::None | Stage::Whole, _) => return None,
+    /// The signature that is missing next. `known` is the platform's, if somebody has made it already: then it is put where it belongs.
+    pub fn unsigned(&mut self, known: Option<&PlatformSignature>) -> Option<Unsigned> {
+        if let (Stage::Claimed, Some(known)) = (self.stage, known) {
+            self.put(self.places.platform, known);
+            self.stage = Stage::PlatformSigned;
         }
-        let made = self.signature(self.places.realm, Key::Realm);
-        self.put(self.places.realm, &made);
-        self.stage = Stage::Whole;
-        None
+        let (key, place) = match self.stage {
+            Stage::Claimed => (Key::Platform, self.places.platform),
+            Stage::PlatformSigned => (Key::Realm, self.places.realm),
+            Stage::None | Stage::Whole => return None,
+        };
+        let payload = self.bytes.get(place.payload..place.payload + place.payload_len)?;
+        Some(Unsigned { key, hash: sign::hash(payload) })
+    }
+
+    /// Takes the signature of what was [missing](Self::unsigned): what comes back is the platform's, if it is that.
+    pub fn signed(&mut self, unsigned: &Unsigned, signature: &[u8; SIGNATURE]) -> Option<PlatformSignature> {
+        match (self.stage, unsigned.key) {
+            (Stage::Claimed, Key::Platform) => {
+                self.put(self.places.platform, signature);
+                self.stage = Stage::PlatformSigned;
+                Some(*signature)
+            }
+            (Stage::PlatformSigned, Key::Realm) => {
+                self.put(self.places.realm, signature);
+                self.stage = Stage::Whole;
+                None
+            }
+            // Not what it misses.
+            _ => None,
+        }
     }
 
     /// The next bytes, for `into`: how many of them were written there. None is left behind the last one: the token is over then.
@@ -118,11 +143,6 @@ impl Attestation {
         count
     }
 
-    fn signature(&self, signed: Signed, key: Key) -> [u8; SIGNATURE] {
-        let payload = self.bytes.get(signed.payload..signed.payload + signed.payload_len).unwrap_or(&[]);
-        sign::sign(key, payload)
-    }
-
     fn put(&mut self, signed: Signed, signature: &[u8; SIGNATURE]) {
         if let Some(place) = self.bytes.get_mut(signed.signature..signed.signature + SIGNATURE) {
             place.copy_from_slice(signature);
@@ -136,6 +156,7 @@ mod tests {
 
     use ciborium::Value;
     use coset::{CborSerializable, CoseKey, CoseKeyBuilder, CoseSign1, TaggedCborSerializable, iana};
+    use hyp::el2::guests::Advertised;
     use p384::ecdsa::signature::Verifier;
     use p384::ecdsa::{Signature, VerifyingKey};
     use rmm_abi::v1_0::rmi::RmiHashAlgorithm;
@@ -157,10 +178,27 @@ mod tests {
         Box::new(Attestation::new_zeroed())
     }
 
+    /// Nothing of the platform was chosen.
+    const PLAIN: Config =
+        Config { advertised: Advertised { bbm: None, midr: None }, tells_realms: false, tells_host: false };
+    /// All was.
+    const CHOSEN: Config = Config {
+        advertised: Advertised { bbm: Some(2), midr: Some(0x410f_d842) },
+        tells_realms: true,
+        tells_host: true,
+    };
+
+    /// Makes a signature that is missing.
+    fn sign(attestation: &mut Attestation, known: Option<&PlatformSignature>) -> Option<PlatformSignature> {
+        let unsigned = attestation.unsigned(known)?;
+        let signature = unsigned.sign().unwrap();
+        attestation.signed(&unsigned, &signature)
+    }
+
     /// All of a token, in parts of `size` bytes.
     fn whole(attestation: &mut Attestation, size: usize) -> Vec<u8> {
         while !attestation.is_whole() {
-            attestation.sign(None);
+            sign(attestation, None);
         }
         let mut token = Vec::new();
         while attestation.is_in_progress() {
@@ -174,11 +212,12 @@ mod tests {
     #[test]
     fn the_longest_token_fits() {
         let mut attestation = none();
-        let len = attestation.begin(&claims(RmiHashAlgorithm::Sha512)).unwrap();
+        let len = attestation.begin(&claims(RmiHashAlgorithm::Sha512), &CHOSEN).unwrap();
         assert_eq!(whole(&mut attestation, 100).len(), len);
+        assert_eq!(len, 1473);
         assert!(len <= ROOM, "{len}");
         let mut shorter = none();
-        let shorter = shorter.begin(&claims(RmiHashAlgorithm::Sha256)).unwrap();
+        let shorter = shorter.begin(&claims(RmiHashAlgorithm::Sha256), &CHOSEN).unwrap();
         // The RIM and four REMs.
         assert_eq!(len - shorter, 5 * 32);
     }
@@ -219,7 +258,7 @@ mod tests {
             [(RmiHashAlgorithm::Sha256, "sha-256", 32), (RmiHashAlgorithm::Sha512, "sha-512", 64)]
         {
             let mut attestation = none();
-            attestation.begin(&claims(algorithm)).unwrap();
+            attestation.begin(&claims(algorithm), &PLAIN).unwrap();
             let token = whole(&mut attestation, 4096);
             let Value::Tag(399, parts) = decoded(&token) else { panic!("no token") };
             let Value::Map(parts) = *parts else { panic!("no map") };
@@ -266,7 +305,7 @@ mod tests {
     fn a_granule_of_zeroes_is_no_token() {
         let mut attestation = none();
         assert!(!attestation.is_in_progress());
-        assert_eq!((attestation.sign(None), attestation.send(&mut [0; 8])), (None, 0));
+        assert_eq!((attestation.unsigned(None), attestation.send(&mut [0; 8])), (None, 0));
         assert!(!attestation.is_in_progress());
     }
 
@@ -275,7 +314,7 @@ mod tests {
         let mut attestation = none();
         let claims = claims(RmiHashAlgorithm::Sha256);
         let mut tokens = [1, 7, 1000, 4096].map(|size| {
-            attestation.begin(&claims).unwrap();
+            attestation.begin(&claims, &PLAIN).unwrap();
             whole(&mut attestation, size)
         });
         tokens.sort();
@@ -287,14 +326,14 @@ mod tests {
     fn the_platforms_signature_is_made_once() {
         let claims = claims(RmiHashAlgorithm::Sha256);
         let mut first = none();
-        first.begin(&claims).unwrap();
-        let platform = first.sign(None).unwrap();
+        first.begin(&claims, &PLAIN).unwrap();
+        let platform = sign(&mut first, None).unwrap();
         assert!(!first.is_whole());
-        assert_eq!(first.sign(Some(&platform)), None);
+        assert_eq!(sign(&mut first, Some(&platform)), None);
         assert!(first.is_whole());
         let mut second = none();
-        second.begin(&claims).unwrap();
-        assert_eq!(second.sign(Some(&platform)), None);
+        second.begin(&claims, &PLAIN).unwrap();
+        assert_eq!(sign(&mut second, Some(&platform)), None);
         assert!(second.is_whole());
         assert_eq!(whole(&mut first, 4096), whole(&mut second, 4096));
     }
@@ -303,15 +342,55 @@ mod tests {
     fn a_token_that_is_begun_again_begins_anew() {
         let claims = claims(RmiHashAlgorithm::Sha256);
         let mut attestation = none();
-        attestation.begin(&claims).unwrap();
+        attestation.begin(&claims, &PLAIN).unwrap();
         let expected = whole(&mut attestation, 4096);
-        attestation.begin(&claims).unwrap();
+        attestation.begin(&claims, &PLAIN).unwrap();
         while !attestation.is_whole() {
-            attestation.sign(None);
+            sign(&mut attestation, None);
         }
         attestation.send(&mut [0; 100]);
-        attestation.begin(&claims).unwrap();
+        attestation.begin(&claims, &PLAIN).unwrap();
         assert!(!attestation.is_whole());
         assert_eq!(whole(&mut attestation, 4096), expected);
+    }
+
+    #[test]
+    fn a_signature_of_something_else_changes_nothing() {
+        let claims = claims(RmiHashAlgorithm::Sha256);
+        let mut attestation = none();
+        attestation.begin(&claims, &PLAIN).unwrap();
+        let platform = attestation.unsigned(None).unwrap();
+        let made = platform.sign().unwrap();
+        assert_eq!(attestation.signed(&platform, &made), Some(made));
+        assert_eq!(attestation.signed(&platform, &[0; SIGNATURE]), None);
+        assert!(!attestation.is_whole());
+        let realm = attestation.unsigned(Some(&[0; SIGNATURE])).unwrap();
+        attestation.begin(&claims, &PLAIN).unwrap();
+        assert_eq!(attestation.signed(&realm, &[0; SIGNATURE]), None);
+        let token = whole(&mut attestation, 4096);
+        assert!(token.windows(SIGNATURE).any(|part| part == made));
+    }
+
+    #[test]
+    fn the_platform_says_what_was_chosen_of_it() {
+        let config = |config: &Config| {
+            let mut attestation = none();
+            attestation.begin(&claims(RmiHashAlgorithm::Sha256), config).unwrap();
+            let Value::Tag(_, parts) = decoded(&whole(&mut attestation, 4096)) else { panic!("no token") };
+            let part = parts.as_map().unwrap()[0].1.as_bytes().unwrap();
+            let claims = claims_of(part, Key::Platform);
+            String::from_utf8(claims[&2401].as_bytes().unwrap().clone()).unwrap()
+        };
+        assert_eq!(
+            config(&PLAIN),
+            "no RME: stage 2 alone; guests are shown the machine's own ID registers; calls told: none"
+        );
+        assert_eq!(
+            config(&CHOSEN),
+            "no RME: stage 2 alone; guests are shown level 2 of FEAT_BBM, MIDR 0x410fd842; calls told: of realms, of the host"
+        );
+        let of_realms = Config { tells_realms: true, ..PLAIN };
+        assert!(config(&of_realms).ends_with("; calls told: of realms"));
+        assert!(config(&Config { tells_host: true, ..PLAIN }).ends_with("; calls told: of the host"));
     }
 }

@@ -12,8 +12,10 @@ use sha2::{Digest, Sha384};
 
 /// Bytes of a signature: r, s.
 pub const SIGNATURE: usize = 96;
-/// Bytes of a coordinate, and of a private key.
+/// Bytes of a coordinate, of a private key, and of a hash that is signed.
 const COORDINATE: usize = 48;
+/// What is signed.
+pub type Hash = [u8; COORDINATE];
 
 /// A key of this monitor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +101,8 @@ impl Write for Hashed {
     }
 }
 
-/// The hash that is signed for `payload`: of its Sig_structure (RFC 9052 4.4).
-fn hash(payload: &[u8]) -> [u8; COORDINATE] {
+/// The hash that is signed for `payload` in a COSE_Sign1 with the header [`PROTECTED`]: of its Sig_structure (RFC 9052 4.4).
+pub fn hash(payload: &[u8]) -> Hash {
     let mut encoder = Encoder::new(Hashed(Sha384::new()));
     // What cannot fail has no error.
     let done = encoder
@@ -113,16 +115,17 @@ fn hash(payload: &[u8]) -> [u8; COORDINATE] {
     encoder.into_writer().0.finalize().into()
 }
 
-/// Signs `payload`, in a COSE_Sign1 with the header [`PROTECTED`]. A function of its own: it wants most of the stack that a token wants.
+/// Signs a hash. None if the seed's is no private key, which none of those above is.
+pub fn sign(key: Key, hash: &Hash) -> Option<[u8; SIGNATURE]> {
+    sign_by(Sha384::digest(key.seed()).into(), hash)
+}
+
+// A function of its own: it wants most of the stack that a token wants.
 #[inline(never)]
-pub fn sign(key: Key, payload: &[u8]) -> [u8; SIGNATURE] {
-    let seed: [u8; COORDINATE] = Sha384::digest(key.seed()).into();
-    // A hash that is no key is not among those of the seeds.
-    let Some(private) = NonZeroScalar::<NistP384>::from_repr(seed.into()).into_option() else {
-        return [0; SIGNATURE];
-    };
-    let (signature, _) = sign_prehashed_rfc6979::<NistP384, Sha384>(&private, &hash(payload), &[]);
-    signature.to_bytes().into()
+fn sign_by(private: [u8; COORDINATE], hash: &Hash) -> Option<[u8; SIGNATURE]> {
+    let private = NonZeroScalar::<NistP384>::from_repr(private.into()).into_option()?;
+    let (signature, _) = sign_prehashed_rfc6979::<NistP384, Sha384>(&private, hash, &[]);
+    Some(signature.to_bytes().into())
 }
 
 #[cfg(test)]
@@ -148,13 +151,26 @@ mod tests {
     #[test]
     fn a_signature_is_of_its_key_and_its_payload() {
         for (key, other) in [(Key::Realm, Key::Platform), (Key::Platform, Key::Realm)] {
-            let bytes = sign(key, b"payload");
+            let bytes = sign(key, &hash(b"payload")).unwrap();
             let signature = Signature::from_slice(&bytes).unwrap();
             assert!(verifying(key).verify_prehash(&hash(b"payload"), &signature).is_ok());
             assert!(verifying(key).verify_prehash(&hash(b"payloae"), &signature).is_err());
             assert!(verifying(other).verify_prehash(&hash(b"payload"), &signature).is_err());
-            assert_eq!(sign(key, b"payload"), bytes, "it is the same each time");
+            assert_eq!(sign(key, &hash(b"payload")), Some(bytes), "it is the same each time");
         }
+    }
+
+    #[test]
+    fn what_is_no_private_key_signs_nothing() {
+        // The order of the group (SP 800-186 3.2.1.4), below which keys are.
+        let mut key: [u8; COORDINATE] = hex(
+            "ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973",
+        );
+        for no_key in [[0; COORDINATE], key, [0xff; COORDINATE]] {
+            assert_eq!(sign_by(no_key, &hash(b"payload")), None);
+        }
+        key[COORDINATE - 1] -= 1;
+        assert!(sign_by(key, &hash(b"payload")).is_some());
     }
 
     /// RFC 6979 A.2.6: P-384, SHA-384, "sample".

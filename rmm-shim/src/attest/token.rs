@@ -1,14 +1,19 @@
-//! What a token says, in CBOR: a tagged map of two COSE_Sign1, the platform's and the realm's (A7.2.3). Written from DEN0137 A7.2.3,
-//! draft-ffm-rats-cca-token-03 and RFC 9052; the forms are those of the profiles `tag:arm.com,2023:realm#1.0.0` and
-//! `tag:arm.com,2023:cca_platform#1.0.0`, which 1.0-rel0 names.
+//! What a token says, in CBOR: a tagged map of two COSE_Sign1, the platform's and the realm's. It is the one of DEN0137 1.0-rel0 A7.2.3, with RFC 9052:
+//! tag 399, profiles `tag:arm.com,2023:realm#1.0.0` and `tag:arm.com,2023:cca_platform#1.0.0`, which are also those of draft-ffm-rats-cca-token-00.
+//! Later drafts, and RMM 2.0, have the tag 907 and other profiles: who expects those does not take what is made here.
 //!
 //! Invariants:
 //! - CBOR is in its deterministic form (RFC 8949 4.2.1): shortest heads, keys in order, nothing of indefinite length.
 //! - The platform's claims do not depend on the realm, so its signature does not either.
 //!
 //! The two are bound by the platform's challenge: it is the hash of the RAK, as the realm's token has it, so of the bytes of its COSE_Key. Verifiers do
-//! the same for this profile (veraison's `rust-ccatoken`); without a profile, and in TF-RMM as far as it was read, there is the bare point, and its hash.
+//! the same for these profiles (veraison's `rust-ccatoken`). A realm's token without a profile, as older TF-RMM makes it, has the bare point in place of
+//! a COSE_Key, and the hash is that of the point.
 
+use core::fmt;
+
+use arrayvec::ArrayString;
+use hyp::el2::guests::Advertised;
 use minicbor::Encoder;
 use minicbor::data::Tag;
 use minicbor::encode::write::Cursor;
@@ -31,6 +36,36 @@ pub struct Claims<'r> {
     pub algorithm: RmiHashAlgorithm,
     /// The RIM and the REMs.
     pub measurements: &'r [Measurement; MEASUREMENTS],
+}
+
+/// What was chosen of this machine, that who relies on a token may want to know: the platform's config claim (A7.2.3.2.5). The machine's owner has
+/// chosen it on the command line, which nobody has measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What guests are shown in place of what the machine has.
+    pub advertised: Advertised,
+    /// The calls of realms are told to the machine's owner, with what is in them: challenges, measurements, addresses.
+    pub tells_realms: bool,
+    /// So are those of their host, or what becomes of RIPAS.
+    pub tells_host: bool,
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{CONFIG}; guests are shown ")?;
+        if self.advertised == Advertised::default() {
+            f.write_str("the machine's own ID registers")?;
+        } else {
+            write!(f, "{}", self.advertised)?;
+        }
+        f.write_str("; calls told: ")?;
+        f.write_str(match (self.tells_realms, self.tells_host) {
+            (false, false) => "none",
+            (true, false) => "of realms",
+            (false, true) => "of the host",
+            (true, true) => "of realms, of the host",
+        })
+    }
 }
 
 /// There is no room for it.
@@ -85,7 +120,9 @@ const PLATFORM_PROFILE: &str = "tag:arm.com,2023:cca_platform#1.0.0";
 const LIFECYCLE: u32 = 0x1000;
 const IMPLEMENTATION: &[u8; 32] = b"Cloven test keys: no platform...";
 const VERIFICATION: &str = "none: these are test keys that everybody has";
-const CONFIG: &[u8] = b"no RME: stage 2 alone";
+const CONFIG: &str = "no RME: stage 2 alone";
+/// Bytes that the config claim has at most: `the_longest_token_fits`.
+const CONFIG_ROOM: usize = 128;
 /// Of software components: type, measurement, version, signer, hash.
 const COMPONENT_TYPE: u8 = 1;
 const COMPONENT_MEASUREMENT: u8 = 2;
@@ -147,20 +184,20 @@ macro_rules! length {
 ///
 /// # Errors
 /// [`Full`].
-pub fn write(into: &mut [u8], claims: &Claims<'_>) -> Result<(usize, Places), Full> {
+pub fn write(into: &mut [u8], claims: &Claims<'_>, config: &Config) -> Result<(usize, Places), Full> {
+    let own = Own::new(config)?;
     let mut encoder = Encoder::new(Cursor::new(into));
-    both(&mut encoder, claims).map(|places| (encoder.writer().position(), places)).map_err(|_| Full)
+    both(&mut encoder, claims, &own).map(|places| (encoder.writer().position(), places)).map_err(|_| Full)
 }
 
 type Buffer<'b> = Encoder<Cursor<&'b mut [u8]>>;
 type BufferError = Error<minicbor::encode::write::EndOfSlice>;
 
-fn both(to: &mut Buffer<'_>, claims: &Claims<'_>) -> Result<Places, BufferError> {
+fn both(to: &mut Buffer<'_>, claims: &Claims<'_>, own: &Own) -> Result<Places, BufferError> {
     to.tag(Tag::new(TAG_TOKEN))?.map(2)?;
-    let hashes = Hashes::new();
-    let platform_len = length!(|to: &mut Encoder<Count>| platform(to, &hashes));
+    let platform_len = length!(|to: &mut Encoder<Count>| platform(to, own));
     to.u32(PLATFORM)?.bytes_len(signed_len(platform_len) as u64)?;
-    let platform = signed(to, platform_len, |to| platform(to, &hashes))?;
+    let platform = signed(to, platform_len, |to| platform(to, own))?;
     let realm_len = length!(|to: &mut Encoder<Count>| realm(to, claims));
     to.u32(REALM)?.bytes_len(signed_len(realm_len) as u64)?;
     let realm = signed(to, realm_len, |to| realm(to, claims))?;
@@ -218,18 +255,21 @@ fn realm<W: Write>(to: &mut Encoder<W>, claims: &Claims<'_>) -> Result<(), Error
     to.u32(REALM_KEY_HASH)?.str(SHA_256)?.ok()
 }
 
-/// What the platform's claims have of hashes.
-struct Hashes {
+/// What the platform's claims have that is no constant.
+struct Own {
     /// Of the RAK, as the realm's claims have it.
     realm_key: [u8; 32],
     /// A random UEID in form (A7.2.3.2.4), and as elsewhere the hash of the platform's public key.
     instance: [u8; 33],
     not_measured: [u8; 32],
     not_signed: [u8; 32],
+    config: ArrayString<CONFIG_ROOM>,
 }
 
-impl Hashes {
-    fn new() -> Self {
+impl Own {
+    fn new(config: &Config) -> Result<Self, Full> {
+        let mut text = ArrayString::new();
+        fmt::write(&mut text, format_args!("{config}")).map_err(|_| Full)?;
         let mut key = Encoder::new(Hashed(Sha256::new()));
         // It cannot fail.
         let _ = realm_key(&mut key);
@@ -238,28 +278,30 @@ impl Hashes {
         let own = Key::Platform.public();
         let hash = Sha256::new().chain_update([4]).chain_update(own.x).chain_update(own.y).finalize();
         instance[1..].copy_from_slice(&hash);
-        Self {
+        Ok(Self {
             realm_key: key.into_writer().0.finalize().into(),
             instance,
             not_measured: Sha256::digest(NOT_MEASURED).into(),
             not_signed: Sha256::digest(NOT_SIGNED).into(),
-        }
+            config: text,
+        })
     }
 }
 
 /// The claims of the platform: that it is none.
-fn platform<W: Write>(to: &mut Encoder<W>, hashes: &Hashes) -> Result<(), Error<W::Error>> {
-    to.map(9)?.u32(CHALLENGE)?.bytes(&hashes.realm_key)?.u32(PLATFORM_INSTANCE)?.bytes(&hashes.instance)?;
+fn platform<W: Write>(to: &mut Encoder<W>, own: &Own) -> Result<(), Error<W::Error>> {
+    to.map(9)?.u32(CHALLENGE)?.bytes(&own.realm_key)?.u32(PLATFORM_INSTANCE)?.bytes(&own.instance)?;
     to.u32(PROFILE)?.str(PLATFORM_PROFILE)?.u32(PLATFORM_LIFECYCLE)?.u32(LIFECYCLE)?;
     to.u32(PLATFORM_IMPLEMENTATION)?.bytes(IMPLEMENTATION)?;
     to.u32(PLATFORM_COMPONENTS)?.array(COMPONENTS.len() as u64)?;
     for name in COMPONENTS {
         to.map(5)?.u8(COMPONENT_TYPE)?.str(name)?;
-        to.u8(COMPONENT_MEASUREMENT)?.bytes(&hashes.not_measured)?;
+        to.u8(COMPONENT_MEASUREMENT)?.bytes(&own.not_measured)?;
         to.u8(COMPONENT_VERSION)?.str(env!("CARGO_PKG_VERSION"))?;
-        to.u8(COMPONENT_SIGNER)?.bytes(&hashes.not_signed)?;
+        to.u8(COMPONENT_SIGNER)?.bytes(&own.not_signed)?;
         to.u8(COMPONENT_HASH)?.str(SHA_256)?;
     }
-    to.u32(PLATFORM_VERIFICATION)?.str(VERIFICATION)?.u32(PLATFORM_CONFIG)?.bytes(CONFIG)?;
+    to.u32(PLATFORM_VERIFICATION)?.str(VERIFICATION)?;
+    to.u32(PLATFORM_CONFIG)?.bytes(own.config.as_bytes())?;
     to.u32(PLATFORM_HASH)?.str(SHA_256)?.ok()
 }

@@ -1,7 +1,10 @@
 //! RSI_ATTESTATION_TOKEN_INIT and RSI_ATTESTATION_TOKEN_CONTINUE (B5.3.1, B5.3.2, A7.2.2).
 //!
-//! Invariant: claims are written and signatures made without the monitor's lock; of signatures one in a call at most, which then writes nothing, so that
-//! no signature is made twice because the host owes memory.
+//! Invariants:
+//! - Claims are written and signatures made without the monitor's lock; of signatures one in a call at most, which then writes nothing, so that no
+//!   signature is made twice because the host owes memory.
+//! - No CPU waits for a signature of another one: while it is made, this one [stands](World::stand) outside EL2's entry gate. So what is signed is a hash,
+//!   on the stack; the granules of the REC are touched before and after.
 
 use hyp::el2::vcpu::Running;
 use rmm_abi::v1_0::bytes;
@@ -9,7 +12,7 @@ use rmm_abi::v1_0::rsi::{RsiStatus, input, output};
 
 use super::memory;
 use super::{Outcome, Stop, args, offset, reply};
-use crate::attest::Claims;
+use crate::attest::{Claims, Config};
 use crate::exits::Here;
 use crate::world::World;
 
@@ -31,8 +34,14 @@ pub fn init<W: World>(here: &Here<'_, W>, running: &mut Running) -> Outcome {
         algorithm,
         measurements: &measurements,
     };
+    let (world, trace) = (&here.monitor.world, &here.monitor.trace);
+    let config = Config {
+        advertised: world.advertised(),
+        tells_realms: trace.of_realms(),
+        tells_host: trace.of_host(),
+    };
     // There is room for the longest.
-    let size = here.attestation.borrow_mut().begin(&claims).map_err(|_| UNKNOWN)?;
+    let size = here.attestation.borrow_mut().begin(&claims, &config).map_err(|_| UNKNOWN)?;
     let output = output::AttestationTokenInit { size: size as u64 };
     reply(&mut running.x, RsiStatus::Success, output.to_registers());
     Ok(None)
@@ -59,7 +68,9 @@ pub fn continue_token<W: World>(here: &Here<'_, W>, running: &mut Running) -> Ou
         .map_err(|missing| Stop::of(missing, input.addr))?;
     } else {
         let known = here.monitor.lock().state.platform;
-        if let Some(made) = attestation.sign(known.as_ref()) {
+        let unsigned = attestation.unsigned(known.as_ref()).ok_or(UNKNOWN)?;
+        let signature = here.monitor.world.stand(|| unsigned.sign()).ok_or(UNKNOWN)?;
+        if let Some(made) = attestation.signed(&unsigned, &signature) {
             here.monitor.lock().state.platform = Some(made);
         }
     }

@@ -84,7 +84,11 @@ impl Scene {
     }
 
     fn of(fake: Fake) -> Self {
-        let fake: &'static Fake = Box::leak(Box::new(fake));
+        Self::on(Box::leak(Box::new(fake)))
+    }
+
+    /// Another realm on a machine.
+    fn on(fake: &'static Fake) -> Self {
         let mut params = fake.params(WIDTH);
         params.rpv = [0xa7; 64];
         let rd = fake.realm_of(&params);

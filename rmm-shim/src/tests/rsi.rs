@@ -1,6 +1,13 @@
 //! The calls of SMCCC and RSI.
 
+use std::sync::atomic::Ordering::SeqCst;
+
+use hyp::el2::guests::{Advertised, Traced};
+use hyp::mapping::Address;
+use hyp::owner::Keeper;
+
 use super::*;
+use crate::trace::{Kept, Trace};
 
 #[test]
 fn a_realm_finds_the_interface_as_it_looks_for_it() {
@@ -423,7 +430,10 @@ fn each_signature_is_made_in_a_call_of_its_own() {
     let scene = Scene::active();
     let calls = |challenge| {
         begun(&scene, [challenge; 8]);
+        let stood = || scene.fake.cpus().stood.load(SeqCst);
+        let before = stood();
         let unsigned = (0..).take_while(|_| continued(&scene, &[DATA, 0, PAGE]).1 == 0).count();
+        assert_eq!(stood() - before, unsigned, "nobody waits for a signature, and for nothing else");
         assert_eq!(continued(&scene, &[DATA, 0, PAGE]).0, RsiStatus::ErrorState, "it was whole in one part");
         unsigned
     };
@@ -481,6 +491,83 @@ fn a_beginning_ends_what_was_begun_and_is_the_recs_own() {
     assert_eq!(scene.rec(1, |rec| rec.vcpu.borrow().x[0]), RsiStatus::ErrorState.bits());
     while continued(&scene, &[DATA, 0, PAGE]).1 == 0 {}
     assert_eq!(scene.fake.bytes::<4096>(scene.data[0])[..expected.len()], expected);
+}
+
+/// A REC that goes off and is turned on again goes on from reset, but what it has of a token is no register.
+#[test]
+fn a_token_outlives_that_its_rec_is_off() {
+    let scene = Scene::active();
+    let expected = fetched(&scene, [1; 8], PAGE);
+    begun(&scene, [1; 8]);
+    while continued(&scene, &[DATA, 0, 100]).1 == 0 {}
+    scene.smc(&[PsciCommand::CpuOff.fid().into()]);
+    assert_eq!(scene.exit().exit_reason, RmiRecExitReason::Psci.bits());
+    assert_eq!(scene.enter_rec(0, RmiRecEnter::zeroed()), RmiStatus::ErrorRec, "it is off");
+    // The other one turns it on.
+    scene.rec(1, |rec| rec.runnable.set(true));
+    scene.smc(&[PsciCommand::CpuOn.fid().into(), 0, ENTRY, 0]);
+    assert_eq!(scene.enter_rec(1, RmiRecEnter::zeroed()), RmiStatus::Success);
+    scene.fake.ok(PsciComplete, &[scene.recs[1], scene.recs[0], 0]);
+    assert_eq!(scene.vcpu().x[1..], [0; 30]);
+    let rest = expected.len() as u64 - 100;
+    assert_eq!(continued(&scene, &[DATA, 100, PAGE - 100]), (RsiStatus::Success, rest));
+    assert_eq!(scene.fake.bytes::<4096>(scene.data[0])[..expected.len()], expected);
+}
+
+#[test]
+fn a_new_rec_has_nothing_of_the_token_of_one_that_was_there() {
+    // Whole, so that a byte that stayed would be one of it.
+    let scene = Scene::active();
+    begun(&scene, [1; 8]);
+    while continued(&scene, &[DATA, 0, 100]).1 == 0 {}
+    let (rec, aux) = (scene.recs[0], scene.rec(0, |rec| rec.aux.get()));
+    assert_ne!(scene.fake.bytes::<4096>(aux), [0; 4096]);
+    scene.fake.ok(RecDestroy, &[rec]);
+    for granule in [rec, aux] {
+        assert_eq!(scene.fake.is(granule), HostPage::Kept(Keeper::Delegated));
+        assert_eq!(scene.fake.bytes::<4096>(granule), [0; 4096]);
+    }
+    // Another realm's REC on the same two granules.
+    let mut other = Scene::on(scene.fake);
+    scene.fake.rec_at(other.rd, rec, aux, scene.fake.granule());
+    other.recs = vec![rec];
+    scene.fake.ok(RealmActivate, &[other.rd]);
+    assert_eq!(continued(&other, &[DATA, 0, PAGE]), (RsiStatus::ErrorState, 0));
+    let token = fetched(&other, [2; 8], PAGE);
+    assert!(holds(&token, &[2u64.to_le_bytes(); 8].concat()));
+}
+
+#[test]
+fn a_token_goes_on_elsewhere_when_its_memory_was_given_up_between_two_parts() {
+    let scene = Scene::active();
+    let expected = fetched(&scene, [1; 8], PAGE);
+    begun(&scene, [1; 8]);
+    while continued(&scene, &[MORE, 0, 100]).1 == 0 {}
+    // The realm says that there is nothing, and the host agrees.
+    scene.rsi(RsiCommand::IpaStateSet, &[MORE, MORE + PAGE, 0, 0]);
+    assert_eq!(scene.exit().exit_reason, RmiRecExitReason::RipasChange.bits());
+    scene.fake.ok(RttSetRipas, &[scene.rd, scene.recs[0], MORE, MORE + PAGE]);
+    scene.irq();
+    scene.exit();
+    assert_eq!(scene.vcpu().x[..2], [0, MORE + PAGE]);
+    assert_eq!(continued(&scene, &[MORE, 100, PAGE - 100]), (RsiStatus::ErrorInput, 0));
+    assert_eq!(continued(&scene, &[DATA, 100, 50]), (RsiStatus::Incomplete, 50), "nothing was lost");
+    let rest = expected.len() as u64 - 150;
+    assert_eq!(continued(&scene, &[DATA, 150, PAGE - 150]), (RsiStatus::Success, rest));
+    assert_eq!(scene.fake.bytes::<4096>(scene.data[0])[100..expected.len()], expected[100..]);
+}
+
+#[test]
+fn a_token_says_what_the_machine_shows_its_guests() {
+    let scene = Scene::active();
+    assert!(holds(&fetched(&scene, [1; 8], PAGE), b"the machine's own ID registers; calls told: none"));
+    let other = Scene::active();
+    *other.fake.cpus().advertised.lock().unwrap() = Advertised { bbm: Some(2), midr: None };
+    assert!(holds(&fetched(&other, [1; 8], PAGE), b"guests are shown level 2 of FEAT_BBM; calls told: none"));
+    let told = Scene::of(Fake::traced(64 << 20, Trace::new(OF_REALMS, |_| (), &KEPT))).activated(1);
+    assert!(holds(&fetched(&told, [1; 8], PAGE), b"; calls told: of realms"));
+    static KEPT: Kept = Kept::new();
+    const OF_REALMS: Traced = Traced { rsi: true, ..Traced::NOTHING };
 }
 
 #[test]

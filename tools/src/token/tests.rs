@@ -22,6 +22,8 @@ pub struct Recipe {
     platform_signer: SigningKey,
     bound: Option<Vec<u8>>,
     algorithm: iana::Algorithm,
+    /// What the realm's key says that it is for.
+    key_algorithm: Option<iana::Algorithm>,
     /// Claims that stand in place of those with their number, or none.
     realm: Changes,
     platform: Changes,
@@ -43,6 +45,7 @@ impl Recipe {
             platform_signer: key("Cloven test key: initial attestation key"),
             bound: None,
             algorithm: iana::Algorithm::ES384,
+            key_algorithm: None,
             realm: Vec::new(),
             platform: Vec::new(),
         }
@@ -52,8 +55,12 @@ impl Recipe {
     pub fn make(self) -> Vec<u8> {
         let point = self.named.verifying_key().to_sec1_point(false);
         let (x, y) = (point.x().unwrap().to_vec(), point.y().unwrap().to_vec());
-        let realm_key = CoseKeyBuilder::new_ec2_pub_key(iana::EllipticCurve::P_384, x, y).build();
-        let realm_key = realm_key.to_vec().unwrap();
+        let realm_key = CoseKeyBuilder::new_ec2_pub_key(iana::EllipticCurve::P_384, x, y);
+        let realm_key = match self.key_algorithm {
+            Some(algorithm) => realm_key.algorithm(algorithm),
+            None => realm_key,
+        };
+        let realm_key = realm_key.build().to_vec().unwrap();
         let bytes = |bytes: &[u8]| Value::Bytes(bytes.to_vec());
         let rem = bytes(&vec![7; self.rim.len()]);
         let hash = if self.rim.len() == 32 { "sha-256" } else { "sha-512" };
@@ -223,6 +230,52 @@ fn an_error_says_whose_signature_it_is() {
 }
 
 #[test]
+fn a_key_is_for_the_algorithm_that_it_names() {
+    let of = |algorithm| {
+        let mut recipe = recipe();
+        recipe.key_algorithm = algorithm;
+        verify(&recipe.make(), Expected::default())
+    };
+    for right in [None, Some(iana::Algorithm::ES384)] {
+        of(right).unwrap();
+    }
+    for wrong in [iana::Algorithm::ES512, iana::Algorithm::ECDH_ES_A256KW, iana::Algorithm::EdDSA] {
+        let error = of(Some(wrong)).unwrap_err();
+        assert!(matches!(error, TokenError::Claim(Part::Realm, "realm public key", _)), "{error}");
+        assert!(error.to_string().contains("another algorithm than ES384"), "{error}");
+    }
+}
+
+#[test]
+fn headers_that_have_to_be_understood_are_refused() {
+    let (platform, realm) = parts(&recipe().make()).unwrap();
+    let critical = HeaderBuilder::new()
+        .algorithm(iana::Algorithm::ES384)
+        .add_critical(iana::HeaderParameter::ContentType)
+        .content_type("application/eat+cwt".to_owned())
+        .build();
+    let resigned = |part: &[u8], key: &SigningKey| {
+        let payload = CoseSign1::from_tagged_slice(part).unwrap().payload.unwrap();
+        let builder = CoseSign1Builder::new().protected(critical.clone()).payload(payload);
+        let sign = |bytes: &[u8]| {
+            let signature: Signature = key.sign(bytes);
+            signature.to_bytes().to_vec()
+        };
+        builder.create_signature(&[], sign).build().to_tagged_vec().unwrap()
+    };
+    let of_platform = resigned(&platform, &key("Cloven test key: initial attestation key"));
+    let of_realm = resigned(&realm, &key("some realm key"));
+    for (part, parts) in [
+        (Part::Platform, vec![(44234, of_platform), (44241, realm)]),
+        (Part::Realm, vec![(44234, platform), (44241, of_realm)]),
+    ] {
+        let error = verify(&collection(399, parts), Expected::default()).unwrap_err();
+        assert!(matches!(error, TokenError::Envelope(found, _) if found == part), "{error}");
+        assert!(error.to_string().contains("have to be understood"), "{error}");
+    }
+}
+
+#[test]
 fn a_realm_token_by_a_key_that_the_platform_does_not_vouch_for_is_refused() {
     let mut recipe = recipe();
     recipe.bound = Some(vec![1; 48]);
@@ -325,6 +378,8 @@ fn what_is_no_collection_of_two_parts_is_refused() {
     ] {
         assert!(matches!(error(tag, parts), TokenError::Collection(_)));
     }
+    let later = error(907, both.clone()).to_string();
+    assert!(later.contains("tag 907") && later.contains("RMM 2.0") && later.contains("399"), "{later}");
     let swapped = error(399, vec![(44234, realm.clone()), (44241, platform)]);
     assert_eq!(swapped, TokenError::Signature(Part::Platform));
     for no_envelope in [vec![], vec![0x01], encoded(&Value::Null)] {
