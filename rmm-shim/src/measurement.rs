@@ -24,15 +24,6 @@ pub fn hash(algorithm: RmiHashAlgorithm, parts: &[&[u8]]) -> Measurement {
         measurement
     }
     match algorithm {
-        #[cfg(target_os = "none")]
-        RmiHashAlgorithm::Sha256
-            if let [part] = parts
-                && let Some(digest) = hyp::el2::sha256::digest(part) =>
-        {
-            let mut measurement = [0; size_of::<Measurement>()];
-            measurement[..digest.len()].copy_from_slice(&digest);
-            measurement
-        }
         RmiHashAlgorithm::Sha256 => of::<Sha256>(parts),
         RmiHashAlgorithm::Sha512 => of::<Sha512>(parts),
     }

@@ -31,7 +31,6 @@
 //! | [`pages`], `parties` | pages that the host shares and gives away; all who have some |
 //! | `trial`, `owners`, [`doorbell`] | of test builds: calls and a page that change maps, and owners |
 //! | `stand_in` | of test builds: who answers in place of the firmware |
-//! | `sha256` | hashes by the CPU's instructions |
 //! | `image`, `percpu`, `cache`, `logger` | our memory, per-CPU data, cache maintenance, messages |
 
 #[cfg(feature = "trial")]
@@ -75,8 +74,6 @@ mod quiet;
 mod seal;
 #[cfg(target_arch = "aarch64")]
 pub mod settings;
-#[cfg(target_arch = "aarch64")]
-pub mod sha256;
 #[cfg(all(target_arch = "aarch64", feature = "stand-in"))]
 pub mod stand_in;
 #[cfg(target_arch = "aarch64")]
