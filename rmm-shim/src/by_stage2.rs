@@ -42,6 +42,10 @@ pub trait Cpus {
         host_has_sve: bool,
         answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
     ) -> Exit;
+    /// See [`World::sha256`].
+    fn sha256(&self, state: &mut [u32; 8], blocks: &[[u8; 64]]) {
+        sha2::block_api::compress256(state, blocks);
+    }
     /// See [`World::forget_instructions`].
     fn forget_instructions(&self);
     /// See [`World::is_lost`].
@@ -227,6 +231,9 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
         answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
     ) -> Exit {
         self.cpus.run(vcpu, registers, host_has_sve, answer)
+    }
+    fn sha256(&self, state: &mut [u32; 8], blocks: &[[u8; 64]]) {
+        self.cpus.sha256(state, blocks);
     }
     fn forget_instructions(&self) {
         self.cpus.forget_instructions();

@@ -1,70 +1,115 @@
 //! Measurements: the hash functions that a realm can be measured with, and how its initial measurement (RIM) comes about (A7.1).
 //!
-//! Invariant: a hash shorter than a measurement is followed by zeroes.
+//! Invariant: a hash shorter than a measurement is followed by zeroes. All that is measured is whole blocks of SHA-256.
 
-use hyp::mapping::{GRANULE, Mmu};
+use hyp::mapping::GRANULE;
 use rmm_abi::v1_0::rmi::{RmiDataFlags, RmiHashAlgorithm, RmiRealmParams, RmiRecParams};
 use rmm_abi::v1_0::{
     Measurement, RmmMeasurementDescriptorData, RmmMeasurementDescriptorRec, RmmMeasurementDescriptorRipas,
 };
-use sha2::{Digest, Sha256, Sha512};
+use sha2::{Digest, Sha512};
 use zerocopy::IntoBytes;
 
+use crate::monitor::Locked;
 use crate::realm::Realm;
+use crate::world::World;
 
-/// The hash of `parts`, one behind the other.
-pub fn hash(algorithm: RmiHashAlgorithm, parts: &[&[u8]]) -> Measurement {
-    fn of<D: Digest>(parts: &[&[u8]]) -> Measurement {
-        let mut digest = D::new();
-        parts.iter().for_each(|part| digest.update(part));
-        let mut measurement = [0; size_of::<Measurement>()];
-        for (to, from) in measurement.iter_mut().zip(digest.finalize()) {
-            *to = from;
-        }
-        measurement
-    }
+/// Bytes of a block of SHA-256.
+const BLOCK: usize = 64;
+/// The state before the first block (FIPS 180-4, 5.3.3).
+const SHA_256: [u32; 8] =
+    [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
+
+/// What works blocks into a state of SHA-256 ([`World::sha256`]).
+type Compress<'a> = &'a dyn Fn(&mut [u32; 8], &[[u8; BLOCK]]);
+
+/// The hash of `parts`, one behind the other: whole blocks of SHA-256.
+fn hash_by(compress: Compress<'_>, algorithm: RmiHashAlgorithm, parts: &[&[u8]]) -> Measurement {
+    let mut measurement = [0; size_of::<Measurement>()];
     match algorithm {
-        RmiHashAlgorithm::Sha256 => of::<Sha256>(parts),
-        RmiHashAlgorithm::Sha512 => of::<Sha512>(parts),
+        RmiHashAlgorithm::Sha256 => {
+            let mut state = SHA_256;
+            let mut length = 0;
+            for part in parts {
+                let (blocks, rest) = part.as_chunks::<BLOCK>();
+                debug_assert!(rest.is_empty());
+                compress(&mut state, blocks);
+                length += blocks.len() * BLOCK;
+            }
+            // FIPS 180-4, 5.1.1.
+            let mut last = [0; BLOCK];
+            last[0] = 0x80;
+            last[BLOCK - 8..].copy_from_slice(&(8 * length as u64).to_be_bytes());
+            compress(&mut state, &[last]);
+            for (to, word) in measurement.chunks_exact_mut(4).zip(state) {
+                to.copy_from_slice(&word.to_be_bytes());
+            }
+        }
+        RmiHashAlgorithm::Sha512 => {
+            let mut digest = Sha512::new();
+            parts.iter().for_each(|part| digest.update(part));
+            measurement.copy_from_slice(&digest.finalize());
+        }
     }
+    measurement
+}
+
+/// The hash of `parts`, one behind the other, in the answer to a command of the host's.
+fn hash<W: World>(world: &W, algorithm: RmiHashAlgorithm, parts: &[&[u8]]) -> Measurement {
+    hash_by(&|state, blocks| world.sha256(state, blocks), algorithm, parts)
 }
 
 /// The RIM of a new realm (B4.3.9.4).
-pub fn initial(algorithm: RmiHashAlgorithm, params: &RmiRealmParams) -> Measurement {
-    hash(algorithm, &[params.measured().as_bytes()])
+pub fn initial<W: World>(world: &W, algorithm: RmiHashAlgorithm, params: &RmiRealmParams) -> Measurement {
+    hash(world, algorithm, &[params.measured().as_bytes()])
 }
 
 /// Extends the RIM by a runnable REC (B4.3.12.4), of whose parameters all but flags, PC and GPRs are zero.
-pub fn extend_rec(algorithm: RmiHashAlgorithm, rim: &mut Measurement, measured: &RmiRecParams) {
-    let content = hash(algorithm, &[measured.as_bytes()]);
+pub fn extend_rec<W: World>(
+    world: &W,
+    algorithm: RmiHashAlgorithm,
+    rim: &mut Measurement,
+    measured: &RmiRecParams,
+) {
+    let content = hash(world, algorithm, &[measured.as_bytes()]);
     let descriptor = RmmMeasurementDescriptorRec::new(*rim, content);
-    *rim = hash(algorithm, &[descriptor.as_bytes()]);
+    *rim = hash(world, algorithm, &[descriptor.as_bytes()]);
 }
 
 /// Extends a REM by a value of 64 bytes, zero from its size on (B3.42).
 pub fn extend_rem(algorithm: RmiHashAlgorithm, rem: &mut Measurement, padded: &Measurement) {
-    *rem = hash(algorithm, &[rem, padded]);
+    // The realm's registers are on the CPU: no place for a world's own way.
+    *rem = hash_by(&sha2::block_api::compress256, algorithm, &[rem, padded]);
 }
 
-impl<M: Mmu> Realm<M> {
-    /// The RIM becomes the hash of what `descriptor` makes of it.
-    fn extend<D: IntoBytes + zerocopy::Immutable>(&self, descriptor: impl FnOnce(Measurement) -> D) {
-        let rim = &mut self.measurements.borrow_mut()[0];
-        *rim = hash(self.hash_algo, &[descriptor(*rim).as_bytes()]);
+impl<W: World> Locked<'_, W> {
+    /// The RIM of `realm` becomes the hash of what `descriptor` makes of it.
+    fn extend<D>(&self, realm: &Realm<W::Mmu>, descriptor: impl FnOnce(Measurement) -> D)
+    where
+        D: IntoBytes + zerocopy::Immutable,
+    {
+        let rim = &mut realm.measurements.borrow_mut()[0];
+        *rim = hash(self.world, realm.hash_algo, &[descriptor(*rim).as_bytes()]);
     }
 
-    /// Extends the RIM by a granule of data at `ipa` (B4.3.1.4).
-    pub fn extend_data(&self, ipa: u64, flags: RmiDataFlags, content: &[u8; GRANULE as usize]) {
+    /// Extends the RIM of `realm` by a granule of data at `ipa` (B4.3.1.4).
+    pub fn extend_data(
+        &self,
+        realm: &Realm<W::Mmu>,
+        ipa: u64,
+        flags: RmiDataFlags,
+        content: &[u8; GRANULE as usize],
+    ) {
         let content = match flags.contains(RmiDataFlags::MEASURE) {
-            true => hash(self.hash_algo, &[content]),
+            true => hash(self.world, realm.hash_algo, &[content]),
             false => [0; size_of::<Measurement>()],
         };
-        self.extend(|rim| RmmMeasurementDescriptorData::new(rim, ipa, flags, content));
+        self.extend(realm, |rim| RmmMeasurementDescriptorData::new(rim, ipa, flags, content));
     }
 
-    /// Extends the RIM by an RTT entry at `base` that ends at `top`, whose RIPAS has become RAM (B4.3.18.4).
-    pub fn extend_ripas(&self, base: u64, top: u64) {
-        self.extend(|rim| RmmMeasurementDescriptorRipas::new(rim, base, top));
+    /// Extends the RIM of `realm` by an RTT entry at `base` that ends at `top`, whose RIPAS has become RAM (B4.3.18.4).
+    pub fn extend_ripas(&self, realm: &Realm<W::Mmu>, base: u64, top: u64) {
+        self.extend(realm, |rim| RmmMeasurementDescriptorRipas::new(rim, base, top));
     }
 }
 

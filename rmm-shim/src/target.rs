@@ -13,7 +13,7 @@ use hyp::el2::inject::EntryFeatures;
 use hyp::el2::parties::{Parties, RealmMmu};
 use hyp::el2::smccc::SmcHandler;
 use hyp::el2::vcpu::{Exit, IdView, Running, Vcpu};
-use hyp::el2::{host, switch};
+use hyp::el2::{hash, host, switch};
 use hyp::mapping::{Capabilities, Pa, Range};
 use hyp::stage2::Registers;
 use log::{info, warn};
@@ -78,6 +78,11 @@ impl Cpus for Machine {
         let exit = unsafe { self.switch.run(vcpu, registers, host_has_sve, answer) };
         // The command has asked for streaming mode, which the host cannot turn on meanwhile.
         exit.unwrap_or(Exit::Irq)
+    }
+    fn sha256(&self, state: &mut [u32; 8], blocks: &[[u8; 64]]) {
+        if !hash::sha256(state, blocks) {
+            sha2::block_api::compress256(state, blocks);
+        }
     }
     fn forget_instructions(&self) {
         Parties::forget_instructions();

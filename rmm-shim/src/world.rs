@@ -146,6 +146,10 @@ pub unsafe trait World {
         host_has_sve: bool,
         answer: &mut dyn FnMut(&mut Running, &Exit) -> bool,
     ) -> Exit;
+    /// Works blocks into a state of SHA-256 (FIPS 180-4, 6.2.2); in the answer to a command of the host's, while no realm runs.
+    fn sha256(&self, state: &mut [u32; 8], blocks: &[[u8; 64]]) {
+        sha2::block_api::compress256(state, blocks);
+    }
     /// Afterwards no CPU executes what it fetched before from memory that has other contents by now.
     fn forget_instructions(&self);
     /// A realm that has never asked RSI_VERSION takes an External abort, now, for an access of a protected IPA that is EMPTY: it

@@ -82,6 +82,25 @@ pub fn cargo_nightly() -> Command {
     command
 }
 
+/// The same command, which takes what others leave of the CPUs.
+pub fn at_leisure(command: Command) -> Command {
+    if find_program("nice").is_none() {
+        return command;
+    }
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "19"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => nice.env(name, value),
+            None => nice.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        nice.current_dir(dir);
+    }
+    nice
+}
+
 /// Installs Miri for the nightly toolchain unless it is there.
 pub fn ensure_miri() -> Result<()> {
     let has_miri = || output(cargo_nightly().args(["miri", "--version"])).is_ok();

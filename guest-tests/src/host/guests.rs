@@ -10,6 +10,7 @@ use guest_tests::report::{Report, UART};
 use guest_tests::say;
 use hyp::machine::Machine;
 use hyp::mapping::Address;
+use hyp::trial::HASH;
 use hyp::trial::guest::{Flags, RUN};
 use smccc::Hvc;
 
@@ -145,6 +146,14 @@ fn vectors(report: &mut Report) {
         let [kind, esr, second, fpcr] = run(Flags::ADVANCE & Flags::empty(), Code::Vectors, 0);
         let first = taken.iter().zip(&given).take(words).position(|(taken, given)| taken != given);
         let kept = (kind, esr, second, fpcr) == (0, hvc(4), u64::MAX, 1 << 24);
+        let mut after_hash = given;
+        let hash = call_with(HASH, [0; 3], &mut after_hash, long);
+        let of_hash = after_hash.iter().zip(&given).take(words).position(|(taken, given)| taken != given);
+        report.check(
+            if long { "hash.leaves_the_hosts_long_vectors" } else { "hash.leaves_the_hosts_vectors" },
+            hash == 0 && of_hash.is_none(),
+            format_args!("{hash}, word {of_hash:?}"),
+        );
         report.check(
             name,
             answer == 0 && first.is_none() && kept,

@@ -31,6 +31,7 @@
 //! | [`pages`], `parties` | pages that the host shares and gives away; all who have some |
 //! | `trial`, `owners`, [`doorbell`] | of test builds: calls and a page that change maps, and owners |
 //! | `stand_in` | of test builds: who answers in place of the firmware |
+//! | `hash` | SHA-256 by the CPU's instructions |
 //! | `image`, `percpu`, `cache`, `logger` | our memory, per-CPU data, cache maintenance, messages |
 
 #[cfg(feature = "trial")]
@@ -56,6 +57,8 @@ mod dump;
 pub mod entry;
 #[cfg(target_arch = "aarch64")]
 pub mod fault;
+#[cfg(target_arch = "aarch64")]
+pub mod hash;
 #[cfg(target_arch = "aarch64")]
 pub mod host;
 #[cfg(target_arch = "aarch64")]

@@ -34,7 +34,7 @@ use crate::trial::guest::{ADD, Flags, RUN};
 use crate::trial::requests::{
     self, Asked, BLOCK_PAGES, LASTING, PAGES, REGION, Request, Requests, Timed, Use,
 };
-use crate::trial::{CHANGE_EL2, CHANGE_HOST, DUMP, MOMENTS, PREPARE_EL2, TOUCH_EL2};
+use crate::trial::{CHANGE_EL2, CHANGE_HOST, DUMP, HASH, MOMENTS, PREPARE_EL2, TOUCH_EL2};
 use crate::trial::{Change, Linear, MOST_CPUS, Outcome, Random, SIZE, Subject, Trial};
 
 static TRIAL: Trial = Trial::new();
@@ -81,6 +81,37 @@ pub fn tell_costs(host: &Host) {
     info!("@cloven figure gate.closed {closings} times");
     info!("@cloven figure gate.waits {waits} times");
     info!("@cloven figure el2.repainted {} bytes", REPAINTED.load(Relaxed));
+}
+
+/// See [`HASH`].
+fn hash() -> u64 {
+    // FIPS 180-4, 5.3.3 and 5.1.1.
+    let mut state: [u32; 8] = [
+        0x6a09_e667,
+        0xbb67_ae85,
+        0x3c6e_f372,
+        0xa54f_f53a,
+        0x510e_527f,
+        0x9b05_688c,
+        0x1f83_d9ab,
+        0x5be0_cd19,
+    ];
+    let mut block = [0; 64];
+    block[0] = 0x80;
+    let expected: [u32; 8] = [
+        0xe3b0_c442,
+        0x98fc_1c14,
+        0x9afb_f4c8,
+        0x996f_b924,
+        0x27ae_41e4,
+        0x649b_934c,
+        0xa495_991b,
+        0x7852_b855,
+    ];
+    match super::hash::sha256(&mut state, &[block]) {
+        true => u64::from(state != expected),
+        false => 2,
+    }
 }
 
 /// The answer to `function` for CPU number `me`, if it is one of these calls.
@@ -141,6 +172,7 @@ pub fn call(host: &Host, me: usize, function: u32, args: &[u64; 17]) -> Option<[
             run(host, Flags::from_bits_truncate(args[0]), args[1], args[2])
         }
         RUN => [u64::MAX, 0, 0, 0],
+        HASH => [hash(), 0, 0, 0],
         _ => {
             return super::owners::call(host, function, args)
                 .or_else(|| request_call(host, me, function, args));

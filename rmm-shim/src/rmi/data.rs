@@ -27,7 +27,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::DataCreate) -> O
         return Err(RmiStatus::ErrorRealm(0).into());
     }
     assign(lock, realm, data, input.ipa, Some(&content))?;
-    realm.extend_data(input.ipa, input.flags, &content);
+    lock.extend_data(realm, input.ipa, input.flags, &content);
     Ok(Reply::success([]))
 }
 

@@ -74,7 +74,7 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RealmCreate) -> 
         registers,
         map,
     };
-    realm.measurements.borrow_mut()[0] = measurement::initial(hash_algo, &params);
+    realm.measurements.borrow_mut()[0] = measurement::initial(lock.world, hash_algo, &params);
     let made = rtt::initialize(&mut realm.write(), bits).map_err(|_| INPUT);
     if let Err(failure) = made.and_then(|()| lock.place_realm(realm).map_err(|_| INPUT)) {
         let _ = world.unkeep(roots, number, Purpose::Table);

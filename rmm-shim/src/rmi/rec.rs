@@ -77,7 +77,8 @@ pub fn create<W: World>(lock: &mut Locked<'_, W>, input: input::RecCreate) -> Ou
     if is_runnable {
         // What is left is hashed (B4.3.12.4).
         (params.mpidr, params.num_aux, params.aux) = (RmiRecMpidr::from_bits(0), 0, [0; 16]);
-        measurement::extend_rec(realm.hash_algo, &mut realm.measurements.borrow_mut()[0], &params);
+        let rim = &mut realm.measurements.borrow_mut()[0];
+        measurement::extend_rec(lock.world, realm.hash_algo, rim, &params);
     }
     Ok(Reply::success([]))
 }

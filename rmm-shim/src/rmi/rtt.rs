@@ -119,7 +119,7 @@ pub fn init_ripas<W: World>(lock: &mut Locked<'_, W>, input: input::RttInitRipas
     }
     realm.set_ripas((from, to), RmmRipas::Ram).map_err(|_| INPUT)?;
     let size = walk.size() as usize;
-    (from..to).step_by(size).for_each(|base| realm.extend_ripas(base, base + size as u64));
+    (from..to).step_by(size).for_each(|base| lock.extend_ripas(realm, base, base + size as u64));
     Ok(Reply::success(output::RttInitRipas { out_top: to }.to_registers()))
 }
 
