@@ -434,7 +434,7 @@ fn edit(out: &mut [u8], changes: &Changes<'_>) -> Result<usize, HostTreeError> {
 }
 
 /// Clears the bytes that only fill words, in the structure block of a tree. Nothing if there is none.
-fn clear_padding(tree: &mut [u8]) -> Option<()> {
+pub(super) fn clear_padding(tree: &mut [u8]) -> Option<()> {
     let word = |tree: &[u8], at: usize| Some(u32::from_be_bytes(*tree.get(at..)?.first_chunk()?));
     let mut at = word(tree, 8)? as usize;
     loop {

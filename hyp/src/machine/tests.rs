@@ -286,19 +286,17 @@ proptest! {
 }
 
 #[test]
-fn a_realms_tree_is_the_same_whatever_the_seeds_were() {
-    let of_realm = Changes { of_realm: Some(Range::new(0x7fa0_0000, 6 * MIB).unwrap()), ..changes() };
-    // Behind the seeds a property with each length of padding: it moves to where they were.
-    for bootargs in ["a", "ab", "abc", "abcd"] {
-        let original = host_tree(QEMU, &Changes { bootargs: Some(bootargs), ..changes() }).unwrap();
-        let mut other = original.clone();
-        let chosen = Fdt::new(&original).unwrap().root().child("chosen").unwrap();
-        for name in ["kaslr-seed", "rng-seed"] {
-            let property = chosen.property(name).unwrap();
-            let seed = property.value();
-            let at = original.windows(seed.len()).position(|window| window == seed).unwrap();
-            other[at..at + seed.len()].iter_mut().for_each(|byte| *byte = !*byte);
-        }
-        assert_eq!(host_tree(&original, &of_realm), host_tree(&other, &of_realm), "{bootargs}");
+fn what_fills_words_in_a_tree_is_cleared_and_nothing_else() {
+    for bootargs in ["word", "wor d", "wo rds", "w ord s"] {
+        let tree = host_tree(QEMU, &Changes { bootargs: Some(bootargs), ..changes() }).unwrap();
+        let at = tree.windows(bootargs.len()).position(|window| window == bootargs.as_bytes()).unwrap();
+        // With the zero at its end.
+        let end = at + bootargs.len() + 1;
+        let mut dirty = tree.clone();
+        dirty[end..end.next_multiple_of(4)].fill(0x5e);
+        host_tree::clear_padding(&mut dirty).unwrap();
+        assert_eq!(dirty, tree, "{bootargs}");
     }
+    assert_eq!(host_tree::clear_padding(&mut [0xff; 64]), None);
+    assert_eq!(host_tree::clear_padding(&mut []), None);
 }
