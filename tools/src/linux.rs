@@ -359,7 +359,8 @@ impl Store {
         if let Some(kernel) = kernel {
             all.extend(self.known_modules(kernel, Modules::Realm)?);
         }
-        written("initramfs-realm.cpio", &all)
+        let version = kernel.map_or_else(String::new, |kernel| format!("-{}", kernel.version));
+        written(&format!("initramfs-realm{version}.cpio"), &all)
     }
 
     fn known_modules(&mut self, kernel: &Kernel, modules: Modules) -> Result<Vec<u8>> {
@@ -508,9 +509,12 @@ fn module_archive(modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     archive(&entries)
 }
 
-/// Writes a file beside the images.
+/// Writes a file beside the images, unless it is there: another run may have it in use.
 fn written(name: &str, bytes: &[u8]) -> Result<PathBuf> {
     let path = workspace::images_dir()?.join(name);
+    if fs::read(&path).is_ok_and(|old| old == bytes) {
+        return Ok(path);
+    }
     fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }

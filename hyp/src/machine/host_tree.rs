@@ -425,7 +425,26 @@ fn edit(out: &mut [u8], changes: &Changes<'_>) -> Result<usize, HostTreeError> {
         // It is measured: what was removed is not to be in it.
         tree.compact();
     }
-    let written = tree.as_read_only().data();
+    let length = tree.as_read_only().data().len();
+    let written = &mut out[..length];
+    // Whatever was moved away has left its bytes there: of a realm's tree they would be measured, and seeds among them.
+    clear_padding(written);
     Fdt::new(written).map_err(HostTreeError::Written)?;
-    Ok(written.len())
+    Ok(length)
+}
+
+/// Clears the bytes that only fill words, in the structure block of a tree. Nothing if there is none.
+pub(super) fn clear_padding(tree: &mut [u8]) -> Option<()> {
+    let word = |tree: &[u8], at: usize| Some(u32::from_be_bytes(*tree.get(at..)?.first_chunk()?));
+    let mut at = word(tree, 8)? as usize;
+    loop {
+        let end = match word(tree, at)? {
+            BEGIN_NODE => at + 4 + tree.get(at + 4..)?.iter().position(|&byte| byte == 0)? + 1,
+            END_NODE | NOP => at + 4,
+            PROP => at + 12 + word(tree, at + 4)? as usize,
+            _ => return Some(()),
+        };
+        at = end.next_multiple_of(4);
+        tree.get_mut(end..at)?.fill(0);
+    }
 }

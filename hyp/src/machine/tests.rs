@@ -317,3 +317,19 @@ fn a_realms_tree_has_no_bus_masters_and_nothing_random_and_all_else() {
     // The same each time, whatever the seeds.
     assert_eq!(tree, host_tree(QEMU, &of_realm).unwrap());
 }
+
+#[test]
+fn what_fills_words_in_a_tree_is_cleared_and_nothing_else() {
+    for bootargs in ["word", "wor d", "wo rds", "w ord s"] {
+        let tree = host_tree(QEMU, &Changes { bootargs: Some(bootargs), ..changes() }).unwrap();
+        let at = tree.windows(bootargs.len()).position(|window| window == bootargs.as_bytes()).unwrap();
+        // With the zero at its end.
+        let end = at + bootargs.len() + 1;
+        let mut dirty = tree.clone();
+        dirty[end..end.next_multiple_of(4)].fill(0x5e);
+        host_tree::clear_padding(&mut dirty).unwrap();
+        assert_eq!(dirty, tree, "{bootargs}");
+    }
+    assert_eq!(host_tree::clear_padding(&mut [0xff; 64]), None);
+    assert_eq!(host_tree::clear_padding(&mut []), None);
+}
