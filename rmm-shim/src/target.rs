@@ -1,7 +1,7 @@
 //! On the machine itself: the monitor over the hypervisor's ownership and its CPUs, as the platform wires it.
 //!
 //! Invariant: there is one monitor, made when the host first asks for it; before that nothing of this is used. Without a host at EL1 that is the
-//! [policy](crate::policy), which has one realm: the first.
+//! [policy], which has one realm: the first.
 
 use core::fmt;
 
