@@ -33,7 +33,7 @@ impl Entry {
         self.state == Some(RmiRttEntryState::Table)
     }
     /// Whether the realm wants memory there and has none.
-    fn lacks_memory(&self) -> bool {
+    pub fn lacks_memory(&self) -> bool {
         self.state == Some(RmiRttEntryState::Unassigned) && self.ripas == Some(RmiRipas::Ram)
     }
 }

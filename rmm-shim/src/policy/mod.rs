@@ -30,7 +30,7 @@ mod run;
 mod tests;
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
 
 use hyp::mapping::{Address, Pa, Range};
 use spin::Once;
@@ -161,6 +161,8 @@ pub enum Problem {
     NoGranule,
     /// A granule of the host's is not the host's any more.
     NotTheHosts(u64),
+    /// The realm wants memory where the machine has no RAM for it.
+    NotRam(u64),
     /// The realm has touched what was taken from it.
     Destroyed(u64),
     /// A REC stopped for this exit reason, ESR_EL2 and address, for which there is nothing to do.
@@ -186,6 +188,9 @@ impl fmt::Display for Problem {
             Self::TooManyCpus(count) => write!(f, "{count} CPUs are more than {MAX_RECS}"),
             Self::NoGranule => write!(f, "there is no granule left for a table"),
             Self::NotTheHosts(pa) => write!(f, "granule {pa:#x} is not the host's"),
+            Self::NotRam(ipa) => {
+                write!(f, "the realm has accessed IPA {ipa:#x}, where there is no RAM for it")
+            }
             Self::Destroyed(ipa) => write!(f, "the realm has accessed IPA {ipa:#x}, which was taken from it"),
             Self::Exit(reason, esr, address) => {
                 write!(f, "exit reason {reason} with ESR_EL2 {esr:#x}, address {address:#x}")
@@ -203,8 +208,10 @@ struct Rec {
     pa: AtomicU64,
     /// The granule of the host's by which it is run.
     run: AtomicU64,
-    /// It is on, or about to be.
+    /// It is on, or about to be. Changes with [`Policy::power`], as does what follows.
     is_on: AtomicBool,
+    /// PSCI_CPU_ON has named it while it was on.
+    was_named: AtomicBool,
     /// Its CPU may enter it.
     go: AtomicBool,
     /// Its CPU is here, and waits for that.
@@ -217,6 +224,7 @@ impl Rec {
             pa: AtomicU64::new(0),
             run: AtomicU64::new(0),
             is_on: AtomicBool::new(false),
+            was_named: AtomicBool::new(false),
             go: AtomicBool::new(false),
             is_parked: AtomicBool::new(false),
         }
@@ -246,7 +254,7 @@ pub struct Policy<W: 'static, B> {
     made: Once<Made>,
     recs: [Rec; MAX_RECS],
     granules: SpinMutex<Granules>,
-    /// Held while a CPU is turned on.
+    /// Held while a CPU is turned on, or about to go off.
     power: SpinMutex<()>,
     is_over: AtomicBool,
     counts: Counts,
@@ -302,6 +310,11 @@ impl<W: World, B: Board> Policy<W, B> {
     /// Whether the realm is over.
     pub fn is_over(&self) -> bool {
         self.is_over.load(Relaxed)
+    }
+
+    /// Ends the realm: whether the caller is the first, who says why.
+    pub fn claim_end(&self) -> bool {
+        !self.is_over.swap(true, AcqRel)
     }
 
     fn say(&self, line: fmt::Arguments<'_>) {
