@@ -216,6 +216,8 @@ struct Rec {
     go: AtomicBool,
     /// Its CPU is here, and waits for that.
     is_parked: AtomicBool,
+    /// Its CPU was here, and cannot run it.
+    is_unlike: AtomicBool,
 }
 
 impl Rec {
@@ -227,6 +229,7 @@ impl Rec {
             was_named: AtomicBool::new(false),
             go: AtomicBool::new(false),
             is_parked: AtomicBool::new(false),
+            is_unlike: AtomicBool::new(false),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! - A CPU goes off only if nobody has turned its REC on since it turned itself off: that is looked at with the lock under which a REC is turned on.
 //! - No exit is for an interrupt: they are the realm's.
 
+use core::fmt;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
@@ -19,7 +20,31 @@ use super::{Board, Policy, Problem, TurnedOn};
 use crate::rec::named_by_realm;
 use crate::world::World;
 
-/// How long a CPU may take to go off before it is turned on again.
+/// Why a CPU is not turned on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotOn {
+    /// The firmware answers so.
+    Firmware(i64),
+    /// It has not gone off.
+    NotOff,
+    /// It has not come.
+    Missing,
+    /// It has not what the realm was told that the machine has.
+    Unlike,
+}
+
+impl fmt::Display for NotOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Firmware(code) => write!(f, "the firmware answers {code}"),
+            Self::NotOff => write!(f, "it has not gone off in {PATIENCE_SECONDS} seconds"),
+            Self::Missing => write!(f, "it has not come in {PATIENCE_SECONDS} seconds"),
+            Self::Unlike => write!(f, "it has not what the realm was told that all CPUs have"),
+        }
+    }
+}
+
+/// How long a CPU may take to go off before it is turned on again, and to come.
 const PATIENCE_SECONDS: u64 = 5;
 
 /// How the run has ended.
@@ -76,6 +101,15 @@ impl<W: World, B: Board> Policy<W, B> {
     /// Runs on CPU number `cpu`, each time that it was turned on; on the boot CPU after [`Policy::make`]. Returns when the realm is over.
     pub fn run(&self, cpu: usize) -> Over {
         let Some(rec) = self.recs.get(cpu).filter(|_| cpu < self.plan.cpu_count) else { return Over::Failed };
+        // The realm is told that a CPU is on once it is known that it can run a REC.
+        if !rec.is_on.load(Relaxed) && !self.monitor.lock().world.can_run() {
+            rec.is_unlike.store(true, Release);
+            self.board.turn_off();
+            while !self.is_over() {
+                self.board.wait();
+            }
+            return Over::Elsewhere;
+        }
         loop {
             rec.is_parked.store(true, Release);
             while !rec.go.swap(false, AcqRel) {
@@ -268,8 +302,8 @@ impl<W: World, B: Board> Policy<W, B> {
             rec.was_named.fetch_or(is_turned_on, Relaxed);
             return Ok(());
         }
-        if let Err(code) = self.turn_on(target) {
-            self.say(format_args!("policy: cpu {target} is not turned on: the firmware answers {code}"));
+        if let Err(why) = self.turn_on(target) {
+            self.say(format_args!("policy: cpu {target} is not turned on: {why}"));
             complete(PsciReturnCode::Denied)?;
             return Ok(());
         }
@@ -280,19 +314,25 @@ impl<W: World, B: Board> Policy<W, B> {
     }
 
     /// Has CPU number `target` come to [`Policy::run`].
-    pub(super) fn turn_on(&self, target: usize) -> Result<(), i64> {
-        let (start, hz) = self.board.now();
+    pub(super) fn turn_on(&self, target: usize) -> Result<(), NotOn> {
+        let ((start, hz), rec) = (self.board.now(), &self.recs[target]);
+        let mut comes = false;
         loop {
-            if self.recs[target].is_parked.load(Acquire) {
+            if rec.is_parked.load(Acquire) {
                 return Ok(());
             }
-            match self.board.turn_on(target) {
-                TurnedOn::Comes => return Ok(()),
-                TurnedOn::Refused(code) => return Err(code),
-                TurnedOn::NotOffYet => {}
+            if rec.is_unlike.load(Acquire) {
+                return Err(NotOn::Unlike);
+            }
+            if !comes {
+                match self.board.turn_on(target) {
+                    TurnedOn::Comes => comes = true,
+                    TurnedOn::Refused(code) => return Err(NotOn::Firmware(code)),
+                    TurnedOn::NotOffYet => {}
+                }
             }
             if self.board.now().0.wrapping_sub(start) > PATIENCE_SECONDS * hz {
-                return Err(0);
+                return Err(if comes { NotOn::Missing } else { NotOn::NotOff });
             }
             self.board.wait();
         }

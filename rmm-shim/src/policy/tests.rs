@@ -38,6 +38,8 @@ struct Desk {
     /// CPUs that were turned on, and what the next are answered.
     turned_on: Mutex<Vec<usize>>,
     answers: Mutex<Vec<TurnedOn>>,
+    /// What happens meanwhile.
+    at_wait: Mutex<Option<Box<dyn Fn() + Send>>>,
     /// Done the next time that the time is asked: between an exit and what is made of it.
     at_exit: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
@@ -56,7 +58,11 @@ impl Board for Desk {
         self.answers.lock().unwrap().pop().unwrap_or(TurnedOn::Comes)
     }
     fn turn_off(&self) {}
-    fn wait(&self) {}
+    fn wait(&self) {
+        if let Some(work) = &*self.at_wait.lock().unwrap() {
+            work();
+        }
+    }
 }
 
 type Host = Policy<FakeWorld, Desk>;
@@ -99,7 +105,14 @@ fn fake() -> &'static Fake {
 impl Scene {
     fn of(fake: &'static Fake, plan: Plan) -> Self {
         let policy = Policy::new(&fake.monitor, Desk::default(), Box::leak(Box::new(plan)));
-        Self { fake, policy: Box::leak(Box::new(policy)) }
+        let policy: &Host = Box::leak(Box::new(policy));
+        let all_come = || {
+            for &cpu in &*policy.board.turned_on.lock().unwrap() {
+                policy.recs[cpu].is_parked.store(true, Relaxed);
+            }
+        };
+        *policy.board.at_wait.lock().unwrap() = Some(Box::new(all_come));
+        Self { fake, policy }
     }
 
     fn new() -> Self {
@@ -166,6 +179,13 @@ impl Scene {
         lock.rec(self.policy.recs[0].pa.load(Relaxed)).unwrap().runnable.set(true);
         drop(lock);
         assert_eq!(rec.shared, SHARED);
+    }
+
+    /// What a CPU that waits does that may go on.
+    fn enter(&self, cpu: usize) -> Option<Over> {
+        let rec = &self.policy.recs[cpu];
+        assert!(rec.is_parked.swap(false, Relaxed) && rec.go.swap(false, Relaxed));
+        self.policy.enter(cpu)
     }
 
     fn rtte(&self, ipa: u64) -> (i64, crate::rtt::Rtte) {
@@ -345,6 +365,11 @@ fn cpus_go_on_and_off_and_a_rec_runs_once_its_cpu_is_there() {
     };
     // On its way off at first.
     *policy.board.answers.lock().unwrap() = vec![TurnedOn::Comes, TurnedOn::NotOffYet];
+    *policy.board.at_wait.lock().unwrap() = Some(Box::new(|| {
+        let turned_on = policy.board.turned_on.lock().unwrap().len();
+        // The first was told that it is not off yet.
+        policy.recs[1].is_parked.store(turned_on >= 2, Relaxed);
+    }));
     on(1);
     answer(PsciReturnCode::Success);
     on(1);
@@ -359,7 +384,7 @@ fn cpus_go_on_and_off_and_a_rec_runs_once_its_cpu_is_there() {
         Exit::Synchronous { esr: 0x01 << 26, far: 0, hpfar: 0 }
     });
     scene.psci(PsciCommand::CpuOff, &[]);
-    assert_eq!(policy.enter(1), None);
+    assert_eq!(scene.enter(1), None);
     // Again; what the firmware refuses is denied.
     *policy.board.answers.lock().unwrap() = vec![TurnedOn::Comes, TurnedOn::Refused(-6)];
     scene.psci(PsciCommand::AffinityInfo, &[1, 0]);
@@ -391,7 +416,7 @@ fn a_cpu_that_is_turned_on_while_it_goes_off_stays() {
     scene.run();
     assert!(policy.recs[1].was_named.load(Relaxed));
     scene.psci(PsciCommand::CpuOff, &[]);
-    assert_eq!(policy.enter(1), None);
+    assert_eq!(scene.enter(1), None);
     assert!(!policy.recs[1].is_on.load(Relaxed));
     on();
     scene.run();
@@ -409,10 +434,31 @@ fn a_cpu_that_is_turned_on_while_it_goes_off_stays() {
     });
     nothing();
     scene.psci(PsciCommand::CpuOff, &[]);
-    assert_eq!(policy.enter(1), None);
+    assert_eq!(scene.enter(1), None);
     assert!(!policy.recs[1].is_on.load(Relaxed));
     assert!(scene.fake.cpus().script.lock().unwrap().is_empty());
     assert_eq!(policy.board.turned_on.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn a_cpu_that_cannot_run_a_rec_is_denied() {
+    let scene = Scene::made();
+    let policy = scene.policy;
+    scene.fake.cpus().can_run.store(false, Relaxed);
+    let other = std::thread::spawn(|| policy.run(1));
+    while !policy.recs[1].is_unlike.load(Relaxed) {
+        std::thread::yield_now();
+    }
+    scene.fake.cpus().can_run.store(true, Relaxed);
+    scene.psci(PsciCommand::CpuOn, &[1, KERNEL, 0]);
+    scene.step(|vcpu| {
+        assert_eq!(vcpu.x[0], PsciReturnCode::Denied.to_register());
+        Exit::Synchronous { esr: 0x01 << 26, far: 0, hpfar: 0 }
+    });
+    scene.run();
+    assert_eq!(scene.lines("policy: cpu 1 is not turned on: it has not what the realm").len(), 1);
+    assert!(policy.claim_end());
+    assert_eq!(other.join().unwrap(), Over::Elsewhere);
 }
 
 #[test]
