@@ -166,17 +166,6 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
             None => self.parties.assign_unfilled(granule(page), realm, placement),
         }
     }
-    fn part_with(&self, range: Range<Pa>) -> bool {
-        self.parties.part_with(range).is_ok()
-    }
-    fn resume(&self, range: Range<Pa>) {
-        for page in (range.start().get()..range.end()).step_by(GRANULE as usize) {
-            if let Ok(page) = Pa::new(page) {
-                // What is no longer delegated is refused.
-                let _ = self.parties.resume(granule(page));
-            }
-        }
-    }
     fn release(&self, page: Pa, realm: &Party<'_, C::Mmu>, ipa: Ipa, then: State) -> Result<(), OwnerError> {
         self.parties.release(granule(page), realm, ipa, Some(then))
     }

@@ -88,16 +88,6 @@ pub unsafe trait World {
         placement: &Placement,
         content: Option<&[u8; hyp::mapping::GRANULE as usize]>,
     ) -> Result<(), OwnerError>;
-    /// All of a delegated range is about to be [assigned](World::assign) without content: what takes time for each granule may be done for all of
-    /// it now. Until then none of it is given to another call. Whether that was done.
-    fn part_with(&self, range: Range<Pa>) -> bool {
-        let _ = range;
-        false
-    }
-    /// What of a range is delegated still is not about to be assigned any more.
-    fn resume(&self, range: Range<Pa>) {
-        let _ = range;
-    }
     /// A realm's data at `ipa` becomes delegated, wiped; the realm has `then` there.
     ///
     /// # Errors
