@@ -50,9 +50,7 @@ pub trait Cpus {
     /// See [`World::forget_instructions`].
     fn forget_instructions(&self);
     /// See [`World::is_lost`].
-    fn is_lost(&self, ipa: u64) {
-        let _ = ipa;
-    }
+    fn is_lost(&self, ipa: u64);
     /// See [`World::wait`].
     fn wait(&self);
     /// See [`World::moment`].
@@ -198,6 +196,9 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     }
     fn is_data_of(&self, range: Range<Pa>, number: u16) -> bool {
         self.parties.is_data_of(range, number)
+    }
+    fn is_device(&self, pa: u64) -> bool {
+        Pa::new(pa).is_ok_and(|pa| self.parties.is_device(pa))
     }
 
     fn read(&self, page: u64, offset: usize, into: &mut [u8]) -> Option<()> {

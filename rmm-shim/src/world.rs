@@ -120,6 +120,9 @@ pub unsafe trait World {
     /// Whether all of a range is realm `number`'s data, and no other party's to reach.
     fn is_data_of(&self, range: Range<Pa>, number: u16) -> bool;
 
+    /// Whether the page at an address is a device of the host's: its own to access, and no RAM.
+    fn is_device(&self, pa: u64) -> bool;
+
     /// Copies bytes out of a granule of the host's, from `offset` on, once. `None` if it is not the host's.
     fn read(&self, granule: u64, offset: usize, into: &mut [u8]) -> Option<()>;
     /// Copies bytes into a granule of the host's. `None` if it is not the host's.
@@ -146,9 +149,7 @@ pub unsafe trait World {
     fn forget_instructions(&self);
     /// A realm that has never asked RSI_VERSION takes an External abort, now, for an access of a protected IPA that is EMPTY: it
     /// seems not to know that it is a realm. Without the lock.
-    fn is_lost(&self, ipa: u64) {
-        let _ = ipa;
-    }
+    fn is_lost(&self, ipa: u64);
     /// Called in each turn of a loop that waits for the lock.
     fn wait(&self);
     /// The calling CPU, and what its counter says.

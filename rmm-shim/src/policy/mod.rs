@@ -56,12 +56,14 @@ const GIB: u64 = 1 << 30;
 const PAGE: i64 = rmm_abi::v1_0::PAGE_LEVEL;
 
 /// What is not as the specification or a host at EL1 would have it: said at the start.
-pub const DEVIATIONS: [&str; 7] = [
+pub const DEVIATIONS: [&str; 9] = [
     "the host is EL2 itself: it reaches what it gives the realm by RMI only, and there is nobody to be protected from",
     "IPA is PA: a granule of the realm's stays at its address, and what is measured is copied aside and back",
     "shared memory is the realm's own page, wiped both ways",
     "interrupts are direct: the realm has the GIC, its CPU interface and the timers, and no exit is for them",
     "devices are the machine's, mapped at their unprotected alias; bus masters are not in its device tree",
+    "the GIC masters the bus: its ITS and redistributors reach all memory, EL2's too, where the realm tells them to",
+    "there is nobody who answers a host call: NOT_SUPPORTED",
     "a CPU that the realm turns off is turned off by the firmware, and let in anew when it comes back",
     "random seeds are not in its device tree, which is measured",
 ];
