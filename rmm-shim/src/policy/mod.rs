@@ -76,7 +76,7 @@ pub struct Ranges {
 }
 
 impl Ranges {
-    /// Of granules: each range grows to whole ones, or shrinks to them. Nothing if they are too many.
+    /// Of these, which are of whole granules. Nothing if they are too many.
     pub fn new(ranges: impl IntoIterator<Item = Range<Pa>>) -> Option<Self> {
         let mut all = Self { list: [(0, 0); MAX_RANGES], len: 0 };
         for range in ranges {
@@ -246,7 +246,7 @@ struct Counts {
     taken: AtomicU64,
     /// Changes of RIPAS that it asked for.
     changes: AtomicU64,
-    /// Ticks in which the realm did not run, after it was made.
+    /// Ticks, of all CPUs together, in which exits were handled.
     ticks: AtomicU64,
 }
 
