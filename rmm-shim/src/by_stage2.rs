@@ -53,9 +53,7 @@ pub trait Cpus {
     /// See [`World::forget_instructions`].
     fn forget_instructions(&self);
     /// See [`World::is_lost`].
-    fn is_lost(&self, ipa: u64) {
-        let _ = ipa;
-    }
+    fn is_lost(&self, ipa: u64);
     /// See [`World::wait`].
     fn wait(&self);
     /// See [`World::stand`].
@@ -174,17 +172,6 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
             None => self.parties.assign_unfilled(granule(page), realm, placement),
         }
     }
-    fn part_with(&self, range: Range<Pa>) -> bool {
-        self.parties.part_with(range).is_ok()
-    }
-    fn resume(&self, range: Range<Pa>) {
-        for page in (range.start().get()..range.end()).step_by(GRANULE as usize) {
-            if let Ok(page) = Pa::new(page) {
-                // What is no longer delegated is refused.
-                let _ = self.parties.resume(granule(page));
-            }
-        }
-    }
     fn release(&self, page: Pa, realm: &Party<'_, C::Mmu>, ipa: Ipa, then: State) -> Result<(), OwnerError> {
         self.parties.release(granule(page), realm, ipa, Some(then))
     }
@@ -217,6 +204,9 @@ unsafe impl<H: Mmu, E: Mmu, C: Cpus> World for ByStage2<'_, H, E, C> {
     }
     fn is_data_of(&self, range: Range<Pa>, number: u16) -> bool {
         self.parties.is_data_of(range, number)
+    }
+    fn is_device(&self, pa: u64) -> bool {
+        Pa::new(pa).is_ok_and(|pa| self.parties.is_device(pa))
     }
 
     fn read(&self, page: u64, offset: usize, into: &mut [u8]) -> Option<()> {

@@ -94,11 +94,15 @@ impl Cpus for Machine {
     }
     fn is_lost(&self, ipa: u64) {
         static SAID: Once<()> = Once::new();
+        // One CPU says how it ends.
+        while HOST.get().is_some_and(|policy| !policy.claim_end()) {
+            Parties::wait();
+        }
         let whose = if PLAN.get().is_some() { "policy" } else { "realm" };
         SAID.call_once(|| {
             warn!(
                 "{whose}: the guest accessed IPA {ipa:#x} as if it were no realm, and has never asked RSI_VERSION: a kernel without realm \
-                 support (Linux has it from 6.13 on)"
+                 support (Linux has it from 6.13 on), or an earlycon address without the shared bit"
             );
         });
         if PLAN.get().is_some() {

@@ -92,16 +92,6 @@ pub unsafe trait World {
         placement: &Placement,
         content: Option<&[u8; hyp::mapping::GRANULE as usize]>,
     ) -> Result<(), OwnerError>;
-    /// All of a delegated range is about to be [assigned](World::assign) without content: what takes time for each granule may be done for all of
-    /// it now. Until then none of it is given to another call. Whether that was done.
-    fn part_with(&self, range: Range<Pa>) -> bool {
-        let _ = range;
-        false
-    }
-    /// What of a range is delegated still is not about to be assigned any more.
-    fn resume(&self, range: Range<Pa>) {
-        let _ = range;
-    }
     /// A realm's data at `ipa` becomes delegated, wiped; the realm has `then` there.
     ///
     /// # Errors
@@ -134,6 +124,9 @@ pub unsafe trait World {
     /// Whether all of a range is realm `number`'s data, and no other party's to reach.
     fn is_data_of(&self, range: Range<Pa>, number: u16) -> bool;
 
+    /// Whether the page at an address is a device of the host's: its own to access, and no RAM.
+    fn is_device(&self, pa: u64) -> bool;
+
     /// Copies bytes out of a granule of the host's, from `offset` on, once. `None` if it is not the host's.
     fn read(&self, granule: u64, offset: usize, into: &mut [u8]) -> Option<()>;
     /// Copies bytes into a granule of the host's. `None` if it is not the host's.
@@ -160,9 +153,7 @@ pub unsafe trait World {
     fn forget_instructions(&self);
     /// A realm that has never asked RSI_VERSION takes an External abort, now, for an access of a protected IPA that is EMPTY: it
     /// seems not to know that it is a realm. Without the lock.
-    fn is_lost(&self, ipa: u64) {
-        let _ = ipa;
-    }
+    fn is_lost(&self, ipa: u64);
     /// Called in each turn of a loop that waits for the lock.
     fn wait(&self);
     /// Does `work`, which may take long: who changes EL2's map does not wait for it. It touches nothing but the image and the CPU's stack. Without

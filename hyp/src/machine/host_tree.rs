@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 use dtoolkit::error::FdtParseError;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::fdt_mut::{FdtBuffer, FdtMut, FdtNodeMut, SliceBuffer};
-use dtoolkit::standard::{AddressSpaceProperties, NodeStandard};
+use dtoolkit::standard::{AddressSpaceProperties, NodeStandard, Status};
 use dtoolkit::{Node, Property, ToCellInt};
 
 use super::{MachineError, is_module};
@@ -41,8 +41,9 @@ pub struct Changes<'a> {
     pub of_realm: Option<Range<Pa>>,
 }
 
-/// Whether a device masters the bus, beside all protection: it says so by being coherent, or it is a PCI host, or one of those that are known
-/// to and do not say so. The GIC's ITS is not meant: it takes plain addresses, of memory that the realm shares with it.
+/// Whether a device masters the bus, beside all protection: it says so by being coherent, or it is a PCI host, or one of those of QEMU's virt
+/// machine that are known to and do not say so: another machine may have more. The GIC masters the bus too, and is not meant, as nothing runs without it:
+/// its ITS and redistributors read and write tables wherever in physical memory they are told that these are.
 pub fn is_bus_master(node: FdtNode<'_>) -> bool {
     const SILENT: [&str; 3] = ["virtio,mmio", "qemu,fw-cfg-mmio", "arm,smmu-v3"];
     let is_pci = node.property("device_type").is_some_and(|p| p.value_as::<&str>() == Ok("pci"));
@@ -54,10 +55,10 @@ pub const MAX_DEVICES: usize = 64;
 /// Where a tree has devices.
 pub type Devices = ArrayVec<Range<Pa>, MAX_DEVICES>;
 
-/// Where the devices of a tree are, in whole granules; nothing if there are more than [`MAX_DEVICES`].
+/// Where the devices of a tree are, in whole granules; not those that are disabled, but all of a GIC.
 ///
 /// # Errors
-/// [`MachineError`]: a range is none.
+/// [`MachineError`]: there are more than [`MAX_DEVICES`], or what a device says of its registers cannot be read.
 pub fn devices(tree: Fdt<'_>) -> Result<Devices, MachineError> {
     let mut all = Devices::new();
     collect_devices(tree.root(), &mut all, super::BUS_DEPTH)?;
@@ -72,17 +73,25 @@ fn collect_devices(bus: FdtNode<'_>, all: &mut Devices, depth: u8) -> Result<(),
         if matches!(node.name_without_address(), "cpus" | "chosen" | "reserved-memory" | "memory") {
             continue;
         }
+        let is_gic = ["arm,gic-v3", "arm,gic-v3-its"].iter().any(|name| node.is_compatible(name));
+        if !is_gic && matches!(node.status(), Ok(Status::Disabled)) {
+            continue;
+        }
         for range in super::reg("device", node)? {
             super::push(all, "devices", range?.expanded_to(GRANULE))?;
         }
-        // A bus, or a GIC with its ITSs, that passes addresses on unchanged.
-        if node.property("ranges").is_some_and(|ranges| ranges.value().is_empty())
+        if passes_on(node)
             && let Some(depth) = depth.checked_sub(1)
         {
             collect_devices(node, all, depth)?;
         }
     }
     Ok(())
+}
+
+/// Whether a node is a bus, or a GIC with its ITSs, that passes addresses on unchanged.
+fn passes_on(node: FdtNode<'_>) -> bool {
+    node.property("ranges").is_some_and(|ranges| ranges.value().is_empty())
 }
 
 /// Why the tree could not be written.
@@ -363,6 +372,18 @@ fn remove_children<B: FdtBuffer>(node: &mut FdtNodeMut<'_, B>, is_so: fn(FdtNode
     }
 }
 
+/// Removes the bus masters below a node, where [`collect_devices`] finds devices.
+fn remove_bus_masters<B: FdtBuffer>(bus: &mut FdtNodeMut<'_, B>, depth: u8) {
+    remove_children(bus, is_bus_master);
+    let Some(depth) = depth.checked_sub(1) else { return };
+    let mut children = bus.children_mut();
+    while let Some(mut child) = children.next() {
+        if passes_on(child.as_read_only()) {
+            remove_bus_masters(&mut child, depth);
+        }
+    }
+}
+
 /// Removes the PL011 whose registers are at `address`, and the aliases that name it.
 fn remove_uart(root: &mut FdtNodeMut<'_, SliceBuffer<'_>>, address: Pa) {
     let is_it = |node: FdtNode<'_>| {
@@ -406,7 +427,7 @@ fn edit(out: &mut [u8], changes: &Changes<'_>) -> Result<usize, HostTreeError> {
     let mut tree = FdtMut::new(buffer).map_err(HostTreeError::Written)?;
     let mut root = tree.root_mut();
     if changes.of_realm.is_some() {
-        remove_children(&mut root, is_bus_master);
+        remove_bus_masters(&mut root, super::BUS_DEPTH);
     }
     if let Some(mut chosen) = root.child_mut("chosen") {
         remove_children(&mut chosen, is_module);

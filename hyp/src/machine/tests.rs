@@ -11,6 +11,8 @@ const QEMU: &[u8] = include_bytes!("testdata/qemu-virt.dtb");
 const TWO_UARTS: &[u8] = include_bytes!("testdata/two-uarts.dtb");
 /// `two-banks.dts`, by `dtc`.
 const TWO_BANKS: &[u8] = include_bytes!("testdata/two-banks.dtb");
+/// `buses.dts`, by `dtc`.
+const BUSES: &[u8] = include_bytes!("testdata/buses.dtb");
 
 fn read(tree: &[u8]) -> Result<Machine<'_>, MachineError> {
     Machine::read(Fdt::new(tree).map_err(MachineError::Parse)?)
@@ -332,4 +334,21 @@ fn what_fills_words_in_a_tree_is_cleared_and_nothing_else() {
     }
     assert_eq!(host_tree::clear_padding(&mut [0xff; 64]), None);
     assert_eq!(host_tree::clear_padding(&mut []), None);
+}
+
+#[test]
+fn a_realms_tree_has_no_bus_masters_below_buses_either() {
+    let of_realm = Changes { of_realm: Some(Range::new(0x7fa0_0000, 6 * MIB).unwrap()), ..changes() };
+    let tree = host_tree(BUSES, &of_realm).unwrap();
+    let fdt = Fdt::new(&tree).unwrap();
+    let has = |path: &str| fdt.find_node(path).is_some();
+    assert!(!["/master@1000", "/soc/master@2000", "/soc/bus/virtio@5000"].into_iter().any(has));
+    assert!(
+        ["/soc/timer@3000", "/soc/gic@8000", "/soc/bus/clock@6000", "/translating/clock@0"]
+            .into_iter()
+            .all(has)
+    );
+    // Not what is disabled, unless it is the GIC; nor what is elsewhere than it says.
+    let devices = host_tree::devices(fdt).unwrap();
+    assert_eq!(ends(&devices), [(0x3000, 0x4000), (0x8000, 0x9000), (0x6000, 0x7000)]);
 }

@@ -1399,37 +1399,3 @@ fn what_the_host_shares_is_still_its_own_to_read() {
     assert_eq!(owner.while_hosts(more, || done += 1), refused);
     assert_eq!(done, 1);
 }
-
-#[test]
-#[cfg_attr(miri, ignore)]
-fn what_el2_has_parted_with_becomes_a_realms_without_another_change_of_its_map() {
-    let mmus = [FakeMmu::new(20), FakeMmu::new(20), FakeMmu::new(20)];
-    let large = Large::new([&mmus[0], &mmus[1], &mmus[2]]);
-    let log = Log([&mmus[0], &mmus[1], &mmus[2]], Mutex::default());
-    let owner = Ownership::new(&large.host, &large.el2, &log);
-    let (realm, first) = (large.realm(), 2 * GIB / GRANULE);
-    let all = || range(first, PAGES_OF_2_MIB as usize);
-    assert!(matches!(owner.part_with(all()), Err(OwnerError::Host { .. })), "it is the host's");
-    owner.delegate(all()).unwrap();
-    let used = mmus[1].pool().used();
-    owner.part_with(all()).unwrap();
-    // One invalid block: page by page the block would be in pages.
-    let parted = mmus[1].pool().used();
-    assert!(parted <= used + 1);
-    let refused = owner.assign(range(first, 1), &realm, &placed(first), |_| ());
-    assert!(
-        matches!(refused, Err(OwnerError::Hypervisor { found: HypervisorPage::Away, .. })),
-        "{refused:?}"
-    );
-    owner.resume(all()).unwrap();
-    owner.part_with(all()).unwrap();
-    for page in first..first + PAGES_OF_2_MIB {
-        owner.assign_unfilled(range(page, 1), &realm, &placed(page)).unwrap();
-    }
-    assert_eq!(mmus[1].pool().used(), parted);
-    assert!(owner.is_data_of(all(), realm.number));
-    assert!(matches!(owner.resume(all()), Err(OwnerError::Host { .. })), "it is the realm's");
-    owner.reclaim(range(first + 7, 1), &realm, placed(first + 7).ipa, None).unwrap();
-    assert!(!owner.is_data_of(all(), realm.number));
-    assert_eq!(owner.page(Pa::new((first + 7) * GRANULE).unwrap()), HostPage::Owned);
-}

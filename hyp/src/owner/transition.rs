@@ -651,36 +651,6 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         Ok(())
     }
 
-    /// EL2 gives delegated pages up ahead of all of them becoming a realm's, with what is in them ([`Ownership::assign_unfilled`]): at once, where that
-    /// would do it page by page. Who calls it has none of them undelegated before that, or before [`Ownership::resume`]: EL2 would not reach what is the host's.
-    ///
-    /// # Errors
-    /// [`OwnerError::Range`], [`OwnerError::Host`], [`OwnerError::Hypervisor`]; [`OwnerError::Map`] for want of tables.
-    pub fn part_with(&self, range: Range<Pa>) -> Result<(), OwnerError> {
-        self.turn(range, HypervisorPage::Mapped, Change::INVALIDATE)
-    }
-
-    /// EL2 takes back what it has given up ahead and is delegated still.
-    ///
-    /// # Errors
-    /// As [`Ownership::part_with`].
-    pub fn resume(&self, range: Range<Pa>) -> Result<(), OwnerError> {
-        self.turn(range, HypervisorPage::Away, Change::VALIDATE)
-    }
-
-    fn turn(&self, range: Range<Pa>, from: HypervisorPage, change: Change<El2>) -> Result<(), OwnerError> {
-        let part = Part::new(range)?;
-        if range.is_empty() {
-            return Ok(());
-        }
-        let host = self.write(self.host);
-        let mut el2 = self.write(self.hypervisor);
-        look_host(&host, &part, HostPage::Kept(Keeper::Delegated))?;
-        let cut = look_el2(&el2, &part, from)?;
-        split(&mut el2, part.va, cut).map_err(of(Party::Hypervisor))?;
-        self.hypervisor.protect(part.va, change).map(Debt::flush).map_err(of(Party::Hypervisor))
-    }
-
     /// Delegated pages become a realm's data. `fill` is called once nothing can fail any more: what it leaves there is what the realm finds,
     /// also with its MMU off.
     ///
@@ -700,7 +670,7 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         self.to_realm(range, HostPage::Kept(Keeper::Delegated), realm, placement, Some(fill))
     }
 
-    /// As [`Ownership::assign`], with what is in them: zeroes. EL2 may have [parted](Ownership::part_with) with them.
+    /// As [`Ownership::assign`], with what is in them: zeroes.
     ///
     /// # Errors
     /// As [`Ownership::assign`].
@@ -755,17 +725,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
             put(&mut of_el2, Party::Hypervisor, HypervisorPage::Away.entry(page))?;
             return put(&mut of_guest, Party::Realm, of_realm(page, attributes, placement.translates));
         }
-        let has_parted = fill.is_none() && look_el2(&el2, &part, HypervisorPage::Away).is_ok();
-        if has_parted
-            && let Some(mut of_host) = page_of_host(&mut host, &part, from)
-            && let Some(mut of_guest) = no_page_of_realm(&mut guest, at, placement.vacant)
-        {
-            let page = part.pa.start();
-            put(&mut of_host, Party::Host, HostPage::Kept(keeper).entry(page))?;
-            return put(&mut of_guest, Party::Realm, of_realm(page, attributes, placement.translates));
-        }
         look_host(&host, &part, from)?;
-        let cut = !has_parted && look_el2(&el2, &part, HypervisorPage::Mapped)?;
+        let cut = look_el2(&el2, &part, HypervisorPage::Mapped)?;
         look_realm(&guest, at, vacant)?;
 
         let prepared = guest
@@ -782,10 +743,8 @@ impl<'m, H: Mmu, E: Mmu, G: Granules, S: Shape> Ownership<'m, H, E, G, S> {
         if let Some(fill) = fill {
             fill(&mut Held::new(range));
         }
-        if !has_parted {
-            let gone = self.hypervisor.protect(part.va, Change::INVALIDATE).map(Debt::flush);
-            sure(Party::Hypervisor, gone)?;
-        }
+        let gone = self.hypervisor.protect(part.va, Change::INVALIDATE).map(Debt::flush);
+        sure(Party::Hypervisor, gone)?;
         prepared.commit();
         Ok(())
     }

@@ -32,7 +32,7 @@ pub struct Audit {
     pub shared: u64,
     /// Of these such that are not.
     pub stolen: u64,
-    /// Of devices.
+    /// Of what is no RAM of the realm's: devices of the host's, or they are stolen.
     pub devices: u64,
 }
 
@@ -63,7 +63,7 @@ impl<W: World, B: Board> Policy<W, B> {
             let pages = leaf.size / GRANULE;
             let is_protected = leaf.ipa & made.shared == 0;
             let range = Range::<Pa>::new(leaf.pa, leaf.size);
-            let page = |page: u64| lock.world.granule(leaf.pa + page * GRANULE);
+            let at = |page: u64| leaf.pa + page * GRANULE;
             if is_protected {
                 audit.protected += pages;
                 // At its own address, and nobody else's.
@@ -73,13 +73,13 @@ impl<W: World, B: Board> Policy<W, B> {
                 }
             } else if self.plan.ram.have((leaf.pa, leaf.pa + leaf.size)) {
                 audit.shared += pages;
-                let is_shared = |number: &u64| leaf.is_valid && page(*number) == HostPage::SharedWithRealm;
+                let is_shared = |number: &u64| {
+                    leaf.is_valid && lock.world.granule(at(*number)) == HostPage::SharedWithRealm
+                };
                 audit.stolen += pages - (0..pages).filter(is_shared).count() as u64;
             } else {
                 audit.devices += pages;
-                if page(0) != HostPage::Fixed {
-                    audit.stolen += pages;
-                }
+                audit.stolen += (0..pages).filter(|&number| !lock.world.is_device(at(number))).count() as u64;
             }
             next = leaf.ipa + leaf.size;
         }

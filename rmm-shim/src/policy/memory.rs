@@ -5,7 +5,6 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use hyp::mapping::{Pa, Range};
 use rmm_abi::v1_0::rmi::{RmiCommand, RmiRipas, RmiRttEntryState, UnprotectedDescriptor};
 use rmm_abi::v1_0::{GRANULE_SIZE as GRANULE, entry_size};
 
@@ -33,7 +32,7 @@ impl Entry {
         self.state == Some(RmiRttEntryState::Table)
     }
     /// Whether the realm wants memory there and has none.
-    fn lacks_memory(&self) -> bool {
+    pub fn lacks_memory(&self) -> bool {
         self.state == Some(RmiRttEntryState::Unassigned) && self.ripas == Some(RmiRipas::Ram)
     }
 }
@@ -136,24 +135,12 @@ impl<W: World, B: Board> Policy<W, B> {
             self.call(RmiCommand::GranuleDelegate, &[pa])?;
         }
         let rd = self.realm()?.rd;
-        let parted = self.part_with(&wanted, block);
         for ipa in addresses() {
             let inputs = [rd, ipa, ipa];
-            let created = self.with_tables(granules, (ipa, PAGE), RmiCommand::DataCreateUnknown, &inputs);
-            if let (Err(_), Some(range)) = (&created, parted) {
-                self.monitor.lock().world.resume(range);
-            }
-            created?;
+            self.with_tables(granules, (ipa, PAGE), RmiCommand::DataCreateUnknown, &inputs)?;
         }
         self.counts.given.fetch_add(addresses().count() as u64, Relaxed);
         self.fold_around(granules, block)
-    }
-
-    /// Has EL2 part with a whole block that is about to be the realm's: one invalidation for all, where each waits for all CPUs.
-    fn part_with(&self, wanted: &Bits, block: u64) -> Option<Range<Pa>> {
-        let range = Range::new(block, BLOCK).ok()?;
-        let is_whole = wanted.iter().all(|&word| word == u64::MAX);
-        (is_whole && self.monitor.lock().world.part_with(range)).then_some(range)
     }
 
     /// Folds what can be in the block at `block`, and around it.

@@ -30,7 +30,7 @@ mod run;
 mod tests;
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
 
 use hyp::mapping::{Address, Pa, Range};
 use spin::Once;
@@ -56,12 +56,14 @@ const GIB: u64 = 1 << 30;
 const PAGE: i64 = rmm_abi::v1_0::PAGE_LEVEL;
 
 /// What is not as the specification or a host at EL1 would have it: said at the start.
-pub const DEVIATIONS: [&str; 7] = [
+pub const DEVIATIONS: [&str; 9] = [
     "the host is EL2 itself: it reaches what it gives the realm by RMI only, and there is nobody to be protected from",
     "IPA is PA: a granule of the realm's stays at its address, and what is measured is copied aside and back",
     "shared memory is the realm's own page, wiped both ways",
     "interrupts are direct: the realm has the GIC, its CPU interface and the timers, and no exit is for them",
     "devices are the machine's, mapped at their unprotected alias; bus masters are not in its device tree",
+    "the GIC masters the bus: its ITS and redistributors reach all memory, EL2's too, where the realm tells them to",
+    "there is nobody who answers a host call: NOT_SUPPORTED",
     "a CPU that the realm turns off is turned off by the firmware, and let in anew when it comes back",
     "random seeds are not in its device tree, which is measured",
 ];
@@ -74,7 +76,7 @@ pub struct Ranges {
 }
 
 impl Ranges {
-    /// Of granules: each range grows to whole ones, or shrinks to them. Nothing if they are too many.
+    /// Of these, which are of whole granules. Nothing if they are too many.
     pub fn new(ranges: impl IntoIterator<Item = Range<Pa>>) -> Option<Self> {
         let mut all = Self { list: [(0, 0); MAX_RANGES], len: 0 };
         for range in ranges {
@@ -161,6 +163,8 @@ pub enum Problem {
     NoGranule,
     /// A granule of the host's is not the host's any more.
     NotTheHosts(u64),
+    /// The realm wants memory where the machine has no RAM for it.
+    NotRam(u64),
     /// The realm has touched what was taken from it.
     Destroyed(u64),
     /// A REC stopped for this exit reason, ESR_EL2 and address, for which there is nothing to do.
@@ -186,6 +190,9 @@ impl fmt::Display for Problem {
             Self::TooManyCpus(count) => write!(f, "{count} CPUs are more than {MAX_RECS}"),
             Self::NoGranule => write!(f, "there is no granule left for a table"),
             Self::NotTheHosts(pa) => write!(f, "granule {pa:#x} is not the host's"),
+            Self::NotRam(ipa) => {
+                write!(f, "the realm has accessed IPA {ipa:#x}, where there is no RAM for it")
+            }
             Self::Destroyed(ipa) => write!(f, "the realm has accessed IPA {ipa:#x}, which was taken from it"),
             Self::Exit(reason, esr, address) => {
                 write!(f, "exit reason {reason} with ESR_EL2 {esr:#x}, address {address:#x}")
@@ -203,12 +210,16 @@ struct Rec {
     pa: AtomicU64,
     /// The granule of the host's by which it is run.
     run: AtomicU64,
-    /// It is on, or about to be.
+    /// It is on, or about to be. Changes with [`Policy::power`], as does what follows.
     is_on: AtomicBool,
+    /// PSCI_CPU_ON has named it while it was on.
+    was_named: AtomicBool,
     /// Its CPU may enter it.
     go: AtomicBool,
     /// Its CPU is here, and waits for that.
     is_parked: AtomicBool,
+    /// Its CPU was here, and cannot run it.
+    is_unlike: AtomicBool,
 }
 
 impl Rec {
@@ -217,8 +228,10 @@ impl Rec {
             pa: AtomicU64::new(0),
             run: AtomicU64::new(0),
             is_on: AtomicBool::new(false),
+            was_named: AtomicBool::new(false),
             go: AtomicBool::new(false),
             is_parked: AtomicBool::new(false),
+            is_unlike: AtomicBool::new(false),
         }
     }
 }
@@ -233,7 +246,7 @@ struct Counts {
     taken: AtomicU64,
     /// Changes of RIPAS that it asked for.
     changes: AtomicU64,
-    /// Ticks in which the realm did not run, after it was made.
+    /// Ticks, of all CPUs together, in which exits were handled.
     ticks: AtomicU64,
 }
 
@@ -246,7 +259,7 @@ pub struct Policy<W: 'static, B> {
     made: Once<Made>,
     recs: [Rec; MAX_RECS],
     granules: SpinMutex<Granules>,
-    /// Held while a CPU is turned on.
+    /// Held while a CPU is turned on, or about to go off.
     power: SpinMutex<()>,
     is_over: AtomicBool,
     counts: Counts,
@@ -302,6 +315,11 @@ impl<W: World, B: Board> Policy<W, B> {
     /// Whether the realm is over.
     pub fn is_over(&self) -> bool {
         self.is_over.load(Relaxed)
+    }
+
+    /// Ends the realm: whether the caller is the first, who says why.
+    pub fn claim_end(&self) -> bool {
+        !self.is_over.swap(true, AcqRel)
     }
 
     fn say(&self, line: fmt::Arguments<'_>) {

@@ -3,14 +3,16 @@
 //! Invariants:
 //! - REC *n* runs on CPU *n*, and nowhere else. Its CPU enters it from when it is turned on until it turns itself off; then the CPU is off
 //!   too, or waits here if it cannot be.
+//! - A CPU goes off only if nobody has turned its REC on since it turned itself off: that is looked at with the lock under which a REC is turned on.
 //! - No exit is for an interrupt: they are the realm's.
 
+use core::fmt;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use rmm_abi::v1_0::psci::{PsciCommand, PsciReturnCode};
 use rmm_abi::v1_0::rmi::{
-    RmiCommand, RmiRecEnterFlags, RmiRecExit, RmiRecExitReason, RmiRecRun, RmiRipas, RmiStatus,
+    RmiCommand, RmiRecEnter, RmiRecEnterFlags, RmiRecExit, RmiRecExitReason, RmiRecRun, RmiRipas, RmiStatus,
 };
 use zerocopy::IntoBytes;
 
@@ -18,7 +20,31 @@ use super::{Board, Policy, Problem, TurnedOn};
 use crate::rec::named_by_realm;
 use crate::world::World;
 
-/// How long a CPU may take to go off before it is turned on again.
+/// Why a CPU is not turned on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotOn {
+    /// The firmware answers so.
+    Firmware(i64),
+    /// It has not gone off.
+    NotOff,
+    /// It has not come.
+    Missing,
+    /// It has not what the realm was told that the machine has.
+    Unlike,
+}
+
+impl fmt::Display for NotOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Firmware(code) => write!(f, "the firmware answers {code}"),
+            Self::NotOff => write!(f, "it has not gone off in {PATIENCE_SECONDS} seconds"),
+            Self::Missing => write!(f, "it has not come in {PATIENCE_SECONDS} seconds"),
+            Self::Unlike => write!(f, "it has not what the realm was told that all CPUs have"),
+        }
+    }
+}
+
+/// How long a CPU may take to go off before it is turned on again, and to come.
 const PATIENCE_SECONDS: u64 = 5;
 
 /// How the run has ended.
@@ -38,14 +64,19 @@ pub enum Over {
 enum Then {
     /// It is entered again, with these flags.
     Enter(RmiRecEnterFlags),
-    /// It has turned itself off.
+    /// It has turned itself off, and its CPU goes off.
     RecOff,
+    /// It has turned itself off, and has perhaps been turned on since: if not, it cannot be entered.
+    RecMayBeOff,
     /// All of it ends.
     End(Over),
 }
 
 /// It is entered again, and there is nothing to say.
 const AGAIN: Then = Then::Enter(RmiRecEnterFlags::empty());
+
+/// SMCCC's NOT_SUPPORTED.
+const NOT_SUPPORTED: i64 = -1;
 
 /// What is looked at of an exit.
 struct Exit {
@@ -70,6 +101,15 @@ impl<W: World, B: Board> Policy<W, B> {
     /// Runs on CPU number `cpu`, each time that it was turned on; on the boot CPU after [`Policy::make`]. Returns when the realm is over.
     pub fn run(&self, cpu: usize) -> Over {
         let Some(rec) = self.recs.get(cpu).filter(|_| cpu < self.plan.cpu_count) else { return Over::Failed };
+        // The realm is told that a CPU is on once it is known that it can run a REC.
+        if !rec.is_on.load(Relaxed) && !self.monitor.lock().world.can_run() {
+            rec.is_unlike.store(true, Release);
+            self.board.turn_off();
+            while !self.is_over() {
+                self.board.wait();
+            }
+            return Over::Elsewhere;
+        }
         loop {
             rec.is_parked.store(true, Release);
             while !rec.go.swap(false, AcqRel) {
@@ -90,7 +130,7 @@ impl<W: World, B: Board> Policy<W, B> {
     pub(super) fn enter(&self, cpu: usize) -> Option<Over> {
         let rec = self.recs[cpu].pa.load(Relaxed);
         let run = self.recs[cpu].run.load(Relaxed);
-        let mut flags = RmiRecEnterFlags::empty();
+        let (mut flags, mut may_be_off) = (RmiRecEnterFlags::empty(), false);
         loop {
             let entered = self
                 .write(run, offset_of!(RmiRecRun, enter), flags.as_bytes())
@@ -99,6 +139,11 @@ impl<W: World, B: Board> Policy<W, B> {
             let start = self.board.now().0;
             let then = match entered {
                 Ok(exit) => self.handle(cpu, rec, &exit),
+                Err(Problem::Refused(refused))
+                    if may_be_off && refused.status == RmiStatus::ErrorRec.bits() =>
+                {
+                    Ok(self.leave(cpu))
+                }
                 // Another REC has turned the realm off.
                 Err(Problem::Refused(refused)) if refused.status == RmiStatus::ErrorRealm(1).bits() => {
                     return Some(Over::Elsewhere);
@@ -106,16 +151,18 @@ impl<W: World, B: Board> Policy<W, B> {
                 Err(problem) => Err(problem),
             };
             self.counts.ticks.fetch_add(self.board.now().0.wrapping_sub(start), Relaxed);
+            may_be_off = matches!(then, Ok(Then::RecMayBeOff));
             match then {
                 Ok(Then::Enter(next)) => flags = next,
+                Ok(Then::RecMayBeOff) => flags = RmiRecEnterFlags::empty(),
                 Ok(Then::RecOff) => return None,
+                // One CPU says how it ends.
+                Ok(Then::End(_)) | Err(_) if !self.claim_end() => return Some(Over::Elsewhere),
                 Ok(Then::End(over)) => {
-                    self.is_over.store(true, Relaxed);
                     self.tell();
                     return Some(over);
                 }
                 Err(problem) => {
-                    self.is_over.store(true, Relaxed);
                     self.say(format_args!("policy: REC {cpu} cannot go on: {problem}"));
                     return Some(Over::Failed);
                 }
@@ -168,8 +215,13 @@ impl<W: World, B: Board> Policy<W, B> {
                 })
             }
             Ok(RmiRecExitReason::Psci) => self.psci(cpu, rec, exit),
-            // Nobody is there to answer: it finds zeroes.
-            Ok(RmiRecExitReason::HostCall) => Ok(AGAIN),
+            // There is none.
+            Ok(RmiRecExitReason::HostCall) => {
+                let run = self.recs[cpu].run.load(Relaxed);
+                let at = offset_of!(RmiRecRun, enter) + offset_of!(RmiRecEnter, gprs);
+                self.write(run, at, NOT_SUPPORTED.as_bytes())?;
+                Ok(AGAIN)
+            }
             _ => Err(Problem::Exit(exit.reason, exit.esr, 0)),
         }
     }
@@ -187,7 +239,11 @@ impl<W: World, B: Board> Policy<W, B> {
                     // Another REC may have been faster.
                     _ => {
                         self.give(granules, ipa)?;
-                        Ok(AGAIN)
+                        // It would exit for ever.
+                        match self.entry(ipa, super::PAGE)?.lacks_memory() {
+                            true => Err(Problem::NotRam(ipa)),
+                            false => Ok(AGAIN),
+                        }
                     }
                 }
             }
@@ -206,10 +262,7 @@ impl<W: World, B: Board> Policy<W, B> {
         match command {
             PsciCommand::SystemOff => Ok(Then::End(Over::Off)),
             PsciCommand::SystemReset => Ok(Then::End(Over::Reset)),
-            PsciCommand::CpuOff => {
-                self.recs[cpu].is_on.store(false, Release);
-                Ok(Then::RecOff)
-            }
+            PsciCommand::CpuOff => Ok(self.leave(cpu)),
             PsciCommand::CpuOn | PsciCommand::AffinityInfo => {
                 let target = named_by_realm(exit.gprs[1]).map(|mpidr| mpidr.index() as usize);
                 let Some(target) = target.filter(|&target| target < self.plan.cpu_count) else {
@@ -223,8 +276,19 @@ impl<W: World, B: Board> Policy<W, B> {
         }
     }
 
+    /// What becomes of a REC that has turned itself off: to the RMM it was off before its exit was seen here, and another REC may have turned it on.
+    fn leave(&self, cpu: usize) -> Then {
+        let rec = &self.recs[cpu];
+        let _power = self.wait_for(&self.power);
+        if rec.was_named.swap(false, Relaxed) {
+            return Then::RecMayBeOff;
+        }
+        rec.is_on.store(false, Relaxed);
+        Then::RecOff
+    }
+
     /// Completes a call of REC `calling` that names REC number `target`, and turns that one's CPU on.
-    fn name(&self, calling: u64, target: usize, is_turned_on: bool) -> Result<(), Problem> {
+    pub(super) fn name(&self, calling: u64, target: usize, is_turned_on: bool) -> Result<(), Problem> {
         let complete = |code: PsciReturnCode| {
             let target = self.recs[target].pa.load(Relaxed);
             self.call(RmiCommand::PsciComplete, &[calling, target, code.to_register()])
@@ -232,35 +296,43 @@ impl<W: World, B: Board> Policy<W, B> {
         let rec = &self.recs[target];
         // Two that turn on the same one do so one after the other.
         let _power = self.wait_for(&self.power);
-        if !is_turned_on || rec.is_on.load(Acquire) {
+        if !is_turned_on || rec.is_on.load(Relaxed) {
             complete(PsciReturnCode::Success)?;
+            // It is on, or runs again where it was about to be off: the RMM alone knows.
+            rec.was_named.fetch_or(is_turned_on, Relaxed);
             return Ok(());
         }
-        if let Err(code) = self.turn_on(target) {
-            self.say(format_args!("policy: cpu {target} is not turned on: the firmware answers {code}"));
+        if let Err(why) = self.turn_on(target) {
+            self.say(format_args!("policy: cpu {target} is not turned on: {why}"));
             complete(PsciReturnCode::Denied)?;
             return Ok(());
         }
         complete(PsciReturnCode::Success)?;
-        rec.is_on.store(true, Release);
+        rec.is_on.store(true, Relaxed);
         rec.go.store(true, Release);
         Ok(())
     }
 
     /// Has CPU number `target` come to [`Policy::run`].
-    pub(super) fn turn_on(&self, target: usize) -> Result<(), i64> {
-        let (start, hz) = self.board.now();
+    pub(super) fn turn_on(&self, target: usize) -> Result<(), NotOn> {
+        let ((start, hz), rec) = (self.board.now(), &self.recs[target]);
+        let mut comes = false;
         loop {
-            if self.recs[target].is_parked.load(Acquire) {
+            if rec.is_parked.load(Acquire) {
                 return Ok(());
             }
-            match self.board.turn_on(target) {
-                TurnedOn::Comes => return Ok(()),
-                TurnedOn::Refused(code) => return Err(code),
-                TurnedOn::NotOffYet => {}
+            if rec.is_unlike.load(Acquire) {
+                return Err(NotOn::Unlike);
+            }
+            if !comes {
+                match self.board.turn_on(target) {
+                    TurnedOn::Comes => comes = true,
+                    TurnedOn::Refused(code) => return Err(NotOn::Firmware(code)),
+                    TurnedOn::NotOffYet => {}
+                }
             }
             if self.board.now().0.wrapping_sub(start) > PATIENCE_SECONDS * hz {
-                return Err(0);
+                return Err(if comes { NotOn::Missing } else { NotOn::NotOff });
             }
             self.board.wait();
         }

@@ -7,6 +7,7 @@ use hyp::el2::vcpu::{Exit, Vcpu};
 use hyp::mapping::{Address, Change, El2, GRANULE, Pa, Range, Va};
 use hyp::owner::{HostPage, Keeper, Purpose};
 use rmm_abi::v1_0::psci::{PsciCommand, PsciReturnCode};
+use rmm_abi::v1_0::rmi::RmiCommand;
 use rmm_abi::v1_0::rsi::{RsiCommand, RsiStatus};
 use rmm_abi::v1_0::{RmmHipas, RmmRipas};
 
@@ -37,6 +38,10 @@ struct Desk {
     /// CPUs that were turned on, and what the next are answered.
     turned_on: Mutex<Vec<usize>>,
     answers: Mutex<Vec<TurnedOn>>,
+    /// What happens meanwhile.
+    at_wait: Mutex<Option<Box<dyn Fn() + Send>>>,
+    /// Done the next time that the time is asked: between an exit and what is made of it.
+    at_exit: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Board for Desk {
@@ -44,6 +49,8 @@ impl Board for Desk {
         self.lines.lock().unwrap().push(line.to_string());
     }
     fn now(&self) -> (u64, u64) {
+        let work = self.at_exit.lock().unwrap().take();
+        work.into_iter().for_each(|work| work());
         (0, 1)
     }
     fn turn_on(&self, cpu: usize) -> TurnedOn {
@@ -51,14 +58,18 @@ impl Board for Desk {
         self.answers.lock().unwrap().pop().unwrap_or(TurnedOn::Comes)
     }
     fn turn_off(&self) {}
-    fn wait(&self) {}
+    fn wait(&self) {
+        if let Some(work) = &*self.at_wait.lock().unwrap() {
+            work();
+        }
+    }
 }
 
 type Host = Policy<FakeWorld, Desk>;
 
 struct Scene {
     fake: &'static Fake,
-    policy: Host,
+    policy: &'static Host,
 }
 
 fn range(start: u64, size: u64) -> Range<Pa> {
@@ -93,7 +104,15 @@ fn fake() -> &'static Fake {
 
 impl Scene {
     fn of(fake: &'static Fake, plan: Plan) -> Self {
-        Self { fake, policy: Policy::new(&fake.monitor, Desk::default(), Box::leak(Box::new(plan))) }
+        let policy = Policy::new(&fake.monitor, Desk::default(), Box::leak(Box::new(plan)));
+        let policy: &Host = Box::leak(Box::new(policy));
+        let all_come = || {
+            for &cpu in &*policy.board.turned_on.lock().unwrap() {
+                policy.recs[cpu].is_parked.store(true, Relaxed);
+            }
+        };
+        *policy.board.at_wait.lock().unwrap() = Some(Box::new(all_come));
+        Self { fake, policy }
     }
 
     fn new() -> Self {
@@ -160,6 +179,13 @@ impl Scene {
         lock.rec(self.policy.recs[0].pa.load(Relaxed)).unwrap().runnable.set(true);
         drop(lock);
         assert_eq!(rec.shared, SHARED);
+    }
+
+    /// What a CPU that waits does that may go on.
+    fn enter(&self, cpu: usize) -> Option<Over> {
+        let rec = &self.policy.recs[cpu];
+        assert!(rec.is_parked.swap(false, Relaxed) && rec.go.swap(false, Relaxed));
+        self.policy.enter(cpu)
     }
 
     fn rtte(&self, ipa: u64) -> (i64, crate::rtt::Rtte) {
@@ -329,7 +355,7 @@ fn devices_are_mapped_at_their_alias_and_nothing_else_is() {
 #[test]
 fn cpus_go_on_and_off_and_a_rec_runs_once_its_cpu_is_there() {
     let scene = Scene::made();
-    let policy = &scene.policy;
+    let policy = scene.policy;
     let on = |target: u64| scene.psci(PsciCommand::CpuOn, &[target, KERNEL + 0x40, 0x77]);
     let answer = |code: PsciReturnCode| {
         scene.step(move |vcpu| {
@@ -339,6 +365,11 @@ fn cpus_go_on_and_off_and_a_rec_runs_once_its_cpu_is_there() {
     };
     // On its way off at first.
     *policy.board.answers.lock().unwrap() = vec![TurnedOn::Comes, TurnedOn::NotOffYet];
+    *policy.board.at_wait.lock().unwrap() = Some(Box::new(|| {
+        let turned_on = policy.board.turned_on.lock().unwrap().len();
+        // The first was told that it is not off yet.
+        policy.recs[1].is_parked.store(turned_on >= 2, Relaxed);
+    }));
     on(1);
     answer(PsciReturnCode::Success);
     on(1);
@@ -353,7 +384,7 @@ fn cpus_go_on_and_off_and_a_rec_runs_once_its_cpu_is_there() {
         Exit::Synchronous { esr: 0x01 << 26, far: 0, hpfar: 0 }
     });
     scene.psci(PsciCommand::CpuOff, &[]);
-    assert_eq!(policy.enter(1), None);
+    assert_eq!(scene.enter(1), None);
     // Again; what the firmware refuses is denied.
     *policy.board.answers.lock().unwrap() = vec![TurnedOn::Comes, TurnedOn::Refused(-6)];
     scene.psci(PsciCommand::AffinityInfo, &[1, 0]);
@@ -370,6 +401,103 @@ fn cpus_go_on_and_off_and_a_rec_runs_once_its_cpu_is_there() {
     policy.recs[1].is_parked.store(true, Relaxed);
     assert_eq!(policy.turn_on(1), Ok(()));
     assert_eq!(policy.board.turned_on.lock().unwrap().len(), 4);
+}
+
+#[test]
+fn a_cpu_that_is_turned_on_while_it_goes_off_stays() {
+    let scene = Scene::made();
+    let policy = scene.policy;
+    let on = || scene.psci(PsciCommand::CpuOn, &[1, KERNEL + 0x40, 0x77]);
+    on();
+    scene.run();
+    let nothing = || scene.step(|_| Exit::Synchronous { esr: 0x01 << 26, far: 0, hpfar: 0 });
+    // It was named in vain before it goes off: once it is off nobody has turned it on.
+    on();
+    scene.run();
+    assert!(policy.recs[1].was_named.load(Relaxed));
+    scene.psci(PsciCommand::CpuOff, &[]);
+    assert_eq!(scene.enter(1), None);
+    assert!(!policy.recs[1].is_on.load(Relaxed));
+    on();
+    scene.run();
+    // REC 0 turns it on between its exit and what is made of that.
+    let (rec, run) = (policy.recs[0].pa.load(Relaxed), policy.recs[0].run.load(Relaxed));
+    *policy.board.at_exit.lock().unwrap() = Some(Box::new(move || {
+        policy.call(RmiCommand::RecEnter, &[rec, run]).unwrap();
+        policy.name(rec, 1, true).unwrap();
+    }));
+    scene.psci(PsciCommand::CpuOff, &[]);
+    on();
+    scene.step(|vcpu| {
+        assert_eq!((vcpu.pc, vcpu.x[0], vcpu.vmpidr & 0xff), (KERNEL + 0x40, 0x77, 1));
+        Exit::Synchronous { esr: 0x01 << 26, far: 0, hpfar: 0 }
+    });
+    nothing();
+    scene.psci(PsciCommand::CpuOff, &[]);
+    assert_eq!(scene.enter(1), None);
+    assert!(!policy.recs[1].is_on.load(Relaxed));
+    assert!(scene.fake.cpus().script.lock().unwrap().is_empty());
+    assert_eq!(policy.board.turned_on.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn a_cpu_that_cannot_run_a_rec_is_denied() {
+    let scene = Scene::made();
+    let policy = scene.policy;
+    scene.fake.cpus().can_run.store(false, Relaxed);
+    let other = std::thread::spawn(|| policy.run(1));
+    while !policy.recs[1].is_unlike.load(Relaxed) {
+        std::thread::yield_now();
+    }
+    scene.fake.cpus().can_run.store(true, Relaxed);
+    scene.psci(PsciCommand::CpuOn, &[1, KERNEL, 0]);
+    scene.step(|vcpu| {
+        assert_eq!(vcpu.x[0], PsciReturnCode::Denied.to_register());
+        Exit::Synchronous { esr: 0x01 << 26, far: 0, hpfar: 0 }
+    });
+    scene.run();
+    assert_eq!(scene.lines("policy: cpu 1 is not turned on: it has not what the realm").len(), 1);
+    assert!(policy.claim_end());
+    assert_eq!(other.join().unwrap(), Over::Elsewhere);
+}
+
+#[test]
+fn a_host_call_is_not_supported() {
+    let scene = Scene::made();
+    scene.smc(&[RsiCommand::HostCall.fid().into(), KERNEL]);
+    scene.step(|vcpu| {
+        assert_eq!(vcpu.x[0], RsiStatus::Success.bits());
+        Exit::Synchronous { esr: 0x01 << 26, far: 0, hpfar: 0 }
+    });
+    scene.run();
+    // Behind the immediate.
+    assert_eq!(scene.fake.bytes::<8>(KERNEL + 8), (-1i64).to_ne_bytes());
+}
+
+#[test]
+fn memory_that_cannot_be_given_ends_the_run() {
+    let scene = Scene::made();
+    let rd = scene.policy.realm().unwrap().rd;
+    // As if it had been let ask for that.
+    let rec = scene.policy.recs[0].pa.load(Relaxed);
+    scene.smc(&[RsiCommand::IpaStateSet.fid().into(), DEVICE, DEVICE + GRANULE, RAM, 0]);
+    let run = scene.policy.recs[0].run.load(Relaxed);
+    scene.policy.call(RmiCommand::RecEnter, &[rec, run]).unwrap();
+    let inputs = [rd, rec, DEVICE, DEVICE + GRANULE];
+    let set = RmiCommand::RttSetRipas;
+    scene.policy.with_tables(&mut scene.policy.lock(), (DEVICE, PAGE), set, &inputs).unwrap();
+    scene.touch(DEVICE);
+    assert_eq!(scene.policy.run(0), Over::Failed);
+    assert_eq!(scene.lines("policy: REC 0 cannot go on: the realm has accessed IPA 0x9000000").len(), 1);
+}
+
+#[test]
+fn one_cpu_says_how_it_ends() {
+    let scene = Scene::made();
+    assert!(scene.policy.claim_end());
+    scene.psci(PsciCommand::SystemOff, &[]);
+    assert_eq!(scene.policy.enter(0), Some(Over::Elsewhere));
+    assert!(scene.lines("@cloven check").is_empty());
 }
 
 #[test]
