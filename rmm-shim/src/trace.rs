@@ -2,14 +2,19 @@
 //!
 //! Invariants:
 //! - What is told changes nothing: registers, tables and records are read, and never waited for but by who traces.
-//! - The monitor's lock is not held while a line is written: what is told of a realm's tables is noted with the lock, and written without it. Lines have a
-//!   lock of their own, held for a few whole lines; nothing else is locked or waited for with it but the device, and who waits for it counts as standing
-//!   still for EL2's map, as who waits for the monitor's.
-//! - Nothing is lost. What is kept back to be told with its like is a run of the host's calls, or of changes of RIPAS; it is told before anything else of
-//!   its CPU, before the CPU runs a realm or goes, when it is a second old and somebody tells something, and when a realm or the machine ends.
+//! - The monitor's lock is not held while a line is written: RIPAS before a command and after it is noted under the lock that the command has, and written
+//!   without it. Lines have a lock of their own, held for a few whole lines; nothing else is locked or waited for with it but the device, and who waits
+//!   for it, or writes a line, counts as standing still for EL2's map, as who waits for the monitor's.
+//! - The device is waited for with patience that ends. A line that it has not taken then, or only in part, is counted, and their number is a line before
+//!   the next one: `trace lost N`.
+//! - What is kept back to be told with its like is a run of the host's calls, or of changes of RIPAS; it is told before anything else of its CPU, before
+//!   the CPU runs a realm or goes, when it is a second old and somebody tells something, and when a realm or the machine ends. If the hypervisor itself
+//!   fails, or the machine is stopped from outside, what is kept back then is lost.
+//! - The lines of a CPU are in the order of what they tell. Runs are kept beside each other only while one event of each follows one of the next, again
+//!   and again; then each says which of how many it is.
 //! - With nothing traced all of this is one look at a flag for each call.
 //!
-//! A line is `INTERFACE cpuN [realm=PA [rec=N]] @TICKS COMMAND NAME=VALUE… -> STATUS NAME=VALUE… [xCOUNT]`, by the names of [`rmm_abi::words`]. Of a run
+//! A line is `INTERFACE cpuN [realm=PA [rec=N]] @TICKS COMMAND NAME=VALUE… -> STATUS NAME=VALUE… [xCOUNT] [turn=NUMBER/RUNS]`, by the names of [`rmm_abi::words`]. Of a run
 //! `NAME=FIRST..LAST` goes on in equal steps. RIPAS is `ripas cpuN realm=PA @TICKS START-END OLD -> NEW`. TICKS are of the counter, at the end of the (first) call.
 //! A call of a realm that its host has a part in is told when it is answered, at the next RMI_REC_ENTER; one of PSCI when it goes to the host.
 
@@ -30,14 +35,15 @@ use rmm_abi::words::{Shouted, Words};
 use rmm_abi::{Version, v1_0};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use crate::monitor::Monitor;
+use crate::monitor::{Locked, Monitor};
 use crate::realm::Realm;
 use crate::rec::{Pending, Rec};
 use crate::rtt::ENTRIES;
 use crate::world::World;
 
-/// Writes text that ends in a line end. It is never called by two CPUs at once, and waits for its device as long as that takes.
-pub type Sink = fn(fmt::Arguments<'_>);
+/// Writes text that ends in a line end. It is never called by two CPUs at once. An error if the device does not take it in some time: then part of it
+/// may have been written. It touches nothing but the text, the image, the stack and the device.
+pub type Sink = fn(fmt::Arguments<'_>) -> fmt::Result;
 
 /// Registers that a command of the host's reads, and writes beside its status, at most.
 const INPUTS: usize = 5;
@@ -45,6 +51,14 @@ const OUTPUTS: usize = 4;
 /// Registers of a realm's call that are looked at: X0 and the arguments of the one with the most.
 const CALL: usize = 11;
 const _: () = assert!(RsiCommand::MeasurementExtend.inputs() < CALL);
+const _: () = {
+    let mut number = 0;
+    while number < RmiCommand::ALL.len() {
+        let command = RmiCommand::ALL[number];
+        assert!(command.inputs() <= INPUTS && command.outputs() <= OUTPUTS);
+        number += 1;
+    }
+};
 
 /// `ESR_EL2.ISS` of an SMC: its immediate.
 const IMMEDIATE: u64 = 0xffff;
@@ -97,12 +111,19 @@ impl Trace {
 }
 
 /// What is kept back, behind the lines' lock.
-pub struct Kept(SpinMutex<ArrayVec<OfCpu, CPUS>>);
+pub struct Kept(SpinMutex<Back>);
+
+/// What is kept back.
+struct Back {
+    of: ArrayVec<OfCpu, CPUS>,
+    /// Lines that the device has not taken, of which nothing was told yet.
+    lost: u64,
+}
 
 impl Kept {
     /// Nothing yet.
     pub const fn new() -> Self {
-        Self(SpinMutex::new(ArrayVec::new_const()))
+        Self(SpinMutex::new(Back { of: ArrayVec::new_const(), lost: 0 }))
     }
 }
 
@@ -112,7 +133,7 @@ impl Default for Kept {
     }
 }
 
-/// What is kept back of a CPU's, in the order in which it began.
+/// What is kept back of a CPU's: one run, or more of which each took an event in its turn.
 struct OfCpu {
     cpu: usize,
     runs: ArrayVec<Run, RUNS>,
@@ -208,6 +229,19 @@ impl Run {
     }
 }
 
+impl OfCpu {
+    /// The run whose turn it is, of several.
+    fn turn(&self) -> usize {
+        let first = self.runs.first().map_or(0, |run| run.count);
+        self.runs.iter().position(|run| run.count < first).unwrap_or(0)
+    }
+
+    /// Whether each run has one event so far: another may begin behind them.
+    fn is_first_round(&self) -> bool {
+        self.runs.iter().all(|run| run.count == 1)
+    }
+}
+
 /// Why a REC stopped, as far as its host is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
@@ -257,7 +291,9 @@ impl Display for Exit {
         f.write_str("exit=")?;
         reason.write(f)?;
         match reason {
-            RmiRecExitReason::Sync => write!(f, " esr={a:#x} ipa={b:#x}"),
+            // Others than aborts have no address.
+            RmiRecExitReason::Sync if is_abort(a) => write!(f, " esr={a:#x} ipa={b:#x}"),
+            RmiRecExitReason::Sync => write!(f, " esr={a:#x}"),
             RmiRecExitReason::Serror => write!(f, " esr={a:#x}"),
             RmiRecExitReason::HostCall => write!(f, " imm={a:#x}"),
             RmiRecExitReason::Psci => match PsciCommand::from_fid(a as u32) {
@@ -271,6 +307,11 @@ impl Display for Exit {
             RmiRecExitReason::Irq | RmiRecExitReason::Fiq => Ok(()),
         }
     }
+}
+
+/// Whether a syndrome is of an abort of the realm's.
+fn is_abort(esr: u64) -> bool {
+    matches!(Cause::decode(esr), Cause::Abort(_))
 }
 
 /// Some words, each with a blank before it; what has gone wrong is kept for the end.
@@ -322,12 +363,12 @@ fn fields_of_run(
     named.result
 }
 
-/// A line of a run.
-struct LineOfRun<'a>(usize, &'a Run);
+/// A line of a CPU's run, which is one of so many that go in turn.
+struct LineOfRun<'a>(usize, &'a Run, Option<(usize, usize)>);
 
 impl Display for LineOfRun<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self(cpu, Run { began, count, first, last }) = self;
+        let Self(cpu, Run { began, count, first, last }, turn) = self;
         match (first, last) {
             (Event::Called(first), Event::Called(last)) => {
                 write!(f, "rmi cpu{cpu} @{began} {}", first.command.name())?;
@@ -348,7 +389,13 @@ impl Display for LineOfRun<'_> {
                 if let Some(exit) = first.exit {
                     write!(f, " {exit}")?;
                 }
-                if *count > 1 { write!(f, " x{count}") } else { Ok(()) }
+                if *count > 1 {
+                    write!(f, " x{count}")?;
+                }
+                match turn {
+                    Some((number, runs)) => write!(f, " turn={number}/{runs}"),
+                    None => Ok(()),
+                }
             }
             (Event::Changed(first), _) => {
                 let Change { rd, start, end, old, new } = first;
@@ -375,7 +422,7 @@ struct LineOfRealm<'a> {
     caller: Caller,
     made: &'a Made,
     /// X0 and up, unless the host has to answer.
-    after: Option<&'a [u64]>,
+    after: Option<Head>,
 }
 
 impl Display for LineOfRealm<'_> {
@@ -407,7 +454,7 @@ impl Display for LineOfRealm<'_> {
             _ => write!(f, "{fid:#x} x1={:#x} x2={:#x} x3={:#x}", before[1], before[2], before[3])?,
         }
         f.write_str(" -> ")?;
-        let Some([status, outputs @ ..]) = after else { return f.write_str("HOST") };
+        let Some([status, outputs @ ..]) = &after else { return f.write_str("HOST") };
         match (rsi, psci) {
             (Some(command), _) => {
                 let known = RsiStatus::from_bits(*status);
@@ -465,12 +512,31 @@ impl Entries {
             if entries.count == 0 {
                 (entries.start, entries.unit) = (walk.start, walk.end() - walk.start);
             }
-            let (word, bit) = (entries.count / Self::PER_WORD, entries.count % Self::PER_WORD);
-            entries.values[word] |= (walk.rtte.ripas as u64) << (2 * bit);
+            entries.put(entries.count, walk.rtte.ripas);
             entries.count += 1;
             ControlFlow::Continue(())
         });
         entries
+    }
+
+    /// The same addresses now, in the same units: one entry may be of many.
+    fn again<M: Mmu>(&self, realm: &Realm<M>) -> Self {
+        let mut now = Self { ..*self };
+        let _ = realm.scan(self.start, PAGE_LEVEL, |walk| {
+            let place =
+                |at: u64| (at.saturating_sub(self.start).div_ceil(self.unit) as usize).min(self.count);
+            (place(walk.start)..place(walk.end())).for_each(|number| now.put(number, walk.rtte.ripas));
+            match place(walk.end()) == self.count {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+        now
+    }
+
+    fn put(&mut self, number: usize, ripas: RmmRipas) {
+        let (word, bit) = (number / Self::PER_WORD, 2 * (number % Self::PER_WORD));
+        self.values[word] = self.values[word] & !(3 << bit) | (ripas as u64) << bit;
     }
 
     fn at(&self, number: usize) -> RmmRipas {
@@ -480,11 +546,8 @@ impl Entries {
 
     /// What has become another one in `now`.
     fn changes(&self, now: &Self, mut each: impl FnMut(Change)) {
-        if (self.start, self.unit) != (now.start, now.unit) {
-            return;
-        }
         let mut number = 0;
-        let count = self.count.min(now.count);
+        let count = self.count;
         while number < count {
             let from = number;
             let (old, new) = (self.at(from), now.at(from));
@@ -499,10 +562,39 @@ impl Entries {
     }
 }
 
-/// What was before a call of the host's.
-pub(crate) struct Before {
+/// What is known of a call of the host's that is told.
+pub struct Noted {
     inputs: [u64; INPUTS],
-    ripas: Option<Entries>,
+    /// The realm and the addresses whose RIPAS it may change, if that is told.
+    range: Option<(u64, u64, u64)>,
+    /// RIPAS there before, and after.
+    ripas: Option<(Entries, Entries)>,
+    /// Why the REC was left that it has entered.
+    pub(crate) exit: Option<Exit>,
+}
+
+impl Noted {
+    /// Looks at RIPAS before the command does anything, under the lock that it has.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn look<W: World>(&mut self, lock: &Locked<'_, W>) {
+        self.ripas = self.range.and_then(|(rd, start, top)| {
+            let before = Entries::of(lock.realm(rd)?, start, top);
+            let after = Entries { ..before };
+            Some((before, after))
+        });
+    }
+
+    /// Looks again once it was done, under the same lock.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn look_again<W: World>(&mut self, lock: &Locked<'_, W>) {
+        if let Some((before, after)) = &mut self.ripas
+            && let Some(realm) = lock.realm(before.rd)
+        {
+            *after = before.again(realm);
+        }
+    }
 }
 
 /// The realm and the range whose RIPAS a command may change.
@@ -523,6 +615,11 @@ fn range_of_ripas(command: RmiCommand, inputs: &[u64; INPUTS]) -> Option<(u64, u
         DataDestroy => {
             let input = input::DataDestroy::from_registers([x[0], x[1]]);
             page(input.rd, input.ipa)
+        }
+        RttDestroy => {
+            let input = input::RttDestroy::from_registers([x[0], x[1], x[2]]);
+            let size = entry_size(input.level)?.saturating_mul(ENTRIES);
+            (input.rd, input.ipa, input.ipa.saturating_add(size))
         }
         RttInitRipas => {
             let input = input::RttInitRipas::from_registers([x[0], x[1], x[2]]);
@@ -565,44 +662,76 @@ fn head(x: &[u64; 31]) -> Head {
     core::array::from_fn(|number| x[number])
 }
 
-/// The lines' lock, to one CPU.
-struct Lines {
+/// Where lines go.
+struct Out<'m, W> {
+    world: &'m W,
     sink: Sink,
-    kept: SpinMutexGuard<'static, ArrayVec<OfCpu, CPUS>>,
+}
+
+impl<W: World> Out<'_, W> {
+    /// Writes a line, of which nothing is in a granule; `lost` lines before it were not taken.
+    fn write(&self, lost: &mut u64, line: fmt::Arguments<'_>) {
+        let count = *lost;
+        let is_taken = self.world.stand(|| {
+            if count != 0 {
+                // Part of one may be there.
+                (self.sink)(format_args!("\ntrace lost {count}\n"))?;
+            }
+            let is_taken = (self.sink)(format_args!("{line}\n")).is_ok();
+            Ok::<_, fmt::Error>(is_taken)
+        });
+        *lost = match is_taken {
+            Ok(true) => 0,
+            Ok(false) => 1,
+            Err(_) => count + 1,
+        };
+    }
+}
+
+/// The lines' lock, to one CPU.
+struct Lines<'m, W> {
+    out: Out<'m, W>,
+    kept: SpinMutexGuard<'static, Back>,
     moment: Moment,
 }
 
-impl Lines {
-    /// Tells what is kept of the CPU at this place in the list.
-    fn tell_at(&mut self, place: usize) {
-        if let Some(OfCpu { cpu, runs }) = self.kept.get_mut(place) {
-            runs.drain(..).for_each(|run| (self.sink)(format_args!("{}\n", LineOfRun(*cpu, &run))));
+impl<W: World> Lines<'_, W> {
+    /// Tells what is kept of the CPU at this place in the list, but for the last `but` runs.
+    fn tell_at(&mut self, place: usize, but: usize) {
+        let Back { of, lost } = &mut *self.kept;
+        let Some(OfCpu { cpu, runs }) = of.get_mut(place) else { return };
+        let count = runs.len();
+        let is_in_turn = count > 1 && runs[0].count > 1;
+        for (number, run) in runs.drain(..count.saturating_sub(but)).enumerate() {
+            let turn = is_in_turn.then_some((number + 1, count));
+            self.out.write(lost, format_args!("{}", LineOfRun(*cpu, &run, turn)));
         }
     }
 
     fn own(&self) -> Option<usize> {
-        self.kept.iter().position(|of| of.cpu == self.moment.cpu)
+        self.kept.of.iter().position(|of| of.cpu == self.moment.cpu)
     }
 
     /// Tells what is kept of the running CPU's.
     fn tell_own(&mut self) {
         if let Some(place) = self.own() {
-            self.tell_at(place);
+            self.tell_at(place, 0);
         }
     }
 
     /// Tells all that is kept.
     fn tell_all(&mut self) {
-        (0..self.kept.len()).for_each(|place| self.tell_at(place));
+        (0..self.kept.of.len()).for_each(|place| self.tell_at(place, 0));
     }
 
     /// Tells what was kept for a second.
     fn tell_old(&mut self) {
         let Moment { ticks, frequency, .. } = self.moment;
-        for place in 0..self.kept.len() {
-            let oldest = self.kept[place].runs.first();
-            if oldest.is_some_and(|run| ticks.wrapping_sub(run.began) > frequency) {
-                self.tell_at(place);
+        for place in 0..self.kept.of.len() {
+            let oldest = self.kept.of[place].runs.first();
+            // Another CPU's may have begun after this one has looked at the counter.
+            if oldest.is_some_and(|run| ticks.saturating_sub(run.began) > frequency) {
+                self.tell_at(place, 0);
             }
         }
     }
@@ -612,33 +741,39 @@ impl Lines {
         let place = match self.own() {
             Some(place) => place,
             None => {
-                if self.kept.is_full() {
-                    self.tell_at(0);
-                    self.kept.remove(0);
+                if self.kept.of.is_full() {
+                    self.tell_at(0, 0);
+                    self.kept.of.remove(0);
                 }
-                self.kept.push(OfCpu { cpu: self.moment.cpu, runs: ArrayVec::new() });
-                self.kept.len() - 1
+                self.kept.of.push(OfCpu { cpu: self.moment.cpu, runs: ArrayVec::new() });
+                self.kept.of.len() - 1
             }
         };
-        let runs = &mut self.kept[place].runs;
-        if runs.iter_mut().any(|run| run.takes(&event)) {
+        let own = &mut self.kept.of[place];
+        let (turn, is_first_round) = (own.turn(), own.is_first_round());
+        if own.runs.get_mut(turn).is_some_and(|run| run.takes(&event)) {
             return;
         }
-        if runs.is_full() || runs.iter().any(|run| run.is_of(&event)) {
-            self.tell_at(place);
+        if is_first_round && own.runs.last_mut().is_some_and(|run| run.takes(&event)) {
+            // Those before it take no turns with it.
+            return self.tell_at(place, 1);
+        }
+        if !is_first_round || own.runs.is_full() || own.runs.iter().any(|run| run.is_of(&event)) {
+            self.tell_at(place, 0);
         }
         let began = self.moment.ticks;
-        self.kept[place].runs.push(Run { began, count: 1, first: event, last: event });
+        self.kept.of[place].runs.push(Run { began, count: 1, first: event, last: event });
     }
 }
 
 impl<W: World> Monitor<W> {
-    fn lines(&self) -> Option<Lines> {
+    fn lines(&self) -> Option<Lines<'_, W>> {
         let (sink, kept) = self.trace.to?;
         let moment = self.world.moment();
+        let out = Out { world: &self.world, sink };
         loop {
             if let Some(kept) = kept.0.try_lock() {
-                return Some(Lines { sink, kept, moment });
+                return Some(Lines { out, kept, moment });
             }
             self.world.wait();
         }
@@ -656,7 +791,7 @@ impl<W: World> Monitor<W> {
     /// What is to be known of a call of the host's before it is answered.
     #[cold]
     #[inline(never)]
-    pub(crate) fn before_call(&self, command: RmiCommand, x: &[u64; 18]) -> Before {
+    pub(crate) fn before_call(&self, command: RmiCommand, x: &[u64; 18]) -> Noted {
         let inputs = core::array::from_fn(|number| x[1 + number]);
         if command == RmiCommand::RecEnter
             && let Some(mut lines) = self.lines()
@@ -664,40 +799,29 @@ impl<W: World> Monitor<W> {
             // What comes may take long. But entries that stop in the same ways are told together.
             let is_enter =
                 |run: &Run| matches!(run.first, Event::Called(Call { command: RmiCommand::RecEnter, .. }));
-            let is_all = |place: usize| lines.kept[place].runs.iter().all(is_enter);
+            let is_all = |place: usize| lines.kept.of[place].runs.iter().all(is_enter);
             if !lines.own().is_none_or(is_all) {
                 lines.tell_own();
             }
             lines.tell_old();
         }
         let range = range_of_ripas(command, &inputs).filter(|_| self.trace.of.ripas);
-        let ripas = range.and_then(|(rd, start, top)| self.entries(rd, start, top));
-        Before { inputs, ripas }
-    }
-
-    /// RIPAS of a realm's, if there is one.
-    fn entries(&self, rd: u64, start: u64, top: u64) -> Option<Entries> {
-        let lock = self.lock();
-        let realm = lock.realm(rd)?;
-        Some(Entries::of(realm, start, top))
+        Noted { inputs, range, ripas: None, exit: None }
     }
 
     /// Tells a call of the host's that was answered: X0 and up are the answer.
     #[cold]
     #[inline(never)]
-    pub(crate) fn after_call(&self, command: RmiCommand, before: &Before, exit: Option<Exit>, x: &[u64; 18]) {
-        let now = before.ripas.as_ref().and_then(|was| {
-            let top = was.start.saturating_add(was.count as u64 * was.unit);
-            self.entries(was.rd, was.start, top)
-        });
+    pub(crate) fn after_call(&self, command: RmiCommand, noted: &Noted, x: &[u64; 18]) {
+        let exit = noted.exit;
         let Some(mut lines) = self.lines() else { return };
         if self.trace.of.rmi {
-            let mut inputs = before.inputs;
+            let mut inputs = noted.inputs;
             inputs[command.inputs()..].fill(0);
             let outputs = core::array::from_fn(|number| x[1 + number]);
             lines.keep(Event::Called(Call { command, inputs, status: x[0], outputs, exit }));
         }
-        if let (Some(was), Some(now)) = (&before.ripas, &now) {
+        if let Some((was, now)) = &noted.ripas {
             was.changes(now, |change| lines.keep(Event::Changed(change)));
         }
         if exit.is_some_and(|exit| exit.is_of_the_end()) || command == RmiCommand::RealmDestroy {
@@ -733,8 +857,9 @@ impl<W: World> Monitor<W> {
         let Some(mut lines) = self.lines() else { return };
         lines.tell_own();
         lines.tell_old();
-        let after = after.map(|x| &x[..CALL]);
-        let line = LineOfRealm { moment: lines.moment, caller, made, after };
-        (lines.sink)(format_args!("{line}\n"));
+        // A copy: they may be in a granule, which nobody reads who stands.
+        let line = LineOfRealm { moment: lines.moment, caller, made, after: after.map(head) };
+        let Lines { out, kept, .. } = &mut lines;
+        out.write(&mut kept.lost, format_args!("{line}"));
     }
 }

@@ -87,7 +87,10 @@ impl Settings {
             |range: &Range<Pa>| range.start().get().is_multiple_of(GRANULE) && range.size() <= GRANULE;
         let uart = machine.second_uart.filter(is_page);
         if traced.is_something() && uart.is_none() {
-            warn!("cloven.trace: the machine has no second PL011 to tell it on");
+            match machine.second_uart {
+                Some(_) => warn!("cloven.trace: the second PL011's registers are not one page's"),
+                None => warn!("cloven.trace: the machine has no second PL011 to tell it on"),
+            }
             traced = Traced::NOTHING;
         }
         Self {

@@ -6,12 +6,12 @@ mod entry;
 
 use core::fmt::Write;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use arm_pl011_uart::{DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart};
 use dtoolkit::fdt::Fdt;
 use hyp::el2::boot::{self, Kernel};
-use hyp::el2::guests::Advertised;
+use hyp::el2::guests::{Advertised, Traced};
 use hyp::el2::settings::Settings;
 use hyp::el2::{fault, logger};
 use hyp::machine::Machine;
@@ -60,13 +60,22 @@ fn boot_machine(tree: &[u8], machine: &Machine<'_>) -> Result<core::convert::Inf
     }
     boot::announce(machine);
 
-    let settings = Settings::read(machine, cfg!(feature = "trial"));
+    let mut settings = Settings::read(machine, cfg!(feature = "trial"));
+    if settings.trace_uart.is_some_and(|uart| uart.start().get() == CONSOLE) {
+        // The host's console is another one, and this one is the hypervisor's.
+        log::warn!(
+            "cloven.trace: the PL011 beside the host's console is what the hypervisor's own lines go to"
+        );
+        (settings.traced, settings.trace_uart) = (Traced::NOTHING, None);
+    }
     let (advertised, traced, trace_uart) = (settings.advertised, settings.traced, settings.trace_uart);
     // SAFETY: this is the boot CPU, on the boot map, once; the console's registers are mapped again.
     let booted = unsafe { boot::enable_mmu(machine, tree, CONSOLE, settings)? };
     if let Some(uart) = trace_uart {
-        tell_on(uart.start().get());
-        target::trace(traced, tell);
+        match tell_on(uart.start().get()) {
+            Ok(()) => target::trace(traced, tell),
+            Err(error) => log::warn!("cloven.trace: the second PL011 cannot be turned on: {error}"),
+        }
     }
     if advertised != Advertised::default() {
         log::info!("guests are shown {advertised}");
@@ -110,16 +119,14 @@ static TRACE: AtomicU64 = AtomicU64::new(0);
 
 /// Turns the UART at `address` on, which is EL2's own from here on.
 #[unsafe(link_section = ".init.text")]
-fn tell_on(address: u64) {
+fn tell_on(address: u64) -> Result<(), arm_pl011_uart::Error> {
     TRACE.store(address, Relaxed);
     // QEMU's clock, which does not matter to it.
     const BAUD: u32 = 115_200;
     const CLOCK: u32 = 24_000_000;
-    if let Some(mut uart) = trace_uart() {
-        // A device that takes no such rate stays as the firmware has left it.
-        let line = LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
-        let _ = uart.enable(line, BAUD, CLOCK);
-    }
+    let Some(mut uart) = trace_uart() else { return Ok(()) };
+    let line = LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
+    uart.enable(line, BAUD, CLOCK)
 }
 
 fn trace_uart() -> Option<Uart<'static>> {
@@ -129,23 +136,34 @@ fn trace_uart() -> Option<Uart<'static>> {
     Some(Uart::new(unsafe { UniqueMmioPointer::new(registers) }))
 }
 
-/// Writes to the second UART, all of it: however slow it is, nobody can have stopped it.
-fn tell(text: core::fmt::Arguments<'_>) {
-    struct Waiting(Uart<'static>);
-    impl Write for Waiting {
+/// Writes to the second UART, with patience: nobody has to take what it sends.
+fn tell(text: core::fmt::Arguments<'_>) -> core::fmt::Result {
+    /// Whether the last character had to be given up: then none is waited for until there is room.
+    static IS_STUCK: AtomicBool = AtomicBool::new(false);
+    struct Patient(Uart<'static>);
+    impl Write for Patient {
         fn write_str(&mut self, text: &str) -> core::fmt::Result {
-            for &byte in text.as_bytes() {
-                while self.0.is_tx_fifo_full() {
-                    core::hint::spin_loop();
-                }
-                self.0.write_word(byte);
-            }
-            Ok(())
+            text.bytes().try_for_each(|byte| {
+                let patience = if IS_STUCK.load(Relaxed) { 1 } else { PATIENCE };
+                let result = write_within(patience, &mut self.0, byte);
+                IS_STUCK.store(result.is_err(), Relaxed);
+                result
+            })
         }
     }
-    if let Some(uart) = trace_uart() {
-        let _ = Waiting(uart).write_fmt(text);
+    trace_uart().map_or(Ok(()), |uart| Patient(uart).write_fmt(text))
+}
+
+/// Looks at a UART before it is given up.
+const PATIENCE: u32 = 1_000_000;
+
+/// Writes a character once there is room for it, if that is found in so many looks.
+fn write_within(patience: u32, uart: &mut Uart<'_>, byte: u8) -> core::fmt::Result {
+    if (0..patience).all(|_| uart.is_tx_fifo_full()) {
+        return Err(core::fmt::Error);
     }
+    uart.write_word(byte);
+    Ok(())
 }
 
 /// The UART with patience: the host may stop it, and must not stop us with it.
@@ -153,14 +171,7 @@ struct Console(Uart<'static>);
 
 impl Write for Console {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        const PATIENCE: u32 = 1_000_000;
-        for &byte in text.as_bytes() {
-            if (0..PATIENCE).all(|_| self.0.is_tx_fifo_full()) {
-                return Err(core::fmt::Error);
-            }
-            self.0.write_word(byte);
-        }
-        Ok(())
+        text.bytes().try_for_each(|byte| write_within(PATIENCE, &mut self.0, byte))
     }
 }
 

@@ -65,6 +65,8 @@ impl From<FailureCondition> for Reply {
 
 /// Where it is said why a REC was left, of calls that are told.
 pub type Told<'t> = Option<&'t mut Option<trace::Exit>>;
+/// What is noted of a call that is told.
+type Watched<'t> = Option<&'t mut trace::Noted>;
 
 /// What a command ends with: `Err` is a failure condition's reply.
 pub type Outcome = Result<Reply, Reply>;
@@ -79,7 +81,7 @@ pub fn call<W: World>(monitor: &Monitor<W>, x: &mut [u64; 18]) -> bool {
     if monitor.trace.of_host() {
         answer_and_tell(monitor, command, x, !no_sve);
     } else {
-        finish(x, answer(monitor, command, x, !no_sve, None));
+        answer(monitor, command, x, !no_sve, None);
     }
     true
 }
@@ -93,10 +95,21 @@ fn answer_and_tell<W: World>(
     x: &mut [u64; 18],
     host_has_sve: bool,
 ) {
-    let before = monitor.before_call(command, x);
-    let mut exit = None;
-    finish(x, answer(monitor, command, x, host_has_sve, Some(&mut exit)));
-    monitor.after_call(command, &before, exit, x);
+    let mut noted = monitor.before_call(command, x);
+    answer(monitor, command, x, host_has_sve, Some(&mut noted));
+    monitor.after_call(command, &noted, x);
+}
+
+/// Answers a call in the place of its arguments.
+#[inline(never)]
+fn answer<W: World>(
+    monitor: &Monitor<W>,
+    command: RmiCommand,
+    x: &mut [u64; 18],
+    host_has_sve: bool,
+    watched: Watched<'_>,
+) {
+    finish(x, outcome(monitor, command, x, host_has_sve, watched));
 }
 
 /// Puts what a command ended with where its caller finds it.
@@ -114,26 +127,29 @@ fn args<const N: usize>(x: &[u64; 18]) -> [u64; N] {
     core::array::from_fn(|index| x[1 + index])
 }
 
-/// All of it stands in each of its two places, so that a call that is not told pays nothing for those that are.
 #[inline(always)]
-fn answer<W: World>(
+fn outcome<W: World>(
     monitor: &Monitor<W>,
     command: RmiCommand,
     x: &[u64; 18],
     host_has_sve: bool,
-    told: Told<'_>,
+    mut watched: Watched<'_>,
 ) -> Outcome {
     use RmiCommand::*;
     let lock: &mut Locked<'_, W> = &mut match command {
         // It gives the lock back while the realm runs.
         RecEnter => {
+            let told = watched.map(|noted| &mut noted.exit);
             return rec::enter(monitor, input::RecEnter::from_registers(args(x)), host_has_sve, told);
         }
         // It needs nothing of the monitor.
         Version => return features::version(input::Version::from_registers(args(x))),
         _ => monitor.lock(),
     };
-    match command {
+    if let Some(noted) = &mut watched {
+        noted.look(lock);
+    }
+    let outcome = match command {
         RecEnter | Version => unreachable!("answered above"),
         DataCreate => data::create(lock, input::DataCreate::from_registers(args(x))),
         DataCreateUnknown => data::create_unknown(lock, input::DataCreateUnknown::from_registers(args(x))),
@@ -158,5 +174,9 @@ fn answer<W: World>(
         RttUnmapUnprotected => {
             rtt::unmap_unprotected(lock, input::RttUnmapUnprotected::from_registers(args(x)))
         }
+    };
+    if let Some(noted) = watched {
+        noted.look_again(lock);
     }
+    outcome
 }

@@ -564,7 +564,7 @@ fn a_token_says_what_the_machine_shows_its_guests() {
     let other = Scene::active();
     *other.fake.cpus().advertised.lock().unwrap() = Advertised { bbm: Some(2), midr: None };
     assert!(holds(&fetched(&other, [1; 8], PAGE), b"guests are shown level 2 of FEAT_BBM; calls told: none"));
-    let told = Scene::of(Fake::traced(64 << 20, Trace::new(OF_REALMS, |_| (), &KEPT))).activated(1);
+    let told = Scene::of(Fake::traced(64 << 20, Trace::new(OF_REALMS, |_| Ok(()), &KEPT))).activated(1);
     assert!(holds(&fetched(&told, [1; 8], PAGE), b"; calls told: of realms"));
     static KEPT: Kept = Kept::new();
     const OF_REALMS: Traced = Traced { rsi: true, ..Traced::NOTHING };

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering::SeqCst;
 
 use hyp::el2::guests::Traced;
 
@@ -19,8 +20,8 @@ thread_local! {
     static TOLD: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-fn tell(text: fmt::Arguments<'_>) {
-    TOLD.with_borrow_mut(|told| fmt::Write::write_fmt(told, text)).unwrap();
+fn tell(text: fmt::Arguments<'_>) -> fmt::Result {
+    TOLD.with_borrow_mut(|told| fmt::Write::write_fmt(told, text))
 }
 
 fn traced(of: Traced) -> Fake {
@@ -94,6 +95,75 @@ fn a_run_has_one_step() {
 }
 
 #[test]
+fn runs_are_told_beside_each_other_only_if_they_went_in_turn() {
+    let fake = traced(RMI);
+    let start = fake.granules(4, 4 * PAGE);
+    let page = |number: u64| start + number * PAGE;
+    for number in 0..2 {
+        fake.ok(GranuleDelegate, &[page(number)]);
+        fake.call(Version, &[0x1_0000]);
+    }
+    fake.ok(GranuleDelegate, &[page(2)]);
+    // Out of turn.
+    fake.ok(GranuleDelegate, &[page(3)]);
+    fake.call(Version, &[0x1_0000]);
+    fake.call(Version, &[0x1_0000]);
+    for _ in 0..2 {
+        fake.ok(GranuleUndelegate, &[page(0)]);
+        fake.ok(GranuleDelegate, &[page(0)]);
+    }
+    // Without what is alike in all of them.
+    let lines: Vec<_> = all_told(&fake)
+        .into_iter()
+        .map(|line| line.replace("rmi cpu0 @7 RMI_", "").replace(" -> RMI_SUCCESS", ""))
+        .collect();
+    let delegate =
+        |first: u64, last: u64| format!("GRANULE_DELEGATE addr={:#x}..{:#x}", page(first), page(last));
+    let (first, fourth) = (page(0), page(3));
+    assert_eq!(
+        lines,
+        [
+            format!("{} x3 turn=1/2", delegate(0, 2)),
+            "VERSION req=0x10000 lower=1.0 higher=1.0 x2 turn=2/2".to_owned(),
+            format!("GRANULE_DELEGATE addr={fourth:#x}"),
+            "VERSION req=0x10000 lower=1.0 higher=1.0 x2".to_owned(),
+            format!("GRANULE_UNDELEGATE addr={first:#x} x2 turn=1/2"),
+            format!("GRANULE_DELEGATE addr={first:#x} x2 turn=2/2"),
+        ]
+    );
+}
+
+#[test]
+fn lines_that_the_device_does_not_take_are_counted() {
+    thread_local! {
+        static IS_STUCK: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+    fn tell_unless_stuck(text: fmt::Arguments<'_>) -> fmt::Result {
+        if IS_STUCK.get() { Err(fmt::Error) } else { tell(text) }
+    }
+    let fake = Fake::traced(64 * MIB, Trace::new(RMI, tell_unless_stuck, Box::leak(Box::new(Kept::new()))));
+    let call = |is_stuck| {
+        IS_STUCK.set(is_stuck);
+        fake.call(Version, &[0x1_0000]);
+        all_told(&fake)
+    };
+    assert_eq!(call(false).len(), 1);
+    assert!(call(true).is_empty() && call(true).is_empty());
+    let lines = call(false);
+    assert_eq!((lines.len(), &*lines[0], &*lines[1]), (3, "", "trace lost 2"));
+    assert_eq!(call(false).len(), 1);
+}
+
+#[test]
+fn lines_are_written_while_nobody_waits_for_the_cpu() {
+    let fake = traced(RMI);
+    fake.call(Version, &[0x1_0000]);
+    let stood = fake.cpus().stood.load(SeqCst);
+    assert_eq!(all_told(&fake).len(), 1);
+    assert_eq!(fake.cpus().stood.load(SeqCst), stood + 1);
+}
+
+#[test]
 fn what_is_kept_is_told_in_its_order_before_a_realm_runs_and_when_it_is_old() {
     let scene = scene(RMI);
     let fake = scene.fake;
@@ -157,6 +227,26 @@ fn ripas_is_told_from_what_to_what() {
             format!("ripas cpu0 realm={rd:#x} @7 {BASE:#x}-{middle:#x} RAM -> DESTROYED"),
         ]
     );
+}
+
+#[test]
+fn a_table_that_is_destroyed_takes_what_was_said_in_it() {
+    let fake = traced(RIPAS);
+    let rd = fake.realm();
+    fake.rtts(rd, BASE, 3);
+    fake.ok(RttInitRipas, &[rd, BASE + PAGE, BASE + 3 * PAGE]);
+    fake.data(rd, BASE + PAGE);
+    fake.ok(DataDestroy, &[rd, BASE + PAGE]);
+    all_told(&fake);
+    fake.ok(RttDestroy, &[rd, BASE, 3]);
+    let line = |from: u64, to: u64, old: &str| {
+        let (from, to) = (BASE + from * PAGE, BASE + to * PAGE);
+        format!("ripas cpu0 realm={rd:#x} @7 {from:#x}-{to:#x} {old} -> DESTROYED")
+    };
+    // EMPTY, DESTROYED, RAM, and EMPTY to the end: what was DESTROYED stays so.
+    assert_eq!(all_told(&fake), [line(0, 1, "EMPTY"), line(2, 3, "RAM"), line(3, 512, "EMPTY")]);
+    fake.status(RttDestroy, &[rd, BASE, 3]);
+    assert!(all_told(&fake).is_empty());
 }
 
 #[test]
@@ -314,7 +404,7 @@ fn what_is_told_changes_nothing() {
 fn lines_of_several_cpus_are_whole() {
     static LINES: Mutex<String> = Mutex::new(String::new());
     // A word at a time, as a device takes it.
-    fn tell(text: fmt::Arguments<'_>) {
+    fn tell(text: fmt::Arguments<'_>) -> fmt::Result {
         struct Slow;
         impl fmt::Write for Slow {
             fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -323,7 +413,7 @@ fn lines_of_several_cpus_are_whole() {
                 Ok(())
             }
         }
-        fmt::Write::write_fmt(&mut Slow, text).unwrap();
+        fmt::Write::write_fmt(&mut Slow, text)
     }
     let fake = Fake::traced(64 * MIB, Trace::new(RMI, tell, Box::leak(Box::new(Kept::new()))));
     std::thread::scope(|threads| {
