@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -170,8 +170,8 @@ fn run(command: &mut Command, what: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Unpacks the file whose path in the package matches `pattern` (a shell pattern) and returns its bytes.
-pub fn unpack(package: &Path, pattern: &str) -> Result<Vec<u8>> {
+/// Extracts from a package with `tar`, by its arguments.
+fn extract(package: &Path, tar: &mut Command) -> Result<Output> {
     let mut dpkg = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(package)
@@ -179,30 +179,24 @@ pub fn unpack(package: &Path, pattern: &str) -> Result<Vec<u8>> {
         .spawn()
         .context("cannot start dpkg-deb")?;
     let archive = dpkg.stdout.take().expect("stdout is a pipe");
-    let tar = Command::new("tar")
-        .args(["--extract", "--to-stdout", "--wildcards", pattern])
-        .stdin(archive)
-        .stderr(Stdio::null())
-        .output()
-        .context("cannot start tar")?;
+    let output = tar.stdin(archive).stderr(Stdio::null()).output().context("cannot start tar")?;
     dpkg.wait()?;
-    ensure!(!tar.stdout.is_empty(), "{} holds no {pattern}", package.display());
-    Ok(tar.stdout)
+    Ok(output)
+}
+
+/// Unpacks the file whose path in the package matches `pattern` (a shell pattern) and returns its bytes.
+pub fn unpack(package: &Path, pattern: &str) -> Result<Vec<u8>> {
+    let mut tar = Command::new("tar");
+    let Output { stdout, .. } =
+        extract(package, tar.args(["--extract", "--to-stdout", "--wildcards", pattern]))?;
+    ensure!(!stdout.is_empty(), "{} holds no {pattern}", package.display());
+    Ok(stdout)
 }
 
 /// Unpacks all files whose paths in the package match `pattern` (a shell pattern) below `into`.
 pub fn unpack_all(package: &Path, pattern: &str, into: &Path) -> Result<()> {
-    let mut dpkg = Command::new("dpkg-deb")
-        .arg("--fsys-tarfile")
-        .arg(package)
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start dpkg-deb")?;
-    let archive = dpkg.stdout.take().expect("stdout is a pipe");
     let mut tar = Command::new("tar");
     tar.args(["--extract", "--wildcards", "--directory"]).arg(into).arg(pattern);
-    let status = tar.stdin(archive).stderr(Stdio::null()).status().context("cannot start tar")?;
-    dpkg.wait()?;
-    ensure!(status.success(), "{} holds no {pattern}", package.display());
+    ensure!(extract(package, &mut tar)?.status.success(), "{} holds no {pattern}", package.display());
     Ok(())
 }

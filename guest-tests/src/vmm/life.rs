@@ -672,23 +672,21 @@ fn figure(name: &str, ticks: u64) {
     say!("@cloven figure {name} {ticks} ticks");
 }
 
+/// Granules of the realm's that it has from when it was made to its end: descriptor, first REC and what that has besides, roots, first page.
+fn lasting(realm: &Realm) -> impl Iterator<Item = u64> {
+    let rec = &realm.recs[0];
+    let places =
+        [Some(realm.rd), Some(rec.pa), rec.aux.first().copied(), Some(realm.roots), Some(realm.plan.ram)];
+    places.into_iter().flatten()
+}
+
 /// Tries each kind of granule of the realm's on CPU `number`; whether all was refused.
 fn probe(memory: &Memory, realm: &Realm, orders: Orders, number: usize) -> bool {
     let table = realm.entry(RAM, START_LEVEL);
     let table = table.ok().filter(|entry| entry.state == Some(RmiRttEntryState::Table));
-    let rec = &realm.recs[0];
-    let places: ArrayVec<u64, { probes::MOST }> = [
-        Some(realm.rd),
-        Some(rec.pa),
-        rec.aux.first().copied(),
-        Some(realm.roots),
-        table.map(|entry| entry.address),
-        Some(realm.plan.ram),
-        Some(realm.plan.ram + realm.plan.size - GRANULE),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    let last = realm.plan.ram + realm.plan.size - GRANULE;
+    let places: ArrayVec<u64, { probes::MOST }> =
+        lasting(realm).chain(table.map(|entry| entry.address)).chain([last]).collect();
     probes::set(&places);
     let mapped = probes::map(memory, true);
     if number == 0 {
@@ -706,21 +704,10 @@ fn probe(memory: &Memory, realm: &Realm, orders: Orders, number: usize) -> bool 
 
 /// Has some of what is the realm's tried while it runs ([`probes::at_exit`]); whether it can be.
 fn watch(memory: &Memory, realm: &Realm) -> bool {
-    // Nothing that may come back meanwhile.
-    let rec = &realm.recs[0];
-    let places: ArrayVec<u64, { probes::MOST }> = [
-        Some(realm.rd),
-        Some(rec.pa),
-        rec.aux.first().copied(),
-        Some(realm.roots),
-        Some(realm.plan.ram),
-        Some(realm.pa(realm.tree)),
-        // What it has shared is the host's then.
-        (!realm.manner.reclaim).then_some(realm.plan.ram + realm.plan.size - GRANULE),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    // Nothing that may come back meanwhile: where it is reclaimed, what the realm has shared is the host's then.
+    let last = (!realm.manner.reclaim).then_some(realm.plan.ram + realm.plan.size - GRANULE);
+    let places: ArrayVec<u64, { probes::MOST }> =
+        lasting(realm).chain([realm.pa(realm.tree)]).chain(last).collect();
     probes::set(&places);
     probes::map(memory, true)
 }
